@@ -1,0 +1,181 @@
+"""From a config to the parts of a run: model, heads, streams and objectives.
+
+No data is read here and no device is touched, so that training, evaluation,
+planning and loading a checkpoint all build the same run from the same config.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from cover_jax import objectives
+from cover_jax.models.heads import Heads
+from cover_jax.models.timesformer import TimeSformer
+from data_pipelines import mixture
+from data_pipelines.contract import SourceInfo, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPlan:
+  """One stream of a run.
+
+  Attributes:
+    sources: indices into the run's sources.
+    num_frames: T.
+    size: (height, width) in pixels.
+    batch_size: examples a step, over all devices.
+    loss_weight: what the stream's mean loss is multiplied by. The exact share of the stream's
+      sources in the mixture, so that rounding the batch sizes does not bias the gradient.
+  """
+
+  sources: tuple[int, ...]
+  num_frames: int
+  size: tuple[int, int]
+  batch_size: int
+  loss_weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """All parts of a run, as pure functions and plain data."""
+
+  config: ml_collections.ConfigDict
+  sources: tuple[SourceInfo, ...]
+  weights: Mapping[str, float]
+  streams: Mapping[str, StreamPlan]
+  model: TimeSformer
+  heads: Heads
+  objectives: Mapping[str, objectives.Objective]
+  total_steps: int
+  steps_per_epoch: float
+
+  def encode(self, encoder_params: Any, clip_BxTxHxWx3: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
+    """Encodes raw pixels; see `objectives.Encode`."""
+    return _encode(self.config, self.model, encoder_params, clip_BxTxHxWx3, rng=rng)
+
+  def source_id(self, name: str) -> int:
+    return [s.name for s in self.sources].index(name)
+
+  def stream_of(self, source: str) -> StreamPlan:
+    """The first stream that holds a source: its geometry is the one that the source is evaluated with."""
+    source_id = self.source_id(source)
+    return next(s for s in self.streams.values() if source_id in s.sources)
+
+
+def _encode(config, model, encoder_params, clip_BxTxHxWx3, *, rng=None):
+  pixels = clip_BxTxHxWx3.astype(jnp.float32) / 255.0
+  mean, std = jnp.asarray(config.pixel_mean), jnp.asarray(config.pixel_std)
+  normal = ((pixels - mean) / std).astype(model.dtype)
+  rngs = {} if rng is None else {'drop_path': rng}
+  return model.apply({'params': encoder_params}, normal, train=rng is not None, rngs=rngs)
+
+
+def head_counts(sources: Sequence[SourceInfo]) -> tuple[tuple[str, int], ...]:
+  """(name, number of classes) of every labelled source, in the order of the run's sources."""
+  return tuple((s.name, len(s.class_names)) for s in sources if s.class_names)
+
+
+def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, batch_divisor: int = 1) -> Experiment:
+  """Builds a run.
+
+  Args:
+    config: a config as `configs/defaults.py` describes it.
+    sources: what is known of each of `config.sources`, in that order.
+    batch_divisor: devices over which the batch axis is split.
+
+  Returns:
+    The run's parts.
+
+  Raises:
+    UserError: if the config contradicts itself or the sources.
+  """
+  names = [s.name for s in sources]
+  if not config.streams:
+    raise UserError('config.streams is empty: name at least one stream.')
+  streams_of = {name: tuple(stream.sources) for name, stream in config.streams.items()}
+  for stream, members in streams_of.items():
+    for member in members:
+      if member not in names:
+        raise UserError(f'config.streams.{stream}.sources names {member!r}, which is not in config.sources: {names}.')
+  used = [n for n in names if any(n in members for members in streams_of.values())]
+  if unused := sorted(set(names) - set(used)):
+    raise UserError(f'config.sources has {unused}, which no stream in config.streams uses: add or remove them.')
+
+  explicit = config.mixture.weights.to_dict() or None
+  sizes = {s.name: s.num_examples for s in sources}
+  weights = mixture.sampling_weights(sizes, temperature=config.mixture.temperature, explicit=explicit)
+  share = {stream: sum(weights[m] for m in members) for stream, members in streams_of.items()}
+  batch_sizes = _batch_sizes(config, share, batch_divisor)
+  total_share = sum(share.values())
+  streams = {
+    name: StreamPlan(
+      sources=tuple(names.index(m) for m in streams_of[name]),
+      num_frames=stream.num_frames,
+      size=(stream.size, stream.size) if isinstance(stream.size, int) else tuple(stream.size),
+      batch_size=batch_sizes[name],
+      loss_weight=share[name] / total_share if stream.loss_weight is None else float(stream.loss_weight),
+    )
+    for name, stream in config.streams.items()
+  }
+
+  known = {f.name for f in dataclasses.fields(TimeSformer)} - {'parent', 'name', 'dtype'}
+  if unknown := sorted(set(config.model) - known):
+    raise UserError(f'config.model has {unknown}: expected keys among {sorted(known)}.')
+  model = TimeSformer(**config.model.to_dict(), dtype=jnp.dtype(config.dtype))
+  for name, stream in streams.items():
+    if any(side % model.patch_size for side in stream.size):
+      raise UserError(
+        f'config.streams.{name}.size is {stream.size}, not a multiple of config.model.patch_size = '
+        f'{model.patch_size}: change one of them.'
+      )
+  heads = Heads(head_counts(sources))
+
+  examples_per_step = sum(batch_sizes.values())
+  steps_per_epoch = sum(sizes[n] for n in used) / examples_per_step
+  total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
+  if total_steps < 1:
+    raise UserError('config.total_steps and config.total_epochs are both 0: set one of them.')
+
+  encode = lambda params, clip, *, rng=None: _encode(config, model, params, clip, rng=rng)
+  tasks = {
+    name: objectives.make(
+      stream.objective,
+      encode=encode,
+      heads=Heads(head_counts([sources[i] for i in streams[name].sources])),
+      sources=sources,
+      where=f'config.streams.{name}.objective',
+    )
+    for name, stream in config.streams.items()
+  }
+  return Experiment(config, tuple(sources), weights, streams, model, heads, tasks, total_steps, steps_per_epoch)
+
+
+def _batch_sizes(config, share: Mapping[str, float], batch_divisor: int) -> dict[str, int]:
+  """The examples a step of each stream: as the config says, else in proportion to the shares."""
+  fixed = {name: stream.batch_size for name, stream in config.streams.items() if stream.batch_size}
+  multiple = config.batch_multiple
+  if multiple % batch_divisor:
+    raise UserError(
+      f'config.batch_multiple = {multiple} is not a multiple of the {batch_divisor} devices that share a batch '
+      '(mesh axes data x fsdp): streams could not be split evenly. Change config.batch_multiple or config.mesh.'
+    )
+  for name, size in fixed.items():
+    if size % batch_divisor:
+      raise UserError(
+        f'config.streams.{name}.batch_size = {size} cannot be divided over {batch_divisor} devices '
+        '(mesh axes data x fsdp): use a multiple.'
+      )
+  free = {name: s for name, s in share.items() if name not in fixed}
+  if not free:
+    return fixed
+  if config.batch_size % batch_divisor:
+    raise UserError(
+      f'config.batch_size = {config.batch_size} cannot be divided over {batch_divisor} devices '
+      '(mesh axes data x fsdp): use a multiple.'
+    )
+  rest = config.batch_size - sum(fixed.values())
+  return {**fixed, **mixture.quotas(free, rest, multiple)}

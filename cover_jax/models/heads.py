@@ -1,0 +1,151 @@
+"""One linear classifier per labelled source; the loss and rank of a sample within its source's classes.
+
+A batch mixes samples of several sources. All heads score every sample, side by side in one matrix of logits,
+and each sample is then judged within the columns of its own source only: arithmetic on static shapes, no
+branch on data, and the gradient of the other heads is exactly zero.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# A finite stand-in for minus infinity: exp of it is exactly 0, and differences of two of them are not NaN.
+_MASKED = -1e30
+
+
+class HeadColumns(NamedTuple):
+  """Which columns of the logits belong to each source of the run.
+
+  Attributes:
+    start: int32 [number of sources], the first column of the source's head.
+    count: int32 [number of sources], its number of classes; 0 where the source has no head here.
+  """
+
+  start: np.ndarray
+  count: np.ndarray
+
+
+def head_columns(class_counts: Sequence[tuple[str, int]], sources: Sequence[str]) -> HeadColumns:
+  """Where each source of the run finds its own classes in the logits of `Heads(class_counts)`.
+
+  Args:
+    class_counts: the field of `Heads`.
+    sources: names of the run's sources; a batch's 'source' indexes this list. They need not all have a head.
+  """
+  ends = np.cumsum([count for _, count in class_counts], dtype=np.int32)
+  columns = {name: (end - count, count) for (name, count), end in zip(class_counts, ends, strict=True)}
+  start, count = np.array([columns.get(name, (0, 0)) for name in sources], np.int32).reshape(-1, 2).T
+  return HeadColumns(start, count)
+
+
+class Heads(nn.Module):
+  """One linear classifier per (name, number of classes), initialised at zero as ViT's is.
+
+  The parameters are {name: {'kernel': [D, K], 'bias': [K]}}; those of heads that are not in `class_counts`
+  may be there and are left alone, so that a stream can use some of the run's heads.
+  """
+
+  class_counts: tuple[tuple[str, int], ...]
+
+  @nn.compact
+  def __call__(self, feature_BxD: jax.Array) -> jax.Array:
+    """Maps features [B, D] to float32 logits [B, K]; K is the sum of the numbers of classes, heads in order."""
+    zeros = nn.initializers.zeros
+    logits = [
+      nn.Dense(
+        count,
+        dtype=jnp.float32,
+        kernel_init=nn.with_logical_partitioning(zeros, ('embed', 'classes')),
+        bias_init=nn.with_logical_partitioning(zeros, ('classes',)),
+        name=name,
+      )(feature_BxD)
+      for name, count in self.class_counts
+    ]
+    return jnp.concatenate(logits, axis=-1)
+
+
+def is_labelled(label_B: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:
+  """Bool [B]: the sample has a label (>= 0) and its source has a head here."""
+  return (label_B >= 0) & (_of_source(columns.count, source_B) > 0)
+
+
+def masked_logits(logits_BxK: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:
+  """Float32 logits [B, K] with the columns of other sources' heads at -1e30: a softmax makes them exactly 0."""
+  return jnp.where(_own_columns(logits_BxK, source_B, columns), logits_BxK.astype(jnp.float32), _MASKED)
+
+
+def cross_entropy(
+  logits_BxK: jax.Array,
+  label_B: jax.Array,
+  source_B: jax.Array,
+  columns: HeadColumns,
+  *,
+  label_smoothing: float = 0.0,
+) -> jax.Array:
+  """Cross-entropy of each sample under the softmax of its own source's head.
+
+  Args:
+    logits_BxK: float, as `Heads` gives them.
+    label_B: int32, the class within the sample's own source; -1 if unlabelled.
+    source_B: int32, index into the run's list of sources.
+    columns: of `head_columns`.
+    label_smoothing: the share of the target that is spread evenly over all classes of the head.
+
+  Returns:
+    Float32 [B]; exactly 0, with zero gradient, for a sample without a label or without a head here, and NaN
+    for a label that its head does not have: a dataset other than the one the head was made for must not train
+    silently.
+  """
+  own_BxK = _own_columns(logits_BxK, source_B, columns)
+  logits_BxK = masked_logits(logits_BxK, source_B, columns)
+  count_B = _of_source(columns.count, source_B)
+  true_B = jnp.sum(jnp.where(_label_column(logits_BxK, label_B, source_B, columns), logits_BxK, 0), axis=-1)
+  mean_B = jnp.sum(jnp.where(own_BxK, logits_BxK, 0), axis=-1) / jnp.maximum(count_B, 1)
+  target_B = (1 - label_smoothing) * true_B + label_smoothing * mean_B
+  loss_B = jnp.where(label_B < count_B, jax.nn.logsumexp(logits_BxK, axis=-1) - target_B, jnp.nan)
+  return jnp.where(is_labelled(label_B, source_B, columns), loss_B, 0)
+
+
+def rank_of_label(logits_BxK: jax.Array, label_B: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:
+  """Rank of the true class among the classes of the sample's own head: 0 is best, so top-k means rank < k.
+
+  Of equal logits the lower class is first, as in `jax.lax.top_k`: a head that scores all classes alike is
+  right for class 0 only.
+
+  Returns:
+    Int32 [B]; the largest int32, which is in no top-k, for a sample without a label that its head has, or
+    whose true logit is NaN.
+  """
+  is_label_BxK = _label_column(logits_BxK, label_B, source_B, columns)
+  true_Bx1 = jnp.sum(jnp.where(is_label_BxK, logits_BxK, 0), axis=-1, keepdims=True)
+  column_K = jnp.arange(logits_BxK.shape[-1])
+  label_column_Bx1 = (_of_source(columns.start, source_B) + label_B)[:, None]
+  # Written with <=, so that a NaN logit counts as greater.
+  ahead_BxK = ~(logits_BxK <= true_Bx1) | ((logits_BxK == true_Bx1) & (column_K < label_column_Bx1))
+  rank_B = jnp.sum(ahead_BxK & _own_columns(logits_BxK, source_B, columns), axis=-1, dtype=jnp.int32)
+  ranked_B = is_label_BxK.any(axis=-1) & ~jnp.isnan(true_Bx1[:, 0])
+  return jnp.where(ranked_B, rank_B, jnp.iinfo(jnp.int32).max)
+
+
+def _of_source(per_source: np.ndarray, source_B: jax.Array) -> jax.Array:
+  """The entry of each sample's source; 0 for a source that the run does not have."""
+  return jnp.asarray(per_source).at[source_B].get(mode='fill', fill_value=0)
+
+
+def _own_columns(logits_BxK: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:
+  """Bool [B, K]: the columns of the head of the sample's own source."""
+  start_Bx1 = _of_source(columns.start, source_B)[:, None]
+  count_Bx1 = _of_source(columns.count, source_B)[:, None]
+  column_K = jnp.arange(logits_BxK.shape[-1])
+  return (column_K >= start_Bx1) & (column_K < start_Bx1 + count_Bx1)
+
+
+def _label_column(logits_BxK: jax.Array, label_B: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:
+  """Bool [B, K]: True at the true class, nowhere if the sample's head does not have its label."""
+  label_column_B = _of_source(columns.start, source_B) + label_B
+  is_label_BxK = jnp.arange(logits_BxK.shape[-1]) == label_column_B[:, None]
+  return is_label_BxK & _own_columns(logits_BxK, source_B, columns)

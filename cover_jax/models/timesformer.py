@@ -1,0 +1,336 @@
+"""TimeSformer: a vision transformer over space and time (Bertasius et al. 2021, arXiv 2102.05095).
+
+The computation is that of the authors' release, which the published weights need, where it differs from the
+paper: the class token takes no part in temporal attention (the paper's Eq. 11 has it as a key), and a Linear
+initialised at zero, `temporal_fc`, follows temporal attention, so that a new model is the image model it was
+seeded from.
+
+Tokens are one sequence [B, S, D]: the class token, then the patches in order (place, frame), frame fastest.
+That makes the tokens of one place a contiguous row for temporal attention; of the layouts tried on the TPU
+compiler it was the fastest.
+"""
+
+import math
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cover_jax.models.attention import LINEAR_INIT, Attention
+
+# What the backward pass may keep of a block instead of computing it again; None keeps nothing but its input.
+_REMAT_POLICIES = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+_CHOICES = {
+  'attention': ('divided', 'joint', 'space'),
+  'image_temporal': ('run', 'skip'),
+  'remat': ('none', *_REMAT_POLICIES),
+}
+
+
+def resize_position_embedding(position_1xPxD: jax.Array, grid: tuple[int, int]) -> jax.Array:
+  """Resizes a stored square grid of position embeddings to another (rows, columns), bilinearly.
+
+  The first row belongs to the class token and stays as it is. Bilinear in two dimensions is ViT's way;
+  TimeSformer's release interpolates to the nearest entry.
+
+  Args:
+    position_1xPxD: float [1, 1 + n * n, D].
+    grid: rows and columns of patches wanted.
+
+  Returns:
+    Float [1, 1 + rows * columns, D]; the input itself where the grid is the stored one.
+  """
+  side = math.isqrt(position_1xPxD.shape[1] - 1)
+  if grid == (side, side):
+    return position_1xPxD
+  class_1x1xD, patches_1xNxD = position_1xPxD[:, :1], position_1xPxD[:, 1:]
+  width = position_1xPxD.shape[-1]
+  square = patches_1xNxD.reshape(1, side, side, width)
+  resized = jax.image.resize(square, (1, *grid, width), 'bilinear', antialias=False)
+  return jnp.concatenate([class_1x1xD, resized.reshape(1, -1, width)], axis=1)
+
+
+def resize_time_embedding(time_1xTxD: jax.Array, num_frames: int) -> jax.Array:
+  """Resizes stored time embeddings [1, T, D] to [1, num_frames, D], linearly.
+
+  Frames are taken as the middles of equal parts of the clip, so that one frame stands for the middle of the
+  clip (our choice: TimeSformer's release takes the nearest entry, which is the first one; CoVeR does not say).
+  """
+  if num_frames == time_1xTxD.shape[1]:
+    return time_1xTxD
+  return jax.image.resize(time_1xTxD, (1, num_frames, time_1xTxD.shape[2]), 'linear', antialias=False)
+
+
+def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
+  """Stochastic depth: zeroes rows of x [R, ...] with probability `rate`, scales the rest by 1 / (1 - rate)."""
+  kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+  return (x * (kept / (1 - rate))).astype(x.dtype)
+
+
+def _layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
+  """LayerNorm, whose statistics Flax takes in float32 whatever the dtype."""
+  return nn.LayerNorm(
+    epsilon=1e-6,
+    dtype=dtype,
+    scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
+    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
+    name=name,
+  )
+
+
+def _dense(name: str, features: int, axes: tuple[str, str], dtype: Any, init: Any = LINEAR_INIT) -> nn.Dense:
+  return nn.Dense(
+    features,
+    dtype=dtype,
+    kernel_init=nn.with_logical_partitioning(init, axes),
+    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+    name=name,
+  )
+
+
+class Mlp(nn.Module):
+  """The two-layer perceptron of a block: [..., D] -> [..., mlp_dim] -> GELU -> [..., D]."""
+
+  mlp_dim: int
+  gelu_approximate: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    hidden = _dense('hidden', self.mlp_dim, ('embed', 'mlp'), self.dtype)(x)
+    hidden = nn.gelu(hidden, approximate=self.gelu_approximate)
+    return _dense('out', x.shape[-1], ('mlp', 'embed'), self.dtype)(hidden)
+
+
+class Block(nn.Module):
+  """One transformer block, the body of the scan over depth; the fields are those of `TimeSformer`.
+
+  Attributes:
+    num_frames: T of the clip at hand, not of the stored time embedding.
+    use_drop_path: drops residual paths, with keys from the 'drop_path' stream.
+  """
+
+  num_heads: int
+  mlp_dim: int
+  attention: str
+  num_frames: int
+  use_drop_path: bool
+  image_temporal: str
+  gelu_approximate: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BxSxD: jax.Array, drop_rate: jax.Array) -> tuple[jax.Array, None]:
+    """One step of the scan: tokens [B, S, D] and this block's drop rate (a scalar) to tokens and nothing.
+
+    With 'space' attention each frame is a row of its own, [B * T, 1 + N, D].
+    """
+    # Without this, XLA may shard activations along D as it likes, at a hundred times the memory.
+    x_BxSxD = nn.with_logical_constraint(x_BxSxD, ('batch', None, None))
+
+    def drop(x: jax.Array) -> jax.Array:
+      return drop_path(x, drop_rate, self.make_rng('drop_path')) if self.use_drop_path else x
+
+    if self.attention == 'divided':
+      x_BxSxD = self._divided(x_BxSxD, drop)
+    else:
+      residual_BxSxD, probs_BxHxSxS = self._attend('space', x_BxSxD)
+      frames = self.num_frames if self.attention == 'space' else 1
+      self._sow('space', einops.rearrange(probs_BxHxSxS, '(b t) h q k -> b t h q k', t=frames))
+      x_BxSxD = x_BxSxD + drop(residual_BxSxD)
+
+    normed_BxSxD = _layer_norm('norm_mlp', self.dtype)(x_BxSxD)
+    residual_BxSxD = Mlp(self.mlp_dim, self.gelu_approximate, self.dtype, name='mlp')(normed_BxSxD)
+    return x_BxSxD + drop(residual_BxSxD), None
+
+  def _divided(self, x_BxSxD: jax.Array, drop: Any) -> jax.Array:
+    """Temporal attention among the frames at one place, then spatial attention within each frame."""
+    batch, frames, width = len(x_BxSxD), self.num_frames, x_BxSxD.shape[-1]
+    class_Bx1xD, patches_BxPxD = x_BxSxD[:, :1], x_BxSxD[:, 1:]
+
+    rows_BNxTxD = einops.rearrange(patches_BxPxD, 'b (n t) d -> (b n) t d', t=frames)
+    residual_BNxTxD, probs_BNxHxTxT = self._attend('time', rows_BNxTxD)
+    self._sow('time', einops.rearrange(probs_BNxHxTxT, '(b n) h q k -> b n h q k', b=batch))
+    # The path is dropped before `temporal_fc`, as released: a dropped row still gets its bias.
+    temporal_fc = _dense('temporal_fc', width, ('embed', 'embed_out'), self.dtype, nn.initializers.zeros)
+    residual_BNxTxD = temporal_fc(drop(residual_BNxTxD))
+    if frames > 1 or self.image_temporal == 'run':
+      rows_BNxTxD = rows_BNxTxD + residual_BNxTxD
+    patches_BxPxD = einops.rearrange(rows_BNxTxD, '(b n) t d -> b (n t) d', b=batch)
+
+    # Each frame sees the one class token; what the frames tell it is averaged.
+    class_BTx1xD = einops.repeat(class_Bx1xD, 'b 1 d -> (b t) 1 d', t=frames)
+    rows_BTxNxD = einops.rearrange(patches_BxPxD, 'b (n t) d -> (b t) n d', t=frames)
+    residual_BTxMxD, probs_BTxHxMxM = self._attend('space', jnp.concatenate([class_BTx1xD, rows_BTxNxD], axis=1))
+    self._sow('space', einops.rearrange(probs_BTxHxMxM, '(b t) h q k -> b t h q k', t=frames))
+    residual_BTxMxD = drop(residual_BTxMxD)
+    class_residual_Bx1xD = einops.reduce(residual_BTxMxD[:, :1], '(b t) 1 d -> b 1 d', 'mean', t=frames)
+    patch_residual_BxPxD = einops.rearrange(residual_BTxMxD[:, 1:], '(b t) n d -> b (n t) d', t=frames)
+    return jnp.concatenate([class_Bx1xD + class_residual_Bx1xD, patches_BxPxD + patch_residual_BxPxD], axis=1)
+
+  def _attend(self, name: str, x_RxLxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    normed_RxLxD = _layer_norm(f'norm_{name}', self.dtype)(x_RxLxD)
+    return Attention(self.num_heads, self.dtype, name=f'attention_{name}')(normed_RxLxD)
+
+  def _sow(self, name: str, probs: jax.Array):
+    """Keeps attention probabilities where the caller asked for them with `mutable=['attention']`."""
+    if not self.is_initializing():
+      self.sow('attention', name, probs, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+
+
+class TimeSformer(nn.Module):
+  """Encodes clips of any number of frames and any size; an image is a clip of one frame.
+
+  Attributes:
+    patch_size: side of a square patch in pixels.
+    width: D, the size of a token.
+    depth: number of blocks.
+    num_heads: must divide `width`.
+    mlp_dim: hidden size of the MLPs.
+    num_frames: rows of the stored time embedding; clips of other lengths interpolate it.
+    image_size: side of the images that the stored position embedding is for; other sizes interpolate it.
+    attention: 'divided' (time, then space), 'joint' (all tokens at once) or 'space' (each frame alone; the
+      class tokens of the frames are averaged before the final LayerNorm).
+    drop_path: rate of stochastic depth in the last block; it grows linearly from 0 in the first.
+    image_temporal: what 'divided' does with a clip of one frame: 'run' temporal attention as it is (our
+      default; the softmax over one key is 1, so only value, output and `temporal_fc` act) or 'skip' it. Its
+      time embedding is added either way.
+    gelu_approximate: the tanh form, which google-research ViT weights had; TimeSformer's is exact.
+    dtype: dtype of the computation. Parameters, softmax and LayerNorm statistics are float32.
+    remat: what the backward pass computes again: 'none', all but the products with weights ('dots'), or
+      'full'.
+    scan_unroll: number of blocks that one step of the loop over depth holds; neither this nor `remat` changes
+      the function.
+  """
+
+  patch_size: int = 16
+  width: int = 768
+  depth: int = 12
+  num_heads: int = 12
+  mlp_dim: int = 3072
+  num_frames: int = 8
+  image_size: int = 224
+  attention: str = 'divided'
+  drop_path: float = 0.0
+  image_temporal: str = 'run'
+  gelu_approximate: bool = False
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+  scan_unroll: int = 1
+
+  @nn.compact
+  def __call__(self, clip_BxTxHxWx3: jax.Array, *, train: bool = False) -> jax.Array:
+    """Encodes clips.
+
+    Args:
+      clip_BxTxHxWx3: float, already normalised; H and W multiples of `patch_size`.
+      train: drop paths, which needs `rngs={'drop_path': key}` when `drop_path` > 0.
+
+    Returns:
+      Tokens [B, 1 + N * T, D] in `dtype` after the final LayerNorm, N = (H / patch_size) * (W / patch_size):
+      the class token, then the patches in order (place, frame), frame fastest, places row by row.
+      With `mutable=['attention']` also {'attention': {'blocks': probabilities}}, float32 with the block
+      first: 'time' [depth, B, N, heads, T, T] and 'space' [depth, B, T, heads, 1 + N, 1 + N] for 'divided',
+      'space' alone for 'space', and 'space' [depth, B, 1, heads, 1 + N * T, 1 + N * T] for 'joint'.
+
+    Raises:
+      ValueError: where the clip or a field is not as described.
+    """
+    self._check(clip_BxTxHxWx3)
+    batch, frames = clip_BxTxHxWx3.shape[:2]
+    x = self._embed(clip_BxTxHxWx3)
+    if self.attention == 'space':
+      x = einops.rearrange(x, 'b t m d -> (b t) m d')
+    else:
+      time_1xTxD = self.param(
+        'time_embedding',
+        nn.with_logical_partitioning(nn.initializers.zeros, (None, None, 'embed')),
+        (1, self.num_frames, self.width),
+      )
+      time_1xTx1xD = resize_time_embedding(time_1xTxD, frames)[:, :, None].astype(self.dtype)
+      patches_BxPxD = einops.rearrange(x[:, :, 1:] + time_1xTx1xD, 'b t n d -> b (n t) d')
+      # The class token has neither a frame nor, before the first block, anything of the clip in it.
+      x = jnp.concatenate([x[:, 0, :1], patches_BxPxD], axis=1)
+
+    x, _ = self._blocks(frames, train)(x, jnp.linspace(0, self.drop_path, self.depth))
+    x = nn.with_logical_constraint(x, ('batch', None, None))
+
+    if self.attention == 'space':
+      x_BxTxMxD = einops.rearrange(x, '(b t) m d -> b t m d', b=batch)
+      patches_BxPxD = einops.rearrange(x_BxTxMxD[:, :, 1:], 'b t n d -> b (n t) d')
+      x = jnp.concatenate([x_BxTxMxD[:, :, 0].mean(axis=1, keepdims=True), patches_BxPxD], axis=1)
+    return _layer_norm('norm', self.dtype)(x)
+
+  def _check(self, clip_BxTxHxWx3: jax.Array):
+    for field, choices in _CHOICES.items():
+      if getattr(self, field) not in choices:
+        raise ValueError(f'TimeSformer.{field} is {getattr(self, field)!r}; expected one of {choices}.')
+    if self.width % self.num_heads:
+      raise ValueError(f'TimeSformer.width {self.width} is not a multiple of num_heads {self.num_heads}.')
+    if not 0 <= self.drop_path < 1:
+      raise ValueError(f'TimeSformer.drop_path is {self.drop_path}; expected a rate in [0, 1).')
+    if self.image_size % self.patch_size:
+      raise ValueError(f'TimeSformer.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.')
+    shape = clip_BxTxHxWx3.shape
+    if len(shape) != 5 or shape[-1] != 3 or 0 in shape[1:]:
+      raise ValueError(f'A clip has shape [B, T, H, W, 3] with T, H and W at least 1; this one has {shape}.')
+    if not jnp.issubdtype(clip_BxTxHxWx3.dtype, jnp.floating):
+      raise ValueError(f'A clip is normalised floats; this one is {clip_BxTxHxWx3.dtype}: normalise it first.')
+    if shape[2] % self.patch_size or shape[3] % self.patch_size:
+      raise ValueError(
+        f'The height and width of a clip are multiples of patch_size {self.patch_size}; this one is '
+        f'{shape[2]} x {shape[3]}: resize or crop it.'
+      )
+
+  def _embed(self, clip_BxTxHxWx3: jax.Array) -> jax.Array:
+    """Class token and patches of every frame with their position embeddings, [B, T, 1 + N, D]."""
+    batch, frames, height, width = clip_BxTxHxWx3.shape[:4]
+    grid = height // self.patch_size, width // self.patch_size
+    stored = (self.image_size // self.patch_size) ** 2
+    patches_BTxRxCxD = nn.Conv(
+      self.width,
+      kernel_size=(self.patch_size, self.patch_size),
+      strides=(self.patch_size, self.patch_size),
+      padding='VALID',
+      dtype=self.dtype,
+      # As ViT: 1/sqrt(fan-in), which keeps the scale of the pixels.
+      kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, None, None, 'embed')),
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed',)),
+      name='patch_embedding',
+    )(einops.rearrange(clip_BxTxHxWx3, 'b t h w c -> (b t) h w c'))
+    token_init = nn.with_logical_partitioning(LINEAR_INIT, (None, None, 'embed'))
+    class_1x1xD = self.param('class_token', token_init, (1, 1, self.width))
+    position_1xPxD = self.param('position_embedding', token_init, (1, 1 + stored, self.width))
+    patches_BTxNxD = einops.rearrange(patches_BTxRxCxD, 'f r c d -> f (r c) d')
+    class_BTx1xD = jnp.broadcast_to(class_1x1xD.astype(self.dtype), (batch * frames, 1, self.width))
+    x_BTxMxD = jnp.concatenate([class_BTx1xD, patches_BTxNxD], axis=1)
+    x_BTxMxD = x_BTxMxD + resize_position_embedding(position_1xPxD, grid).astype(self.dtype)
+    return einops.rearrange(x_BTxMxD, '(b t) m d -> b t m d', b=batch)
+
+  def _blocks(self, num_frames: int, train: bool) -> nn.Module:
+    block = Block
+    if self.remat != 'none':
+      # Within one iteration of a loop nothing can merge the recomputation with the forward pass; unrolled,
+      # XLA would undo it.
+      block = nn.remat(Block, policy=_REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll > 1)
+    scanned = nn.scan(
+      block,
+      variable_axes={'params': 0, 'attention': 0},
+      split_rngs={'params': True, 'drop_path': True},
+      length=self.depth,
+      unroll=self.scan_unroll,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    return scanned(
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      attention=self.attention,
+      num_frames=num_frames,
+      use_drop_path=train and self.drop_path > 0,
+      image_temporal=self.image_temporal,
+      gelu_approximate=self.gelu_approximate,
+      dtype=self.dtype,
+      name='blocks',
+    )

@@ -1,0 +1,270 @@
+"""Training: one jitted step over all streams, and the loop around it."""
+
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from cover_jax import checkpoints, metrics, optim, sharding
+from cover_jax.experiment import Experiment
+from cover_jax.state import TrainState, create, state_shardings
+from data_pipelines.contract import BatchIterator
+
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+
+
+class Preempted(Exception):
+  """SIGTERM came, the state was saved, the same command continues the run."""
+
+
+class NonFiniteLoss(Exception):
+  """The loss is not a number any more; nothing was saved since."""
+
+
+def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainStep:
+  """Makes `train_step(state, batch) -> (state, report)`, a pure function of its arguments and the config.
+
+  The loss is the weighted sum of the streams' losses. `report` holds
+    'losses': {stream: f32 scalar}, 'measures': {stream: {source: CLU collection}},
+    'scalars': {'loss', 'gradient_norm'}.
+  """
+  config = experiment.config
+
+  def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+    # All randomness of a step comes from its number: a resumed run draws the same.
+    step_rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+    def total_loss(params):
+      outputs = {
+        name: objective.loss(params, state.objectives[name], batch[name], jax.random.fold_in(step_rng, i))
+        for i, (name, objective) in enumerate(experiment.objectives.items())
+      }
+      total = sum(experiment.streams[name].loss_weight * out.loss for name, out in outputs.items())
+      return total, outputs
+
+    (loss, outputs), gradients = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    ema = state.ema
+    if config.ema_decay:
+      # A short warm-up, else the average is of the random initial weights for 1/(1-decay) steps.
+      decay = jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))
+      ema = optax.incremental_update(params, ema, 1.0 - decay)
+    measures = {
+      name: metrics.per_source(
+        out.measures,
+        batch[name]['source'],
+        batch[name]['mask'],
+        experiment.sources,
+        experiment.streams[name].sources,
+      )
+      for name, out in outputs.items()
+    }
+    report = {
+      'losses': {name: out.loss for name, out in outputs.items()},
+      'scalars': {'loss': loss, 'gradient_norm': optax.global_norm(gradients)},
+      'measures': measures,
+    }
+    own = {name: out.state for name, out in outputs.items()}
+    return TrainState(step=step, params=params, opt_state=opt_state, ema=ema, objectives=own), report
+
+  return train_step
+
+
+def compile_step(experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainStep:
+  """Jits the step for a mesh, with the state donated."""
+  _, placed = state_shardings(experiment, optimizer, mesh)
+  step = jax.jit(
+    make_train_step(experiment, optimizer),
+    donate_argnums=0,
+    out_shardings=(placed, sharding.replicated(mesh)),
+  )
+
+  def run(state, batch):
+    with sharding.use(mesh, experiment.config.logical_axis_rules):
+      return step(state, batch)
+
+  return run
+
+
+def make_optimizer(experiment: Experiment) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The config's optimizer and its learning-rate schedule."""
+  options = experiment.config.optimizer
+  schedule = optim.make_schedule(options, experiment.total_steps, experiment.steps_per_epoch)
+  return optim.make_optimizer(options, schedule), schedule
+
+
+def start_state(
+  experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh, workdir: str
+) -> tuple[TrainState, Any, Any]:
+  """The state to start from: the workdir's newest checkpoint, else a fresh one.
+
+  Returns:
+    (state on the mesh, the metrics being summed at that step, the same with nothing summed yet).
+  """
+  abstract, placed = state_shardings(experiment, optimizer, mesh)
+  _, report = jax.eval_shape(make_train_step(experiment, optimizer), abstract, abstract_batch(experiment))
+  zeros = lambda: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), report['measures'])
+  place = lambda tree: jax.device_put(tree, sharding.replicated(mesh))
+  if checkpoints.latest(workdir) is None:
+    return create(experiment, optimizer, mesh, placed), place(zeros()), place(zeros())
+  loaded = checkpoints.load(workdir)
+  template = {'state': abstract, 'interval': zeros()}
+  restored = checkpoints.restore(loaded, template, experiment.sources)
+  for line in checkpoints.changed_config(loaded, experiment.config.to_dict()):
+    logging.warning('The config changed since the checkpoint: %s', line)
+  logging.info('Continuing from %s (step %d)', loaded['path'], int(restored['state'].step))
+  return jax.tree.map(jax.device_put, restored['state'], placed), place(restored['interval']), place(zeros())
+
+
+def abstract_batch(experiment: Experiment) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+  """The shapes and dtypes of a global batch; see `data_pipelines/contract.py`."""
+  batch = {}
+  for name, stream in experiment.streams.items():
+    views = experiment.objectives[name].views
+    names = tuple(views(stream.num_frames, None)) if views else ('clip',)
+    b = stream.batch_size
+    clip = jax.ShapeDtypeStruct((b, stream.num_frames, *stream.size, 3), jnp.uint8)
+    batch[name] = dict.fromkeys(names, clip) | {
+      'label': jax.ShapeDtypeStruct((b,), jnp.int32),
+      'source': jax.ShapeDtypeStruct((b,), jnp.int32),
+      'mask': jax.ShapeDtypeStruct((b,), jnp.bool_),
+      'example_id': jax.ShapeDtypeStruct((b,), jnp.int32),
+    }
+  return batch
+
+
+def train(
+  experiment: Experiment,
+  batches: Callable[[int], BatchIterator],
+  workdir: str,
+  mesh: Mesh,
+  evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+) -> TrainState:
+  """Runs the config's steps, from the workdir's newest checkpoint if there is one.
+
+  Args:
+    experiment: the run.
+    batches: step -> iterator of this process's batches from that step on; see `data_pipelines/contract.py`.
+    workdir: an existing folder for checkpoints, metrics and logs.
+    mesh: the devices.
+    evaluate: state -> scalars; called every `config.eval_every` steps and at the end.
+
+  Returns:
+    The final state.
+
+  Raises:
+    Preempted: after SIGTERM, once the state is saved.
+    NonFiniteLoss: at the first step whose loss is not finite, naming step, stream and last checkpoint.
+    UserError: if the checkpoint does not fit the config, or cannot be written.
+  """
+  config = experiment.config
+  optimizer, schedule = make_optimizer(experiment)
+  state, interval, empty = start_state(experiment, optimizer, mesh, workdir)
+  train_step = compile_step(experiment, optimizer, mesh)
+  first = int(state.step)
+  main_process = jax.process_index() == 0
+  if main_process:
+    logging.info('\n%s', parameter_overview.get_parameter_overview(state.params, include_stats='sharding'))
+  writer = metrics.Writer(workdir, first_step=first, active=main_process)
+  actions = _periodic_actions(experiment, workdir) if main_process else []
+  stop = watch_sigterm()
+  saver = None  # made at the first save: it imports TensorFlow
+
+  def save(step, state, interval):
+    nonlocal saver
+    saver = saver or checkpoints.Saver(workdir, config.keep_checkpoints)
+    text = checkpoints.about(config.to_dict(), experiment.sources, step)
+    path = saver.save({'about': text, 'state': state, 'interval': interval})
+    logging.info('Saved %s (step %d)', path, step)
+
+  def settle(step, report):
+    """Reads a step that has been dispatched; blocks until it is done."""
+    losses = jax.device_get(report['losses'])
+    bad = sorted(name for name, loss in losses.items() if not np.isfinite(loss))
+    if bad:
+      raise NonFiniteLoss(
+        f'The loss of stream {", ".join(bad)} is not finite at step {step}. The last checkpoint is '
+        f'{checkpoints.latest(workdir) or "none"}; lower config.optimizer.learning_rate, set '
+        'config.optimizer.clip_norm, or look at the data of that step.'
+      )
+    if 'log' in report:
+      scalars = {f'train/{k}': v for k, v in metrics.compute(report['log']).items()}
+      scalars |= {f'train/{k}': float(v) for k, v in jax.device_get(report['scalars']).items()}
+      scalars['learning_rate'] = float(schedule(step - 1))
+      writer.write(step, scalars)
+
+  total = experiment.total_steps
+  unread = None  # (step, report) that has been dispatched and not read: the host stays one step ahead
+  try:
+    data = batches(first)
+    for step in range(first + 1, total + 1):
+      batch = sharding.to_global(next(data), mesh)
+      state, report = train_step(state, batch)
+      interval = metrics.merge(interval, report['measures'])
+      if step % config.log_every == 0 or step == total:
+        report['log'], interval = interval, empty
+      if unread:
+        settle(*unread)
+      unread = (step, report)
+      for action in actions:
+        action(step)
+      stopping, last = stop.is_set(), step == total
+      save_now = last or stopping or _due(config.checkpoint_every, step)
+      evaluate_now = evaluate is not None and not last and not stopping and _due(config.eval_every, step)
+      if save_now or evaluate_now:
+        settle(*unread)
+        unread = None
+      if save_now:
+        save(step, state, interval)
+      if evaluate_now:
+        writer.write(step, evaluate(state))
+      if stopping and not last:
+        raise Preempted(f'SIGTERM: saved {checkpoints.latest(workdir)} at step {step} of {total}.')
+    if evaluate is not None:
+      writer.write(total, evaluate(state))
+  finally:
+    writer.close()
+  return state
+
+
+def _due(every: int, step: int) -> bool:
+  return bool(every) and step % every == 0
+
+
+def _periodic_actions(experiment: Experiment, workdir: str) -> list[Callable[[int], Any]]:
+  """CLU's progress report (steps/s, time left) and, if the config asks for it, a profile."""
+  try:
+    from clu import periodic_actions  # imports TensorFlow
+  except ImportError:
+    logging.warning('TensorFlow is not installed: no progress report and no profile.')
+    return []
+  config = experiment.config
+  actions = [
+    periodic_actions.ReportProgress(
+      num_train_steps=experiment.total_steps, every_steps=config.log_every, every_secs=None
+    )
+  ]
+  if config.profile_at_step:
+    profile = periodic_actions.Profile(
+      logdir=workdir, first_profile=config.profile_at_step, num_profile_steps=5, every_secs=None
+    )
+    actions.append(profile)
+  return actions
+
+
+def watch_sigterm() -> threading.Event:
+  """An event that is set when the process is asked to stop, as a preempted machine is."""
+  event = threading.Event()
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, lambda *_: event.set())
+  return event

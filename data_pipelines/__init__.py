@@ -1,0 +1,1 @@
+"""TensorFlow, tf.data and TFDS live in this package and only here."""

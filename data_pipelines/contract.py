@@ -1,0 +1,64 @@
+"""What the data side and the model side both know: the batch, the errors.
+
+This file imports neither TensorFlow nor JAX. `data_pipelines` never imports
+`cover_jax`; `cover_jax` reads batches and knows nothing of how they are made.
+
+A *batch* is a nested dict of host arrays, one sub-batch per stream:
+
+    {stream: {
+        <view>:       uint8 [B, T, H, W, 3]  one entry per named clip; 'clip' unless the objective names others
+        'label':      int32 [B]              class index within the example's own source; -1 if unlabelled
+        'source':     int32 [B]              index into the run's list of sources
+        'mask':       bool  [B]              False for padding (only evaluation pads)
+        'example_id': int32 [B]              index of the example within its source split
+    }}
+
+On several processes each holds its own contiguous rows of the global sub-batch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+SubBatch = Mapping[str, np.ndarray]
+Batch = Mapping[str, SubBatch]
+BatchIterator = Iterator[Batch]
+
+# The keys of a sub-batch that are not views.
+ANNOTATIONS = ('label', 'source', 'mask', 'example_id')
+
+# (number of frames of the video, rng or None for the deterministic test clip)
+# -> {view name: int frame numbers [T]}. An objective that needs several clips
+# of one video passes its own; the loader decodes the union of the frames once.
+ViewSampler = Callable[[int, 'np.random.Generator | None'], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceInfo:
+  """What the model side knows of one dataset split.
+
+  Attributes:
+    name: the source's name in the config, and its head's name.
+    modality: 'video' or 'image'.
+    num_examples: examples in the training split.
+    class_names: in label order; empty for an unlabelled source.
+  """
+
+  name: str
+  modality: str
+  num_examples: int
+  class_names: tuple[str, ...]
+
+
+class UserError(Exception):
+  """A mistake in a config, a command or a file: one sentence, no traceback.
+
+  The message says what is wrong, where, what was expected and what to do.
+  The command line prints it and exits with code 2.
+  """
+
+
+def view_names(sub_batch: SubBatch) -> tuple[str, ...]:
+  """The names of the clips that a sub-batch carries, sorted."""
+  return tuple(sorted(k for k in sub_batch if k not in ANNOTATIONS))

@@ -1,0 +1,198 @@
+"""Which example stands at which position: sampling as arithmetic, without state.
+
+The training examples of a stream are an infinite sequence. Position p of it is a pure function of (seed, p),
+so any number of processes agree on the data without talking, and the whole state of the input is the step.
+
+Sampling sources in proportion to their sizes is uniform sampling over their union. Other weightings
+(uniform, temperature, explicit) give each source a *virtual* size and go through the same scheme.
+
+Only numpy is used here. Random numbers are raw bits of `np.random.Philox`: bit generators are stable across
+numpy versions, the methods of `np.random.Generator` that shuffle and sample are not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+
+import numpy as np
+
+from data_pipelines.contract import UserError
+
+# The domains of `philox`: what a random stream is for.
+PERMUTATION, AUGMENTATION = 0, 1
+
+
+def philox(domain: int, seed: int, *ids: int) -> np.random.Generator:
+  """A random stream that is a pure function of its arguments.
+
+  Domain and seed are the key of the Philox cipher and the ids (three at most) the upper words of its counter,
+  so no two different argument lists ever share numbers (within 2**66 draws).
+
+  Args:
+    domain: what the numbers are for, so that uses with equal ids stay independent.
+    seed: any integer; taken modulo 2**64.
+    *ids: up to three integers in [0, 2**64).
+  """
+  counter = np.array([0, *ids, *[0] * (3 - len(ids))], np.uint64)
+  key = np.array([seed % 2**64, domain], np.uint64)
+  return np.random.Generator(np.random.Philox(counter=counter, key=key))
+
+
+def _permutation(size: int, seed: int, stream: int, deck: int, epoch: int) -> np.ndarray:
+  # The stable sort of raw bits, not Generator.permutation: that may change between numpy versions, and with it
+  # the data order of every resumed run.
+  bits = philox(PERMUTATION, seed, stream, deck, epoch).bit_generator.random_raw(size)
+  return np.argsort(bits, kind='stable').astype(np.int32 if size < 2**31 else np.int64)
+
+
+def _apportion(weights: np.ndarray, total: int) -> np.ndarray:
+  """Splits `total` units by largest remainder; a positive weight gets at least one unit, zero gets none."""
+  exact = weights / weights.sum() * total
+  units = np.where(weights > 0, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
+  while (missing := total - units.sum()) != 0:
+    if missing > 0:
+      units[np.argmax(np.where(weights > 0, exact - units, -np.inf))] += 1
+    else:  # many tiny weights were lifted to one unit: who is most over its share gives
+      units[np.argmax(np.where(units > 1, units - exact, -np.inf))] -= 1
+  return units
+
+
+def sampling_weights(
+  sizes: Mapping[str, int], temperature: float = 1.0, explicit: Mapping[str, float] | None = None
+) -> dict[str, float]:
+  """The share of each source in a stream's examples.
+
+  Args:
+    sizes: number of examples of each source.
+    temperature: weight = size ** (1 / temperature): 1 is proportional to size, infinity is uniform.
+    explicit: a weight for every source, in any unit; replaces sizes and temperature. Zero leaves a source out.
+
+  Returns:
+    {source: share}, summing to 1.
+
+  Raises:
+    UserError: a source without examples, temperature <= 0, explicit weights that are negative, not finite, all
+      zero, or that do not name exactly the sources of `sizes`.
+  """
+  for name, size in sizes.items():
+    if size <= 0:
+      raise UserError(f'Source {name!r} has no examples: take it out of the config or choose another split.')
+  if explicit is not None:
+    if set(explicit) != set(sizes):
+      wrong = ', '.join(sorted(set(explicit) ^ set(sizes)))
+      raise UserError(
+        f'Sampling weights must name each source of their stream once (0 leaves one out): expected '
+        f'{", ".join(sizes)}; missing or unknown: {wrong}.'
+      )
+    weights = np.array([explicit[name] for name in sizes], np.float64)
+    if not np.all(np.isfinite(weights)) or np.any(weights < 0) or weights.sum() == 0:
+      raise UserError(
+        f'Sampling weights must be finite, not negative and not all zero; got {dict(explicit)}: correct them.'
+      )
+  else:
+    if not temperature > 0:
+      raise UserError(f'Sampling temperature is {temperature}; expected > 0 (1: proportional to size, inf: uniform).')
+    weights = np.array(list(sizes.values()), np.float64)
+    weights = (weights / weights.max()) ** (1 / temperature)
+  return dict(zip(sizes, (weights / weights.sum()).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Mixture:
+  """The order in which a stream's examples are drawn from its sources.
+
+  An epoch of the mixture is as many positions as the drawn sources have examples; each source fills its virtual
+  size of them, in an order shuffled anew each epoch. The draws of a source are numbered through all epochs, and
+  the running number walks through a permutation of the source's own examples, drawn anew for each pass. So each
+  example is seen exactly once per pass over its source, whatever the weights; with weights proportional to size
+  a pass and an epoch are the same thing. (Our choice.)
+
+  Attributes:
+    sizes: number of examples of each source.
+    weights: share of each source, in any unit; zero is never drawn.
+    seed: of the run.
+    stream: a number of the stream's own, so that streams over the same source are shuffled differently.
+  """
+
+  sizes: tuple[int, ...]
+  weights: tuple[float, ...]
+  seed: int
+  stream: int = 0
+
+  @cached_property
+  def virtual_sizes(self) -> np.ndarray:
+    """int64 [S]: draws of each source in an epoch; the sizes themselves where weights are proportional."""
+    weights = np.array(self.weights, np.float64)
+    return _apportion(weights, int(np.array(self.sizes, np.int64)[weights > 0].sum()))
+
+  @cached_property
+  def epoch_size(self) -> int:
+    """The number of positions in an epoch."""
+    return int(self.virtual_sizes.sum())
+
+  @cached_property
+  def _permutations(self):
+    # Deck 0 shuffles the epoch, deck 1 + s the examples of source s. Neighbouring positions share an epoch or
+    # straddle two, so a few permutations of each deck are enough.
+    return [
+      lru_cache(maxsize=3)(partial(_permutation, size, self.seed, self.stream, deck))
+      for deck, size in enumerate((self.epoch_size, *self.sizes))
+    ]
+
+  def _shuffle(self, deck: int, number: np.ndarray) -> np.ndarray:
+    size = (self.epoch_size, *self.sizes)[deck]
+    epoch, place = np.divmod(number, size)
+    shuffled = np.empty_like(number)
+    for e in np.unique(epoch):
+      shuffled[epoch == e] = self._permutations[deck](int(e))[place[epoch == e]]
+    return shuffled
+
+  def locate(self, position: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which example stands at a position.
+
+    Args:
+      position: int >= 0, or an integer array of any shape. Far positions cost what near ones do.
+
+    Returns:
+      (source, example), int64 of position's shape: index into `sizes`, index in [0, sizes[source]).
+    """
+    position = np.asarray(position, np.int64)
+    flat = position.ravel()
+    drawn = self._shuffle(0, flat)
+    ends = np.cumsum(self.virtual_sizes)
+    source = np.searchsorted(ends, drawn, side='right')
+    number = flat // self.epoch_size * self.virtual_sizes[source] + drawn - (ends - self.virtual_sizes)[source]
+    example = np.empty_like(flat)
+    for s in np.unique(source):
+      example[source == s] = self._shuffle(1 + s, number[source == s])
+    return source.reshape(position.shape)[()], example.reshape(position.shape)[()]
+
+
+def quotas(weights: Mapping[str, float], batch_size: int, multiple: int = 1) -> dict[str, int]:
+  """Splits a step's batch between streams in proportion to their weights.
+
+  Rounding to `multiple` makes the shares of the batch slightly wrong. Sum the streams' mean losses with their
+  exact shares, `sum_k weight_k / sum(weights) * mean_k`, not with the shares of the batch: then the expected
+  gradient is exactly that of sampling in proportion to the weights.
+
+  Args:
+    weights: positive weight of each stream, usually its number of examples.
+    batch_size: examples a step over all streams and processes.
+    multiple: what every stream's batch must divide by (devices on the batch axis of the mesh).
+
+  Returns:
+    {stream: examples a step}: positive multiples of `multiple` that sum to batch_size.
+
+  Raises:
+    UserError: batch_size is no multiple of `multiple` or too small to give each stream one; a weight <= 0.
+  """
+  for name, weight in weights.items():
+    if not 0 < weight < float('inf'):
+      raise UserError(f'The weight of stream {name!r} is {weight}; expected a finite number > 0.')
+  if batch_size % multiple or batch_size < multiple * len(weights):
+    raise UserError(
+      f'batch_size is {batch_size}; expected a multiple of {multiple} (devices that share the batch) and at '
+      f'least {multiple * len(weights)} for {len(weights)} streams: {", ".join(weights)}.'
+    )
+  units = _apportion(np.array(list(weights.values()), np.float64), batch_size // multiple)
+  return {name: int(u) * multiple for name, u in zip(weights, units, strict=True)}

@@ -1,0 +1,50 @@
+"""Installs cover_jax, data_pipelines and configs. Tested versions are pinned in constraints/."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.*)'", (ROOT / 'cover_jax/__init__.py').read_text()).group(1)
+
+# The CPU wheel of TensorFlow is small and never touches the accelerator that JAX uses; it exists for Linux x86-64.
+TENSORFLOW = [
+  'tensorflow-cpu>=2.21; platform_system=="Linux" and platform_machine=="x86_64"',
+  'tensorflow>=2.21; platform_system!="Linux" or platform_machine!="x86_64"',
+]
+
+setuptools.setup(
+  name='cover_jax',
+  version=VERSION,
+  description='Train one action-recognition model on many video and image datasets at once, in JAX/Flax.',
+  long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11,<3.14',
+  packages=setuptools.find_packages(include=['cover_jax*', 'data_pipelines*', 'configs*']),
+  install_requires=[
+    'jax>=0.10,<0.13',
+    'flax>=0.12',
+    'optax>=0.2.5',
+    'clu>=0.0.12',
+    'ml-collections>=1.0',
+    'einops>=0.8',
+    'tensorflow-datasets>=4.9.9',
+    *TENSORFLOW,
+    'importlib_resources',  # TFDS imports it and does not declare it
+    'tensorboard>=2.19',  # clu.metric_writers imports it; TensorFlow no longer brings it
+    'matplotlib>=3.9',
+    'numpy>=2.0',
+    'pillow>=10',
+    'scikit-learn>=1.5',  # carries the scans that the embedded data sets are drawn from
+  ],
+  extras_require={
+    'tpu': ['jax[tpu]>=0.10,<0.13'],
+    'cuda': ['jax[cuda13]>=0.10,<0.13'],
+    'plan': ['libtpu'],
+    'torch': ['torch', 'transformers', 'safetensors'],
+    'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff'],
+  },
+  classifiers=['License :: OSI Approved :: Apache Software License', 'Programming Language :: Python :: 3'],
+)

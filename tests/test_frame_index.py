@@ -1,0 +1,227 @@
+"""The byte index: the bytes are TFDS's own, the cache is never stale, a broken file is named."""
+
+import gzip
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+import tiny_datasets
+from tiny_datasets import frame
+
+from data_pipelines import frame_index
+from data_pipelines.contract import UserError
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  data_dir = tmp_path_factory.mktemp('data')
+  tiny_datasets.build(data_dir)
+  return data_dir
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
+  return tmp_path / 'home'
+
+
+def encoded(index, record):
+  data = Path(index.files[index.shard[record]]).read_bytes()
+  return [data[o : o + n] for o, n in zip(*index.frames(record), strict=True)]
+
+
+def feature(*values):
+  if isinstance(values[0], bytes):
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+  if isinstance(values[0], float):
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+  return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+
+def write(path, records, options=None):
+  with tf.io.TFRecordWriter(str(path), options) as writer:
+    for record in records:
+      features = {k: feature(*v) for k, v in record.items()}
+      writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+  return str(path)
+
+
+@pytest.fixture
+def file(tmp_path):
+  return write(tmp_path / 'a.tfrecord', [{'video': [frame(i, t) for t in range(3)], 'label': [i]} for i in range(4)])
+
+
+@pytest.mark.parametrize(('name', 'key'), [('tiny_test_clips', 'video'), ('tiny_test_pictures', 'image')])
+def test_bytes_are_those_of_tfds(prepared, name, key):
+  builder = tfds.builder(name, data_dir=prepared)
+  files = builder.info.splits['train'].filepaths
+  index = frame_index.load_or_build(files, key)
+  skip = {key: tfds.decode.SkipDecoding()}
+  options = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+  examples = list(tfds.as_numpy(builder.as_dataset(split='train', decoders=skip, read_config=options)))
+  assert len(index.shard) == len(examples) > 0
+  for record, example in enumerate(examples):
+    assert encoded(index, record) == np.atleast_1d(example[key]).tolist()
+    for column, values in index.columns.items():
+      assert values[record] == example[column]
+  assert set(index.height) == {tiny_datasets.HEIGHT} and set(index.width) == {tiny_datasets.WIDTH}
+  if key == 'video':
+    assert len(set(index.shard)) == 3
+    assert set(index.columns) == {'label', 'id', 'fps', 'shift'}  # not 'box', which has four values
+    assert index.columns['shift'].min() < 0 and index.columns['fps'].dtype == np.float32
+    assert index.columns['id'].dtype.kind == 'S'
+
+
+def test_frames_of_any_length_are_found(tmp_path):
+  # Lengths around the steps of the varint that stands before each frame; the first one is an image.
+  lengths = [0, 1, 127, 128, 16383, 16384, 2**21 - 1, 2**21]
+  frames = [frame(0, 0), *(os.urandom(n) for n in lengths)]
+  index = frame_index.load_or_build([write(tmp_path / 'a', [{'video': frames}, {'video': frames[::-1][-1:]}])], 'video')
+  assert encoded(index, 0) == frames and encoded(index, 1) == frames[:1]
+
+
+def test_columns_are_what_every_record_has_once(tmp_path):
+  image = [frame(0, 0)]
+  records = [
+    {'image': image, 'big': [2**63 - 1], 'low': [-(2**63)], 'some': [1], 'list': [1, 2], 'mask': [b'x' * 2000]},
+    {'image': image, 'big': [0], 'low': [-1], 'list': [1], 'mask': [b'x']},
+  ]
+  index = frame_index.load_or_build([write(tmp_path / 'a', records)], 'image')
+  assert {k: v.tolist() for k, v in index.columns.items()} == {'big': [2**63 - 1, 0], 'low': [-(2**63), -1]}
+
+
+def test_records_without_frames_and_empty_files(tmp_path):
+  files = [tmp_path / 'empty', tmp_path / 'a']
+  files[0].touch()
+  write(files[1], [{'video': [frame(0, 0)], 'label': [5]}])
+  with tf.io.TFRecordWriter(str(files[1])) as writer:
+    features = {'video': tf.train.Feature(bytes_list=tf.train.BytesList()), 'label': feature(5)}
+    writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+  index = frame_index.load_or_build(files, 'video')
+  assert index.shard.tolist() == [1] and np.diff(index.pointer).tolist() == [0] and index.height.tolist() == [0]
+
+
+def test_index_is_built_once_and_again_when_a_file_changes(file, monkeypatch):
+  builds = []
+  build = frame_index._build
+  monkeypatch.setattr(frame_index, '_build', lambda *a: builds.append(1) or build(*a))
+  first = frame_index.load_or_build([file], 'video')
+  again = frame_index.load_or_build([file], 'video')
+  assert len(builds) == 1
+  assert [encoded(again, r) for r in range(4)] == [encoded(first, r) for r in range(4)]
+  assert again.columns['label'].tolist() == [0, 1, 2, 3]
+
+  size = os.stat(file).st_size
+  write(file, [{'video': [frame(3 - i, t) for t in range(3)], 'label': [i]} for i in range(4)])
+  assert os.stat(file).st_size == size  # the time of change alone tells
+  changed = frame_index.load_or_build([file], 'video')
+  assert len(builds) == 2 and encoded(changed, 0)[0] == frame(3, 0)
+  assert len([f for f in os.listdir(os.path.dirname(file)) if 'frame_index' in f]) == 1
+
+
+@pytest.mark.parametrize('damage', [b'', b'garbage', 'half', 'flip'])
+def test_corrupt_cache_is_built_again(file, damage):
+  frame_index.load_or_build([file], 'video')
+  (cache,) = (os.path.join(os.path.dirname(file), f) for f in os.listdir(os.path.dirname(file)) if '.npz' in f)
+  good = Path(cache).read_bytes()
+  flip = bytearray(good)
+  flip[len(flip) // 3] ^= 0xFF
+  Path(cache).write_bytes({'half': good[: len(good) // 2], 'flip': bytes(flip)}.get(damage, damage))
+  assert encoded(frame_index.load_or_build([file], 'video'), 2)[1] == frame(2, 1)
+
+
+def test_read_only_data_is_cached_in_the_users_directory(file, home, monkeypatch):
+  save = frame_index._save
+
+  def refuse(path, *args):
+    if home not in path.parents:
+      raise PermissionError(13, 'Permission denied', str(path))
+    save(path, *args)
+
+  monkeypatch.setattr(frame_index, '_save', refuse)
+  frame_index.load_or_build([file], 'video')
+  assert len(list(home.rglob('*.npz'))) == 1
+  monkeypatch.setattr(frame_index, '_build', None)  # must not be called
+  frame_index.load_or_build([file], 'video')
+
+
+def test_index_works_where_nothing_can_be_written(file, monkeypatch):
+  def refuse(path, *args):
+    raise OSError(28, 'No space left on device', str(path))
+
+  monkeypatch.setattr(frame_index, '_save', refuse)
+  assert len(frame_index.load_or_build([file], 'video').shard) == 4
+
+
+def test_failed_save_leaves_nothing_behind(file, monkeypatch, home):
+  def fail(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(np, 'savez', fail)
+  frame_index.load_or_build([file], 'video')
+  assert os.listdir(os.path.dirname(file)) in (['a.tfrecord'], ['a.tfrecord', 'home'], ['home', 'a.tfrecord'])
+  assert not [f for f in home.rglob('*') if f.is_file()]
+
+
+def refused(file, key='video'):
+  with pytest.raises(UserError) as e:
+    frame_index.load_or_build([file], key)
+  assert '\n' not in str(e.value) and str(file) in str(e.value)
+  assert not [f for f in os.listdir(os.path.dirname(file)) if 'frame_index' in f]
+  return str(e.value)
+
+
+def test_truncated_files_are_named_with_their_byte(file):
+  data = Path(file).read_bytes()
+  begins = [0]
+  while begins[-1] < len(data):
+    begins.append(begins[-1] + 16 + int.from_bytes(data[begins[-1] : begins[-1] + 8], 'little'))
+  assert len(begins) == 5
+  for record, cut in ((3, len(data) - 1), (2, begins[2] + 500), (2, begins[2] + 5), (0, 3)):
+    Path(file).write_bytes(data[:cut])
+    assert f'byte {begins[record]}:' in refused(file)
+  Path(file).write_bytes(data[: begins[2]])  # cut between records: dataset_info.json tells, see open_source
+  assert len(frame_index.load_or_build([file], 'video').shard) == 2
+
+
+def test_other_files_are_named(file, tmp_path):
+  data = Path(file).read_bytes()
+  Path(file).write_bytes(gzip.compress(data))
+  assert 'byte 0: the checksum of a record header' in refused(file)
+  write(file, [{'video': [frame(0, 0)]}], tf.io.TFRecordOptions(compression_type='GZIP'))
+  assert 'uncompressed' in refused(file)
+  Path(file).write_bytes(b'just text, nothing else' * 10)
+  refused(file)
+  with tf.io.TFRecordWriter(file) as writer:
+    writer.write(b'\xff' * 40)
+  assert 'no tf.train.Example' in refused(file)
+  with tf.io.TFRecordWriter(file) as writer:
+    writer.write(b'\x0a\x7f')  # a length that leads out of the record
+  assert 'no tf.train.Example' in refused(file)
+  write(file, [{'video': [b'no image']}])
+  assert 'no image' in refused(file)
+  write(file, [{'movie': [frame(0, 0)]}])
+  assert "without the feature 'video'" in refused(file)
+  shutil.move(file, tmp_path / 'gone')
+  assert 'No such file' in refused(file)
+
+
+def test_random_damage_never_goes_unnoticed_or_escapes(file):
+  # A damaged byte gives an index or a UserError, nothing else, and never a frame outside the file.
+  data = Path(file).read_bytes()
+  rng = np.random.default_rng(0)
+  for _ in range(150):
+    damaged = bytearray(data)
+    damaged[rng.integers(60)] = rng.integers(256)
+    Path(file).write_bytes(damaged)
+    try:
+      index = frame_index._from_arrays((file,), frame_index._build((file,), 'video'))
+    except UserError:
+      continue
+    for record in range(len(index.shard)):
+      offset, length = index.frames(record)
+      assert (offset + length <= len(data)).all()

@@ -1,0 +1,408 @@
+"""The encoder: size, invariants at initialisation, options that must not change it, any clip geometry."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cover_jax.models import LOGICAL_AXES, Heads, TimeSformer
+from cover_jax.models.attention import attend
+from cover_jax.models.timesformer import drop_path, resize_position_embedding, resize_time_embedding
+
+ATTENTIONS = ('divided', 'joint', 'space')
+SMALL = TimeSformer(patch_size=8, width=32, depth=2, num_heads=4, mlp_dim=64, num_frames=4, image_size=32)
+
+
+def random_clip(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=(*shape, 3)).astype(np.float32)
+
+
+def init_params(model, frames=4, size=32):
+  return nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, frames, size, size, 3))))['params']
+
+
+def randomise(params, scale=0.2):
+  """Parameters of which none is zero, as after training."""
+  leaves, structure = jax.tree.flatten(params)
+  rng = np.random.default_rng(1)
+  return structure.unflatten([x + scale * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
+
+
+def encode(model, params, clip, **kwargs):
+  return jax.jit(partial(model.apply, **kwargs))({'params': params}, clip)
+
+
+@pytest.fixture(scope='module')
+def trained():
+  """Random parameters by attention type."""
+  return {a: randomise(init_params(SMALL.clone(attention=a))) for a in ATTENTIONS}
+
+
+def count_parameters(classes, **fields):
+  encoder = TimeSformer(**fields)
+  clip = jax.ShapeDtypeStruct((1, encoder.num_frames, encoder.image_size, encoder.image_size, 3), jnp.float32)
+  feature = jax.ShapeDtypeStruct((1, encoder.width), jnp.float32)
+  heads = Heads((('source', classes),))
+  shapes = [jax.eval_shape(m.init, jax.random.key(0), x) for m, x in ((encoder, clip), (heads, feature))]
+  return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(
+  ('millions', 'count', 'classes', 'fields'),
+  [
+    # CoVeR's figures count a 400-way head, those of the TimeSformer paper's Table 1 (121.4 M, 85.9 M) the 174 of SSv2.
+    (121.57, 121_566_352, 400, {}),
+    (121.39, 121_392_558, 174, {}),
+    (85.94, 85_938_606, 174, {'attention': 'joint'}),
+    (85.93, 85_932_462, 174, {'attention': 'space'}),
+    (
+      430.33,
+      430_331_280,
+      400,
+      {'width': 1024, 'depth': 24, 'num_heads': 16, 'mlp_dim': 4096, 'num_frames': 16, 'image_size': 448},
+    ),
+  ],
+)
+def test_parameter_counts_are_the_published_ones(millions, count, classes, fields):
+  assert count_parameters(classes, **fields) == count
+  assert round(count / 1e6, 2) == millions
+
+
+def test_parameter_names_and_initial_values():
+  params = init_params(SMALL)
+  flat = {'/'.join(k.key for k in path): x for path, x in jax.tree.leaves_with_path(params)}
+  attention = {f'{p}/{leaf}' for p in ('query', 'key', 'value', 'out') for leaf in ('kernel', 'bias')}
+  norms = {f'{name}/{leaf}' for name in ('norm_time', 'norm_space', 'norm_mlp') for leaf in ('scale', 'bias')}
+  dense = {f'{name}/{leaf}' for name in ('temporal_fc', 'mlp/hidden', 'mlp/out') for leaf in ('kernel', 'bias')}
+  blocks = {f'attention_{a}/{leaf}' for a in ('time', 'space') for leaf in attention} | norms | dense
+  other = {'patch_embedding/kernel', 'patch_embedding/bias', 'class_token', 'position_embedding', 'time_embedding'}
+  assert set(flat) == {f'blocks/{name}' for name in blocks} | other | {'norm/scale', 'norm/bias'}
+  assert all(x.dtype == jnp.float32 for x in flat.values())
+  assert all(x.shape[0] == SMALL.depth for name, x in flat.items() if name.startswith('blocks/'))
+  assert flat['blocks/attention_time/query/kernel'].shape == (2, 32, 4, 8)
+  assert flat['blocks/attention_time/out/kernel'].shape == (2, 4, 8, 32)
+  for name, x in flat.items():
+    if name.endswith('bias') or name == 'time_embedding' or 'temporal_fc' in name:
+      assert not x.any(), name
+    elif name.endswith('scale'):
+      assert (x == 1).all(), name
+    elif name != 'patch_embedding/kernel':
+      assert 0.012 < x.std() < 0.024, name
+      assert abs(x).max() <= 0.041, name
+  kernel = flat['blocks/attention_space/query/kernel']
+  assert not np.array_equal(kernel[0], kernel[1])  # each block draws its own
+  assert 'time_embedding' not in init_params(SMALL.clone(attention='space'))
+  assert 'temporal_fc' not in init_params(SMALL.clone(attention='joint'))['blocks']
+
+
+def test_every_parameter_names_its_axes():
+  used = set()
+  for attention in ATTENTIONS:
+    encoder = jax.eval_shape(SMALL.clone(attention=attention).init, jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
+    heads = jax.eval_shape(Heads((('a', 3),)).init, jax.random.key(0), jnp.zeros((1, 32)))
+    for tree in (encoder, heads):
+      is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+      for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_box):
+        assert is_box(leaf), path
+        assert len(leaf.names) == leaf.value.ndim, path
+        assert ('layers' == leaf.names[0]) == (getattr(path[1], 'key', None) == 'blocks'), path
+        used |= set(leaf.names) - {None}
+  assert used | {'batch'} == LOGICAL_AXES
+
+
+def test_constraint_on_the_batch_is_there_under_a_mesh_and_only_there():
+  rules = [(name, 'data' if name == 'batch' else None) for name in sorted(LOGICAL_AXES)]
+  mesh = jax.make_mesh((1,), ('data',), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+  clip = random_clip(1, 4, 32, 32)
+
+  def lower():  # a new function each time: tracing is cached
+    return jax.jit(lambda key, clip: SMALL.init_with_output(key, clip)[0]).lower(jax.random.key(0), clip).as_text()
+
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    lines = [line for line in lower().splitlines() if 'sharding_constraint' in line and '<1x65x32xf32>' in line]
+  assert sum('[{"data"}, {}, {}]' in line for line in lines) == 2  # in the block, and after the last one
+  assert 'sharding_constraint' not in lower()
+
+
+@pytest.mark.parametrize('attention', ATTENTIONS)
+def test_repeated_frame_is_the_frame_at_initialisation(attention):
+  model = SMALL.clone(attention=attention)
+  params = init_params(model)
+  frame = random_clip(2, 1, 32, 32)
+  image = encode(model, params, frame)
+  clip = encode(model, params, np.repeat(frame, 4, axis=1))
+  assert image.shape == (2, 1 + 16, 32)
+  assert clip.shape == (2, 1 + 16 * 4, 32)
+  np.testing.assert_allclose(clip[:, 0], image[:, 0], atol=1e-5)
+  np.testing.assert_allclose(clip[:, 1:], np.repeat(image[:, 1:], 4, axis=1), atol=1e-5)
+  # Not because it ignores its input.
+  assert np.abs(np.asarray(encode(model, params, random_clip(2, 1, 32, 32, seed=9)) - image)).max() > 0.01
+
+
+def test_divided_is_the_space_model_at_initialisation():
+  params = init_params(SMALL)
+  clip = random_clip(2, 1, 32, 32)
+  want = encode(SMALL.clone(attention='space'), params, clip)
+  np.testing.assert_allclose(encode(SMALL, params, clip), want, atol=1e-5)
+
+
+def test_token_order_is_place_then_frame():
+  """A change in one patch of one frame shows in one token where no attention mixes them (depth 0 in effect)."""
+  params = init_params(SMALL)
+  params['blocks'] = jax.tree.map(jnp.zeros_like, params['blocks'])
+  clip = random_clip(1, 4, 32, 32)
+  changed = clip.copy()
+  changed[0, 2, 8:16, 16:24] += 1  # frame 2, row 1, column 2 of a 4 x 4 grid
+  difference = np.abs(encode(SMALL, params, changed) - encode(SMALL, params, clip)).max(-1)[0]
+  assert np.flatnonzero(difference).tolist() == [1 + (1 * 4 + 2) * 4 + 2]
+
+
+def test_order_of_frames_matters_only_to_models_of_time(trained):
+  clip = random_clip(1, 4, 32, 32)
+  shuffled = clip[:, [2, 0, 3, 1]]
+  for attention in ATTENTIONS:
+    model = SMALL.clone(attention=attention)
+    difference = encode(model, trained[attention], clip)[:, 0] - encode(model, trained[attention], shuffled)[:, 0]
+    assert (np.abs(difference).max() > 1e-3) == (attention != 'space'), attention
+  # Without a time embedding no attention knows the order.
+  timeless = {**trained['divided'], 'time_embedding': np.zeros((1, 4, 32), np.float32)}
+  difference = encode(SMALL, timeless, clip)[:, 0] - encode(SMALL, timeless, shuffled)[:, 0]
+  assert np.abs(difference).max() < 1e-4
+
+
+def test_clips_of_a_batch_do_not_meet(trained):
+  clip = random_clip(3, 4, 32, 32)
+  for attention in ATTENTIONS:
+    model = SMALL.clone(attention=attention)
+    together = encode(model, trained[attention], clip)
+    np.testing.assert_allclose(together[1:2], encode(model, trained[attention], clip[1:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'options', [{'scan_unroll': 2}, {'remat': 'full'}, {'remat': 'dots'}, {'remat': 'full', 'scan_unroll': 2}], ids=str
+)
+def test_unrolling_and_rematerialisation_change_nothing(options, trained):
+  clip = random_clip(2, 4, 32, 32)
+
+  def value_and_grad(model):
+    loss = lambda params: jnp.sum(
+      model.apply({'params': params}, clip, train=True, rngs={'drop_path': jax.random.key(5)})[:, 0] ** 3
+    )
+    return jax.jit(jax.value_and_grad(loss))(trained['divided'])
+
+  model = SMALL.clone(drop_path=0.3)
+  value, grads = value_and_grad(model)
+  other_value, other_grads = value_and_grad(model.clone(**options))
+  np.testing.assert_allclose(other_value, value, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max()), other_grads, grads
+  )
+
+
+@pytest.mark.parametrize('attention', ATTENTIONS)
+def test_every_parameter_gets_gradient(attention, trained):
+  model, clip = SMALL.clone(attention=attention), random_clip(2, 4, 32, 32)
+  loss = lambda params, clip: jnp.sum(model.apply({'params': params}, clip) ** 3)
+  grads = jax.jit(jax.grad(loss))(trained[attention], clip)
+  for path, g in jax.tree.leaves_with_path(grads):
+    assert np.isfinite(g).all(), path
+    # Each block, not only the last one.
+    layers = g if getattr(path[0], 'key', None) == 'blocks' else g[None]
+    assert all(layer.any() for layer in layers), path
+
+
+def test_image_runs_or_skips_temporal_attention(trained):
+  params, image = trained['divided'], random_clip(2, 1, 32, 32)
+  skip = SMALL.clone(image_temporal='skip')
+  loss = lambda model, params: jnp.sum(model.apply({'params': params}, image) ** 3)
+  run_grads, skip_grads = (jax.jit(jax.grad(partial(loss, model)))(params)['blocks'] for model in (SMALL, skip))
+  for name in ('query', 'key'):
+    for g in jax.tree.leaves(run_grads['attention_time'][name]):
+      np.testing.assert_array_equal(g, 0)
+  assert all(g.any() for n in ('value', 'out') for g in jax.tree.leaves(run_grads['attention_time'][n]))
+  assert run_grads['temporal_fc']['kernel'].any()
+  for name in ('attention_time', 'temporal_fc', 'norm_time'):
+    for g in jax.tree.leaves(skip_grads[name]):
+      np.testing.assert_array_equal(g, 0)
+
+  # Skipping is what a model whose temporal_fc is zero does; running is not.
+  silent = {
+    **params,
+    'blocks': {**params['blocks'], 'temporal_fc': jax.tree.map(jnp.zeros_like, params['blocks']['temporal_fc'])},
+  }
+  want = encode(SMALL, silent, image)
+  np.testing.assert_allclose(encode(skip, params, image), want, atol=1e-5)
+  assert np.abs(encode(SMALL, params, image) - want).max() > 1e-2
+  # It concerns images only.
+  clip = random_clip(1, 2, 32, 32)
+  np.testing.assert_array_equal(encode(skip, params, clip), encode(SMALL, params, clip))
+  assert jax.tree.structure(init_params(skip, frames=1)) == jax.tree.structure(params)
+
+
+def test_query_and_key_of_an_image_cost_nothing():
+  def flops(model):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))
+    clip = jax.ShapeDtypeStruct((8, 1, 32, 32, 3), jnp.float32)
+    return jax.jit(model.apply).lower(nn.meta.unbox(shapes), clip).compile().cost_analysis()['flops']
+
+  # Value, output and temporal_fc, not five projections (the cost of a loop counts its body once).
+  projection = 2 * 8 * 16 * 32 * 32
+  extra = (flops(SMALL) - flops(SMALL.clone(image_temporal='skip'))) / projection
+  assert 3 <= extra < 3.9
+
+
+def test_bfloat16_is_close_to_float32(trained):
+  clip = random_clip(2, 4, 32, 32)
+  for attention in ATTENTIONS:
+    model, params = SMALL.clone(attention=attention), trained[attention]
+    want = np.asarray(encode(model, params, clip))
+    got = encode(model.clone(dtype=jnp.bfloat16), params, clip)
+    assert got.dtype == jnp.bfloat16
+    error = np.abs(np.asarray(got, np.float32) - want)
+    assert 0 < error.mean() < 0.03 * np.abs(want).mean(), attention
+
+
+def test_softmax_is_float32_and_exact():
+  rng = np.random.default_rng(0)
+  q, k, v = rng.normal(size=(3, 2, 300, 3, 8)).astype(np.float32) * 2
+  weights = np.einsum('blhk,bmhk->bhlm', q.astype(np.float64), k) / np.sqrt(8)
+  weights = np.exp(weights - weights.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  want = np.einsum('bhlm,bmhk->blhk', weights, v)
+  context, probs = jax.jit(attend)(q, k, v)
+  np.testing.assert_allclose(context, want, atol=1e-5)
+  np.testing.assert_allclose(probs, weights, atol=1e-6)
+  context, probs = jax.jit(attend)(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+  assert (context.dtype, probs.dtype) == (jnp.bfloat16, jnp.float32)
+  np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)  # bfloat16 sums of 300 terms would miss by 1e-2
+  # Logits that overflow exp.
+  context, _ = attend(q * 1e4, k * 1e4, v)
+  assert np.isfinite(context).all()
+
+
+def test_drop_path_statistics():
+  x = jnp.ones((4000, 3, 2))
+  y = np.asarray(drop_path(x, 0.25, jax.random.key(0)))
+  kept = y[:, 0, 0] != 0
+  assert abs(kept.mean() - 0.75) < 0.03
+  np.testing.assert_allclose(y[kept], 1 / 0.75, rtol=1e-6)  # whole rows
+  np.testing.assert_array_equal(y[~kept], 0)
+  np.testing.assert_array_equal(drop_path(x, 0.0, jax.random.key(0)), x)
+  assert drop_path(x.astype(jnp.bfloat16), jnp.float32(0.1), jax.random.key(0)).dtype == jnp.bfloat16
+
+
+def test_drop_path_in_the_model(trained):
+  model, params, clip = SMALL.clone(drop_path=0.5), trained['divided'], random_clip(2, 4, 32, 32)
+  train = lambda seed: jax.jit(partial(model.apply, train=True))(
+    {'params': params}, clip, rngs={'drop_path': jax.random.key(seed)}
+  )
+  first = train(0)
+  np.testing.assert_array_equal(train(0), first)
+  assert np.abs(train(1) - first).max() > 0
+  # Evaluation neither drops nor needs a key.
+  np.testing.assert_array_equal(encode(model, params, clip), encode(SMALL, params, clip))
+  np.testing.assert_array_equal(encode(SMALL, params, clip, train=True), encode(SMALL, params, clip))
+  # The first block drops nothing.
+  one = {**params, 'blocks': jax.tree.map(lambda x: x[:1], params['blocks'])}
+  got = model.clone(depth=1).apply({'params': one}, clip, train=True, rngs={'drop_path': jax.random.key(0)})
+  np.testing.assert_allclose(got, encode(SMALL.clone(depth=1), one, clip), atol=1e-5)
+
+
+def test_dropped_temporal_path_still_passes_the_bias_of_temporal_fc(trained):
+  """As released: the path is dropped before temporal_fc."""
+  params = jax.tree.map(jnp.zeros_like, trained['divided'])
+  params['blocks']['temporal_fc']['bias'] = jnp.ones((2, 32)).at[:, ::2].set(-1)
+  params['norm']['scale'] = jnp.ones(32)
+  tokens = SMALL.clone(drop_path=0.9).apply(
+    {'params': params}, random_clip(1, 4, 32, 32), train=True, rngs={'drop_path': jax.random.key(0)}
+  )
+  np.testing.assert_allclose(np.abs(tokens[:, 1:]), 1, atol=1e-4)
+  np.testing.assert_array_equal(tokens[:, 0], 0)
+
+
+def test_embeddings_resize():
+  rng = np.random.default_rng(0)
+  position, time = rng.normal(size=(1, 1 + 16, 3)), rng.normal(size=(1, 8, 3))
+  assert resize_position_embedding(position, (4, 4)) is position
+  assert resize_time_embedding(time, 8) is time
+  np.testing.assert_allclose(resize_time_embedding(time, 1), (time[:, 3:4] + time[:, 4:5]) / 2, rtol=1e-5)
+  np.testing.assert_allclose(resize_time_embedding(time[:, :1], 5), np.repeat(time[:, :1], 5, axis=1), rtol=1e-6)
+  # A linear ramp stays one, rows apart from columns, and the class token stays what it was.
+  row, column = np.mgrid[:4, :4]
+  ramp = np.concatenate([[[9.0, 9.0]], np.stack([row.ravel(), column.ravel()], -1)])[None]
+  resized = np.asarray(resize_position_embedding(ramp, (8, 2)))
+  assert resized.shape == (1, 1 + 16, 2)
+  np.testing.assert_array_equal(resized[0, 0], [9, 9])
+  grid = resized[0, 1:].reshape(8, 2, 2)
+  np.testing.assert_allclose(grid[:, 0, 0], np.clip((np.arange(8) + 0.5) / 2 - 0.5, 0, 3), atol=1e-6)
+  np.testing.assert_allclose(grid[0, :, 1], [0.5, 2.5], atol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(1, 4, 64, 32), (1, 7, 16, 24), (2, 1, 8, 8)])
+def test_any_geometry(shape, trained):
+  for attention in ATTENTIONS:
+    params = trained[attention]
+    tokens = encode(SMALL.clone(attention=attention), params, random_clip(*shape))
+    assert tokens.shape == (shape[0], 1 + shape[1] * (shape[2] // 8) * (shape[3] // 8), 32)
+    assert np.isfinite(tokens).all()
+
+
+@pytest.mark.parametrize('attention', ATTENTIONS)
+def test_attention_is_kept_on_request_and_free_otherwise(attention, trained):
+  model, clip = SMALL.clone(attention=attention), random_clip(2, 4, 32, 32)
+  variables = {'params': trained[attention]}
+  plain = jax.jit(model.apply).lower(variables, clip).compile()
+  keep = jax.jit(partial(model.apply, mutable=['attention'])).lower(variables, clip).compile()
+  tokens, kept = keep(variables, clip)
+  probs = kept['attention']['blocks']
+  shapes = {
+    'divided': {'time': (2, 2, 16, 4, 4, 4), 'space': (2, 2, 4, 4, 17, 17)},
+    'joint': {'space': (2, 2, 1, 4, 65, 65)},
+    'space': {'space': (2, 2, 4, 4, 17, 17)},
+  }[attention]
+  assert {name: x.shape for name, x in probs.items()} == shapes
+  for x in probs.values():
+    np.testing.assert_allclose(x.sum(-1), 1, atol=1e-5)
+    assert x.std() > 1e-3
+  np.testing.assert_allclose(tokens, plain(variables, clip), atol=1e-5)
+  # One division a probability less in the body of the loop.
+  entries = sum(int(np.prod(shape[1:])) for shape in shapes.values())
+  assert plain.cost_analysis()['flops'] <= keep.cost_analysis()['flops'] - entries
+  assert plain.memory_analysis().output_size_in_bytes == tokens.nbytes
+
+
+def test_kept_attention_survives_rematerialisation(trained):
+  variables, clip = {'params': trained['divided']}, random_clip(1, 4, 32, 32)
+  want = SMALL.apply(variables, clip, mutable=['attention'])[1]
+  got = SMALL.clone(remat='full').apply(variables, clip, mutable=['attention'])[1]
+  jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), got, want)
+  assert set(SMALL.init(jax.random.key(0), clip)) == {'params'}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'shape', 'message'),
+  [
+    ({}, (1, 4, 33, 32, 3), 'multiples of patch_size 8; this one is 33 x 32'),
+    ({}, (1, 4, 32, 30, 3), 'this one is 32 x 30'),
+    ({}, (4, 32, 32, 3), r'shape \[B, T, H, W, 3\]'),
+    ({}, (1, 4, 32, 32, 1), r'shape \[B, T, H, W, 3\]'),
+    ({}, (1, 0, 32, 32, 3), 'at least 1'),
+    ({'attention': 'axial'}, (1, 4, 32, 32, 3), "attention is 'axial'; expected one of"),
+    ({'remat': 'some'}, (1, 4, 32, 32, 3), "remat is 'some'"),
+    ({'image_temporal': 'no'}, (1, 4, 32, 32, 3), "image_temporal is 'no'"),
+    ({'num_heads': 5}, (1, 4, 32, 32, 3), 'not a multiple of num_heads 5'),
+    ({'image_size': 36}, (1, 4, 32, 32, 3), 'image_size 36 is not a multiple'),
+    ({'drop_path': 1.0}, (1, 4, 32, 32, 3), r'drop_path is 1.0; expected a rate in \[0, 1\)'),
+  ],
+)
+def test_mistakes_are_named(fields, shape, message):
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(SMALL.clone(**fields).init, jax.random.key(0), jnp.zeros(shape))
+
+
+def test_pixels_must_be_normalised_first():
+  with pytest.raises(ValueError, match='this one is uint8: normalise it first'):
+    jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3), jnp.uint8))
