@@ -183,6 +183,11 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
   return {k: v for key, value in tree.items() for k, v in _flat(value, f'{prefix}.{key}'.lstrip('.')).items()}
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def flatten(tree: Any) -> dict[str, Any]:
+  """{'params/encoder/...': array} of nested dicts."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {'/'.join(str(k.key) for k in path): tuple(np.shape(leaf)) for path, leaf in leaves}
+  return {'/'.join(str(k.key) for k in path): leaf for path, leaf in leaves}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {name: tuple(np.shape(leaf)) for name, leaf in flatten(tree).items()}

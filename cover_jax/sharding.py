@@ -100,7 +100,17 @@ def shardings(abstract_tree: Any, mesh: Mesh, rules: Rules) -> Any:
         f'config.logical_axis_rules has no rule for {sorted(unknown)}: '
         'add (name, mesh axis), or (name, None) to replicate it.'
       )
-  return nn.logical_to_mesh_sharding(specs, mesh, list(rules))
+  wanted = nn.logical_to_mesh_sharding(specs, mesh, list(rules))
+  return jax.tree.map(_divisible, nn.meta.unbox(abstract_tree), wanted)
+
+
+def _divisible(array: jax.ShapeDtypeStruct, wanted: NamedSharding) -> NamedSharding:
+  """Leaves whole the axes that the mesh does not divide: a data set has the number of classes that it has."""
+  mesh = wanted.mesh
+  axes = [axes if isinstance(axes, tuple) else (axes,) for axes in wanted.spec]
+  ways = [int(np.prod([mesh.shape[a] for a in names if a])) for names in axes]
+  spec = [name if size % n == 0 else None for name, size, n in zip(wanted.spec, array.shape, ways, strict=False)]
+  return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:

@@ -147,7 +147,7 @@ def train_batches(
     UserError: a batch size that process_count does not divide, an image source in a stream of several frames,
       wrong sampling weights; from the iterator: frames that cannot be read or decoded.
   """
-  datasets, trouble = {}, []
+  datasets, all_rows, trouble = {}, {}, []
   for name, stream in streams.items():
     mixture = stream_mixture(name, sources, stream, seed)
     check_stream(f'stream {name!r}', [sources[i] for i in stream.sources], stream, stream.batch_size, process_count)
@@ -159,8 +159,9 @@ def train_batches(
       return augmentation_rng(mixture, position)
 
     stop = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
+    all_rows[name] = rows
     datasets[name] = _dataset(sources, stream, rows, rng, range(start_step, stop), trouble)
-  return _iterate(datasets, trouble)
+  return _iterate(datasets, trouble, sources, all_rows, start_step)
 
 
 def eval_batches(
@@ -194,8 +195,9 @@ def eval_batches(
 
   steps = range(-(-source.num_examples // batch_size))
   trouble = []
-  dataset = _dataset({source_id: source}, stream, rows, lambda position: None, steps, trouble)
-  return (batch['only'] for batch in _iterate({'only': dataset}, trouble))
+  sources = {source_id: source}
+  dataset = _dataset(sources, stream, rows, lambda position: None, steps, trouble)
+  return (batch['only'] for batch in _iterate({'only': dataset}, trouble, sources, {'only': rows}, 0))
 
 
 def check_stream(where: str, members: Sequence[Source], stream: Stream, batch_size: int, process_count: int) -> None:
@@ -311,7 +313,13 @@ def _decode(frames, length: int, box, flip, size: tuple[int, int]):
   return tf.ensure_shape(clip, (length, *size, 3))
 
 
-def _iterate(datasets: Mapping, trouble: list[Exception]) -> Iterator[Batch]:
+def _iterate(
+  datasets: Mapping,
+  trouble: list[Exception],
+  sources: Sequence[Source] | Mapping[int, Source],
+  rows: Mapping[str, Callable[[int], Rows]],
+  step: int,
+) -> Iterator[Batch]:
   import tensorflow as tf
 
   dataset = tf.data.Dataset.zip(dict(datasets)).prefetch(tf.data.AUTOTUNE)
@@ -326,8 +334,25 @@ def _iterate(datasets: Mapping, trouble: list[Exception]) -> Iterator[Batch]:
     except tf.errors.OpError as e:
       if trouble:
         raise trouble[0] from None
-      raise UserError(
-        f'A frame of the streams {", ".join(datasets)} cannot be decoded ({e.message.splitlines()[0]}): build its '
-        f'dataset again.'
-      ) from None
+      culprit = next(filter(None, (_broken_frame(sources, of_stream(step)) for of_stream in rows.values())), None)
+      if culprit is None:
+        raise
+      raise UserError(f'{culprit} cannot be decoded ({e.message.splitlines()[0]}): build the dataset again.') from None
     yield batch
+    step += 1
+
+
+def _broken_frame(sources: Sequence[Source] | Mapping[int, Source], rows: Rows) -> str | None:
+  """The first frame of some examples that cannot be decoded. TensorFlow's own message does not tell which."""
+  import tensorflow as tf
+
+  for source_id, example in zip(rows.source, rows.example, strict=True):
+    source = sources[int(source_id)]
+    for number, frame in enumerate(sources_lib.read(source, example, np.arange(source.num_frames[example]))):
+      try:
+        tf.io.decode_image(frame, expand_animations=False)
+      except tf.errors.OpError:
+        row = source.rows[example]
+        file, offset = source.frames.files[source.frames.shard[row]], source.frames.frames(row)[0][number]
+        return f'Frame {number} of example {example} of source {source.name!r} (byte {offset} of {file})'
+  return None

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-import tiny_datasets
-from tiny_datasets import frame
 
 from data_pipelines import frame_index
 from data_pipelines.contract import UserError
+from tests import tiny_datasets
+from tests.tiny_datasets import frame
 
 
 @pytest.fixture(scope='module')

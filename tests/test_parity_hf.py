@@ -22,7 +22,6 @@ REDUCED = [
   ('divided', 1, 32, 8, 48, 3, 2),
   ('divided', 5, 16, 16, 24, 2, 2),  # one patch a frame
   ('joint', 4, 32, 8, 48, 4, 2),
-  ('joint', 1, 24, 8, 32, 2, 2),
   ('space', 4, 32, 8, 48, 4, 2),
   ('space', 1, 32, 16, 32, 2, 3),
 ]
@@ -114,7 +113,9 @@ def test_logits_and_every_gradient(config):
     logits = our_logits(our_model(model), params, clip)
     return -jax.nn.log_softmax(logits)[jnp.arange(2), label].mean(), logits
 
-  (_, ours), our_grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  (_, ours), our_grads = jax.jit(
+    jax.value_and_grad(loss, has_aux=True), compiler_options={'xla_backend_optimization_level': 0}
+  )(params)
   logit_error = relative_error(ours, theirs.detach().numpy())
 
   assert jax.tree.structure(our_grads) == jax.tree.structure(their_grads)
@@ -136,6 +137,7 @@ def test_logits_and_every_gradient(config):
   assert grad_errors[worst] < 1e-4
 
 
+@pytest.mark.slow
 def test_base_model_at_full_size():
   model = make_hf('divided', 8, 224, 16, 768, 12, 12, classes=400)
   clip = np.random.default_rng(0).normal(size=(1, 8, 224, 224, 3)).astype(np.float32)

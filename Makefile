@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine with Python 3.11, 3.12 or 3.13:
+#   make demo    co-trains on the embedded data and shows the results in ./demo
+#   make test    runs the tests
+# Each makes its own virtual environment from this folder's files, with the tested versions.
+
+PYTHON ?= $(firstword $(foreach v,python3.12 python3.11 python3.13 python3,$(if $(shell $(v) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo ok),$(v))))
+TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null)
+VENV ?= .venv-$(TAG)
+BIN := $(VENV)/bin
+WORKDIR ?= demo
+
+.PHONY: demo test test-fast lint venv clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py constraints/$(TAG).txt
+	@test -n "$(TAG)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints/$(TAG).txt --editable '.[test]'
+	touch $@
+
+constraints/.txt:
+	@echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12 ..."; exit 2
+
+demo: venv
+	JAX_PLATFORMS=cpu $(BIN)/python -m cover_jax.main --config=configs/digits_cover.py --workdir=$(WORKDIR)
+
+test: venv lint
+	$(BIN)/python -m pytest -n 2
+
+test-fast: venv
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not full'
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv-* demo

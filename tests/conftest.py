@@ -1,0 +1,39 @@
+"""Shared set-up: eight fake CPU devices, no network, embedded data built once per session."""
+
+import os
+
+# Before JAX starts: tests make meshes of 1 to 8 of these devices.
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import pathlib
+import tempfile
+
+import pytest
+
+# Subprocesses and workers compile the same tiny programs: once is enough.
+_CACHE = os.path.join(tempfile.gettempdir(), f'cover_jax_test_cache_{os.getuid()}')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(_CACHE, 'xla'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+# The embedded data sets are built here, by the first test that opens them, and found here by the others.
+os.environ.setdefault('TFDS_DATA_DIR', os.path.join(_CACHE, 'tfds'))
+
+
+@pytest.fixture(scope='session')
+def embedded_data() -> None:
+  """Builds the embedded data sets."""
+  from configs import digits_cover
+  from data_pipelines import sources
+
+  for name, config in digits_cover.get_config('debug').sources.items():
+    sources.open_source(name, config.to_dict() | {'data_dir': None}, 'train')
+
+
+@pytest.fixture(scope='session')
+def media() -> pathlib.Path:
+  """The folder of real videos, images and annotation files that some tests read."""
+  folder = os.environ.get('COVER_JAX_TEST_MEDIA')
+  if not folder:
+    pytest.skip('COVER_JAX_TEST_MEDIA is not set: it names a folder of test videos')
+  return pathlib.Path(folder)

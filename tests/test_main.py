@@ -1,0 +1,263 @@
+"""The command line as a user meets it: training, kill -9, SIGTERM, evaluation, and every kind of bad input."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import ml_collections
+import pytest
+
+from configs import digits_cover
+from cover_jax import checkpoints, jobs
+from cover_jax import main as command_line
+from data_pipelines.contract import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = 'configs/digits_cover.py:debug'
+
+
+def command(workdir, *flags, config=CONFIG):
+  return [sys.executable, '-m', 'cover_jax.main', f'--config={config}', f'--workdir={workdir}', *flags]
+
+
+def start(workdir, *flags, config=CONFIG):
+  env = os.environ | {'XLA_FLAGS': ''}
+  return subprocess.Popen(
+    command(workdir, *flags, config=config),
+    cwd=ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process, timeout=300):
+  output, _ = process.communicate(timeout=timeout)
+  return process.returncode, output
+
+
+LONG = ('--config.total_steps=120', '--config.checkpoint_every=10', '--config.log_every=5')
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory, embedded_data):
+  workdir = tmp_path_factory.mktemp('uninterrupted')
+  code, output = finish(start(workdir, *LONG))
+  assert code == 0, output
+  return workdir, output
+
+
+def params_bits(workdir):
+  state = checkpoints.load(str(workdir))['state']
+  return {k: v.tobytes() for k, v in checkpoints.flatten(state).items()}
+
+
+def wait_for_checkpoint(workdir, number, process):
+  deadline = time.monotonic() + 240
+  while not (workdir / checkpoints.FOLDER / f'ckpt-{number}.flax').exists():
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def test_run_leaves_what_it_says(uninterrupted):
+  workdir, output = uninterrupted
+  report = json.loads((workdir / 'evaluation' / 'report.json').read_text())
+  assert report['step'] == 120
+  assert set(report['sources']) == {'objects', 'motions', 'moments', 'digits'}
+  for name, result in report['sources'].items():
+    assert result['examples'] > 300
+    assert f'{name} ' in output
+    for file in (f'per_class_{name}.csv', f'confusion_{name}.png'):
+      assert (workdir / 'evaluation' / file).stat().st_size > 100
+  for file in ('training_curves.png', 'predictions.png', 'metrics.jsonl', 'config.json'):
+    assert str(workdir / file) in output or file in ('metrics.jsonl', 'config.json')
+    assert (workdir / file).stat().st_size > 100
+  assert 'steps/s' in output and 'ETA' in output
+  assert list(workdir.glob('events.out.tfevents.*'))
+
+
+def test_kill_9_then_the_same_command_is_bit_equal(uninterrupted, tmp_path):
+  expected, _ = uninterrupted
+  chance = random.Random(0)
+  process = start(tmp_path, *LONG)
+  wait_for_checkpoint(tmp_path, 3, process)
+  time.sleep(chance.uniform(0, 0.3))
+  process.kill()
+  process.communicate()
+  stopped_at = checkpoints.load(str(tmp_path))['about']['step']
+  code, output = finish(start(tmp_path, *LONG))
+  assert code == 0, output
+  assert f'(step {stopped_at})' in output and 0 < stopped_at < 120
+  assert params_bits(tmp_path) == params_bits(expected)
+  assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
+
+
+def test_sigterm_saves_and_exits_with_75(uninterrupted, tmp_path):
+  expected, _ = uninterrupted
+  process = start(tmp_path, *LONG)
+  wait_for_checkpoint(tmp_path, 2, process)
+  process.send_signal(signal.SIGTERM)
+  code, output = finish(process)
+  assert code == command_line.EXIT_PREEMPTED == 75, output
+  assert 'Run the same command again' in output and 'Traceback' not in output
+  code, output = finish(start(tmp_path, *LONG))
+  assert code == 0, output
+  assert params_bits(tmp_path) == params_bits(expected)
+  assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
+
+
+def test_evaluate_gives_what_training_ended_with(uninterrupted):
+  workdir, _ = uninterrupted
+  path = workdir / 'evaluation' / 'report.json'
+  trained = json.loads(path.read_text())
+  path.unlink()
+  code, output = finish(start(workdir, *LONG, '--mode=evaluate', '--config.eval_batch_size=40'))
+  assert code == 0, output
+  evaluated = json.loads(path.read_text())
+  for name, result in trained['sources'].items():
+    again = evaluated['sources'][name]
+    assert {k: again[k] for k in ('top1', 'top5', 'examples', 'mean_class_accuracy')} == {
+      k: result[k] for k in ('top1', 'top5', 'examples', 'mean_class_accuracy')
+    }
+    assert again['loss'] == pytest.approx(result['loss'], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_ten_random_kills_are_bit_equal(uninterrupted, tmp_path):
+  """`pytest -m slow tests/test_main.py`"""
+  expected, _ = uninterrupted
+  chance = random.Random(1)
+  kills = 0
+  while kills < 10:
+    process = start(tmp_path, *LONG)
+    try:
+      code, output = process.wait(timeout=chance.uniform(4, 14)), ''
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.communicate()
+      kills += 1
+      continue
+    assert code == 0, process.communicate()[0]
+    break
+  code, output = finish(start(tmp_path, *LONG))
+  assert code == 0, output
+  assert kills >= 3
+  print(f'{kills} kills')
+  assert params_bits(tmp_path) == params_bits(expected)
+  assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
+
+
+def one_sentence(process):
+  code, output = finish(process)
+  assert code == command_line.EXIT_USER_ERROR, output
+  assert 'Traceback' not in output, output
+  (line,) = [line for line in output.splitlines() if line.startswith('Error: ')]
+  return line
+
+
+def test_unknown_config_key(tmp_path):
+  line = one_sentence(start(tmp_path / 'w', '--config.optimiser.learning_rate=1'))
+  assert 'optimiser' in line
+  assert not (tmp_path / 'w').exists()
+
+
+def test_missing_config_file_and_missing_workdir(tmp_path):
+  assert 'nowhere.py' in one_sentence(start(tmp_path, config='configs/nowhere.py'))
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'cover_jax.main', f'--config={CONFIG}'],
+    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
+  assert '--workdir' in one_sentence(process)
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot be written'):
+    jobs.train(digits_cover.get_config('debug'), str(tmp_path / 'file' / 'workdir'))
+
+
+def changed(**changes) -> ml_collections.ConfigDict:
+  config = digits_cover.get_config('debug')
+  with config.unlocked():
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return config
+
+
+BAD_CONFIGS = {
+  'unknown source in a stream': (
+    dict(streams__video__sources=('objects', 'motoins', 'moments')), "motoins.*config.sources"),
+  'unused source': (dict(streams__video__sources=('objects', 'moments')), 'motions'),
+  'unknown data set': (dict(sources__objects__dataset='moving_digitz/objects'), 'moving_digitz.*objects'),
+  'unknown split': (dict(sources__objects__train='trian'), 'trian'),
+  'weights that sum to zero': (
+    dict(mixture__weights=dict.fromkeys(('objects', 'motions', 'moments', 'digits'), 0.0)), 'all zero'),
+  'weight for no source': (dict(mixture__weights={'objetcs': 1.0}), 'objetcs'),
+  'batch that the mesh cannot divide': (dict(batch_size=36), 'batch_size.*36'),
+  'stream batch that the mesh cannot divide': (dict(streams__video__batch_size=12), 'video.batch_size = 12'),
+  'mesh that does not fit': (dict(mesh__data=3), 'mesh.*8'),
+  'unknown model field': (dict(model__widht=16), 'widht'),
+  'size that patches do not divide': (dict(streams__video__size=30), 'size.*patch'),
+  'unknown objective': (dict(streams__video__objective={'name': 'classify'}), 'classify.*classification'),
+  'unknown objective option': (
+    dict(streams__video__objective={'name': 'classification', 'smoothing': 0.1}), 'smoothing'),
+  'unknown optimizer': (dict(optimizer__name='adamm'), 'adamm'),
+  'no length': (dict(total_steps=0), 'total_steps'),
+  'images in a stream of clips': (
+    dict(streams__image__num_frames=8), 'digits.*(frames|padded)'),
+  'evaluation batch': (dict(eval_batch_size=30), 'eval_batch_size'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', BAD_CONFIGS)
+def test_bad_config_is_one_sentence(case, tmp_path, embedded_data):
+  changes, pattern = BAD_CONFIGS[case]
+  with pytest.raises(UserError, match=f'(?s){pattern}') as error:
+    jobs.train(changed(**changes), str(tmp_path))
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / checkpoints.FOLDER).exists()
+
+
+def test_checkpoint_of_another_architecture(uninterrupted):
+  workdir, _ = uninterrupted
+  before = params_bits(workdir)
+  with pytest.raises(UserError, match=r'shape \(2, 16, .*in the checkpoint') as error:
+    jobs.train(changed(model__width=32), str(workdir))
+  assert '\n' not in str(error.value)
+  assert params_bits(workdir) == before
+
+
+def test_data_set_whose_class_count_changed(uninterrupted):
+  workdir, _ = uninterrupted
+  loaded = checkpoints.load(str(workdir))
+  from data_pipelines.contract import SourceInfo
+
+  now = [SourceInfo(s['name'], s['modality'], 1, tuple(s['class_names'])) for s in loaded['about']['sources']]
+  checkpoints.check_sources(loaded, tuple(now))
+  fewer = SourceInfo(now[0].name, now[0].modality, 1, now[0].class_names[:-1])
+  with pytest.raises(UserError, match=f'{now[0].name}.*classes now'):
+    checkpoints.check_sources(loaded, (fewer, *now[1:]))
+
+
+def test_no_checkpoint_to_evaluate(tmp_path):
+  with pytest.raises(UserError, match='No checkpoint'):
+    jobs.evaluate(digits_cover.get_config('debug'), str(tmp_path))
+
+
+def test_import_needs_no_tensorflow():
+  code = (
+    'import sys; import cover_jax, cover_jax.train, cover_jax.evaluate, cover_jax.checkpoints, cover_jax.jobs; '
+    "assert 'tensorflow' not in sys.modules and 'tensorflow_datasets' not in sys.modules"
+  )
+  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_config_drift_is_reported():
+  loaded = {'about': {'config': json.loads(json.dumps({'a': {'b': 1}, 'c': (1, 2)}))}}
+  assert checkpoints.changed_config(loaded, {'a': {'b': 2}, 'c': (1, 2), 'd': 0}) == ['a.b: 1 -> 2', 'd: (absent) -> 0']

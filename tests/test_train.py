@@ -1,0 +1,247 @@
+"""The step and the loop: many devices equal one, a resumed run equals an uninterrupted one, failures are clear."""
+
+import itertools
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cover_jax import checkpoints, metrics, optim, sharding
+from cover_jax import train as training
+from cover_jax.state import create, state_shardings
+from data_pipelines.contract import UserError
+from tests import tiny
+
+ONE_DEVICE = {'data': 1, 'fsdp': 1, 'tensor': 1}
+
+
+def run_steps(mesh_sizes, steps=20, **changes):
+  """Losses [steps] and final parameters of the tiny run on a mesh."""
+  count = int(np.prod(list(mesh_sizes.values())))
+  config = tiny.config(mesh=mesh_sizes, **changes)
+  experiment, mesh, batches, _ = tiny.build(config, jax.devices()[:count])
+  optimizer, _ = training.make_optimizer(experiment)
+  _, placed = state_shardings(experiment, optimizer, mesh)
+  state = create(experiment, optimizer, mesh, placed)
+  step = training.compile_step(experiment, optimizer, mesh)
+  losses = []
+  for batch in itertools.islice(batches(0), steps):
+    state, report = step(state, sharding.to_global(batch, mesh))
+    losses.append(float(report['scalars']['loss']))
+  return np.array(losses), jax.device_get(state.params), state
+
+
+@pytest.fixture(scope='module')
+def one_device():
+  return run_steps(ONE_DEVICE)
+
+
+@pytest.mark.parametrize('mesh', [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
+def test_mesh_does_not_change_training(one_device, mesh):
+  losses, params, state = run_steps(dict(zip(sharding.AXES, mesh, strict=True)))
+  expected_losses, expected_params, _ = one_device
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, expected_params)
+  kernel = state.params['encoder']['blocks']['mlp']['hidden']['kernel']
+  assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, 'fsdp', 'tensor')
+  moments = state.opt_state[1].mu['encoder']['blocks']['mlp']['hidden']['kernel']
+  assert moments.sharding.spec == kernel.sharding.spec  # the optimizer follows its parameter
+
+
+def test_training_learns(one_device):
+  losses, _, _ = one_device
+  assert losses[-1] < losses[0] - 0.05
+
+
+def test_gradient_is_that_of_proportional_sampling():
+  """Quotas are rounded; loss weights are the exact shares of the union, so they undo the rounding."""
+  experiment, _, _, _ = tiny.build(tiny.config())
+  weights = {name: s.loss_weight for name, s in experiment.streams.items()}
+  assert weights == pytest.approx({'video': 64 / 128, 'image': 64 / 128})
+  fixed = tiny.build(tiny.config(streams__video__batch_size=24, batch_size=32))[0]
+  assert {n: s.batch_size for n, s in fixed.streams.items()} == {'video': 24, 'image': 8}
+  assert {n: s.loss_weight for n, s in fixed.streams.items()} == weights
+
+
+def test_step_of_all_streams_is_the_weighted_sum():
+  experiment, mesh, batches, _ = tiny.build(tiny.config(model__drop_path=0.0))
+  optimizer, _ = training.make_optimizer(experiment)
+  _, placed = state_shardings(experiment, optimizer, mesh)
+  state = create(experiment, optimizer, mesh, placed)
+  batch = sharding.to_global(next(batches(0)), mesh)
+  _, report = training.compile_step(experiment, optimizer, mesh)(state, batch)
+  losses = report['losses']
+  assert float(report['scalars']['loss']) == pytest.approx(
+    sum(experiment.streams[n].loss_weight * float(v) for n, v in losses.items()), rel=1e-6
+  )
+
+
+def test_no_gradient_reaches_a_head_without_samples():
+  """Through the whole step: a source whose weight is zero never moves its head."""
+  config = tiny.config(mixture__weights={'acts': 1.0, 'moves': 0.0, 'things': 1.0}, optimizer__weight_decay=0.0)
+  experiment, mesh, _, _ = tiny.build(config)
+  assert experiment.weights['moves'] == 0
+  _, params, state = run_steps(ONE_DEVICE, steps=2)
+  assert np.any(params['heads']['moves']['kernel'])  # it does move where it has samples
+  sources = tiny.sources()
+  optimizer, _ = training.make_optimizer(experiment)
+  _, placed = state_shardings(experiment, optimizer, mesh)
+  state = create(experiment, optimizer, mesh, placed)
+  step = training.compile_step(experiment, optimizer, mesh)
+  _, _, batches, _ = tiny.build(tiny.config())
+  batch = next(batches(0))
+  video = batch['video'] | {'source': np.zeros_like(batch['video']['source'])}
+  video['label'] = video['label'] % len(sources[0].class_names)
+  state, _ = step(state, sharding.to_global(batch | {'video': video}, mesh))
+  assert not np.any(jax.device_get(state.params['heads']['moves']['kernel']))
+  assert np.any(jax.device_get(state.params['heads']['acts']['kernel']))
+
+
+class Stopped(Exception):
+  pass
+
+
+def train_in(folder, *, stop_before=None, **changes):
+  """Trains the tiny run in a folder; a batch that never comes stands for a kill."""
+  experiment, mesh, batches, _ = tiny.build(tiny.config(**changes))
+
+  def cut(start):
+    for number, batch in enumerate(batches(start), start + 1):
+      if number == stop_before:
+        raise Stopped
+      yield batch
+
+  return training.train(experiment, cut, str(folder), mesh)
+
+
+def bits(tree):
+  return [np.asarray(x).tobytes() for x in jax.tree.leaves(jax.device_get(tree))]
+
+
+def test_resumed_run_is_bit_equal(tmp_path):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  whole.mkdir(), parts.mkdir()
+  expected = train_in(whole)
+  for stop in (3, 8, 12, 19):  # before the first save, between saves, after a log, near the end
+    with pytest.raises(Stopped):
+      train_in(parts, stop_before=stop)
+  resumed = train_in(parts)
+  assert bits(resumed) == bits(expected)  # parameters, optimizer, EMA, step
+  read = lambda folder: (folder / 'metrics.jsonl').read_text()
+  assert read(parts) == read(whole)
+  steps = [row['step'] for row in metrics.read_jsonl(str(whole / 'metrics.jsonl'))]
+  assert steps == [4, 8, 12, 16, 20]
+
+
+def test_resume_restores_and_init_does_not(tmp_path):
+  train_in(tmp_path, total_steps=5)
+  again = train_in(tmp_path, total_steps=5)
+  assert int(again.step) == 5
+  loaded = checkpoints.load(str(tmp_path))
+  assert loaded['about']['step'] == 5
+  assert bits(loaded['state']['params']) == bits(again.params)
+
+
+def test_ema_follows_its_definition():
+  params = {'w': jnp.ones(3)}
+  ema = {'w': jnp.zeros(3)}
+  decay = 0.9
+  for step in range(1, 4):
+    d = min(decay, (1 + step) / (10 + step))
+    ema = jax.tree.map(lambda p, e, d=d: d * e + (1 - d) * p, params, ema)
+  experiment, mesh, batches, _ = tiny.build(tiny.config(optimizer__learning_rate=0.0))
+  optimizer, _ = training.make_optimizer(experiment)
+  _, placed = state_shardings(experiment, optimizer, mesh)
+  state = create(experiment, optimizer, mesh, placed)
+  zero = jax.tree.map(jnp.zeros_like, state.ema)
+  expected = jax.tree.map(lambda p: np.asarray(p) * float(ema['w'][0]), state.params)
+  state = state.replace(ema=zero)
+  step = training.compile_step(experiment, optimizer, mesh)
+  for batch in itertools.islice(batches(0), 3):
+    state, _ = step(state, sharding.to_global(batch, mesh))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), jax.device_get(state.ema), expected)
+
+
+def test_non_finite_loss_stops_and_names_step_stream_and_checkpoint(tmp_path):
+  with pytest.raises(training.NonFiniteLoss, match=r'image.* at step \d+.*ckpt-1\.flax'):
+    _train_with_bad_label(tmp_path)
+
+
+def _train_with_bad_label(folder):
+  experiment, mesh, batches, _ = tiny.build(tiny.config())
+
+  def poisoned(start):
+    for number, batch in enumerate(batches(start), start + 1):
+      if number == 7:  # a label that the head does not have: the data set changed under the run
+        batch = batch | {'image': batch['image'] | {'label': np.full(8, 99, np.int32)}}
+      yield batch
+
+  return training.train(experiment, poisoned, str(folder), mesh)
+
+
+def test_metrics_are_averages_over_the_interval(tmp_path):
+  train_in(tmp_path, total_steps=4, log_every=4)
+  (row,) = metrics.read_jsonl(str(tmp_path / 'metrics.jsonl'))
+  for name in ('video/acts', 'video/moves', 'image/things'):
+    assert 0 <= row[f'train/{name}/top1'] <= row[f'train/{name}/top5'] <= 1
+    assert row[f'train/{name}/loss'] > 0
+  losses, _, _ = run_steps(ONE_DEVICE, steps=4, total_steps=4)
+  assert row['train/loss'] == pytest.approx(losses[-1], rel=1e-4)
+
+
+def test_metrics_file_drops_a_line_cut_by_a_kill(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(json.dumps({'step': 4}) + '\n' + json.dumps({'step': 8}) + '\n{"step": 1')
+  assert [row['step'] for row in metrics.read_jsonl(str(path))] == [4, 8]
+  metrics.Writer(str(tmp_path), first_step=4, active=True).close()
+  assert [row['step'] for row in metrics.read_jsonl(str(path))] == [4]
+
+
+def test_weight_decay_and_rates_by_rule():
+  tree = {'encoder': {'kernel': jnp.ones(2), 'bias': jnp.ones(2)}, 'heads': {'a': {'kernel': jnp.ones(2)}}}
+  values = optim.by_rule((('^heads/', 5.0), ('kernel$', 1.0), ('.*', 0.0)), tree)
+  assert values == {'encoder': {'kernel': 1.0, 'bias': 0.0}, 'heads': {'a': {'kernel': 5.0}}}
+  with pytest.raises(UserError, match='encoder/bias'):
+    optim.by_rule((('kernel', 1.0),), tree)
+
+
+def test_schedules():
+  options = tiny.config().optimizer
+  options.learning_rate, options.warmup_steps = 1.0, 10
+  cosine = optim.make_schedule(options, 110, 10.0)
+  np.testing.assert_allclose(
+    [cosine(0), cosine(5), cosine(10), cosine(60), cosine(110)], [0, 0.5, 1, 0.5, 0], atol=1e-6
+  )
+  options.schedule, options.decay_epochs, options.warmup_steps = 'steps', (2.0, 4.0), 0
+  steps = optim.make_schedule(options, 60, 10.0)
+  np.testing.assert_allclose([steps(0), steps(19), steps(21), steps(41)], [1, 1, 0.1, 0.01], rtol=1e-5)
+  options.schedule = 'linear'
+  with pytest.raises(UserError, match='schedule'):
+    optim.make_schedule(options, 10, 1.0)
+
+
+def test_every_logical_axis_has_a_rule_and_a_missing_one_is_an_error():
+  from cover_jax.models import LOGICAL_AXES
+
+  assert set(LOGICAL_AXES) <= {name for name, _ in sharding.DEFAULT_RULES}
+  config = tiny.config()
+  config.logical_axis_rules = tuple(r for r in sharding.DEFAULT_RULES if r[0] != 'mlp')
+  experiment, mesh, _, _ = tiny.build(config)
+  optimizer, _ = training.make_optimizer(experiment)
+  with pytest.raises(UserError, match='mlp'):
+    state_shardings(experiment, optimizer, mesh)
+
+
+def test_bfloat16_trains_close_to_float32(one_device):
+  losses, _, state = run_steps(ONE_DEVICE, steps=5, dtype='bfloat16')
+  np.testing.assert_allclose(losses, one_device[0][:5], rtol=0.03)
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
+
+
+def test_workdir_holds_no_stray_files(tmp_path):
+  train_in(tmp_path, total_steps=12)
+  kept = sorted(f for f in os.listdir(tmp_path / checkpoints.FOLDER) if f.endswith('.flax'))
+  assert kept == ['ckpt-2.flax', 'ckpt-3.flax']  # keep_checkpoints = 2, numbered in order
