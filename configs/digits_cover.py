@@ -26,19 +26,20 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     'video': defaults.stream(('objects', 'motions', 'moments'), num_frames=8, size=32),
     'image': defaults.stream(('digits',), num_frames=1, size=32),
   }
-  config.batch_size = 96
+  config.batch_size = 64
   config.total_steps = 1500
 
   config.model = {
     'patch_size': 8,
-    'width': 96,
-    'depth': 4,
+    'width': 64,
+    'depth': 3,
     'num_heads': 4,
-    'mlp_dim': 384,
+    'mlp_dim': 256,
     'num_frames': 8,
     'image_size': 32,
     'drop_path': 0.0,
-    'scan_unroll': 4,
+    'init_std': 0.1,
+    'scan_unroll': 3,
   }
   config.optimizer.learning_rate = 1.5e-3
   config.optimizer.warmup_steps = 100

@@ -140,7 +140,8 @@ def fit(loaded: Mapping[str, Any], have: Any, template: Any) -> Any:
     UserError: naming the first array that is missing, superfluous or of another shape.
   """
   want_shapes, have_shapes = _shapes(flax.serialization.to_state_dict(template)), _shapes(have)
-  for name in sorted(set(want_shapes) | set(have_shapes)):
+  # A parameter says more than the optimizer's copy of it.
+  for name in sorted(set(want_shapes) | set(have_shapes), key=lambda n: ('params/' not in n, n)):
     want, found = (f'shape {s[name]}' if name in s else 'nothing' for s in (want_shapes, have_shapes))
     if want != found:
       raise UserError(

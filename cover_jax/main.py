@@ -62,9 +62,11 @@ def _parse(argv: list[str]) -> list[str]:
     raise
   except FileNotFoundError as error:
     raise UserError(f'The config file {error.filename} does not exist.') from error
-  except (KeyError, AttributeError, TypeError, ValueError) as error:
-    text = str(error.args[0] if error.args else error).replace('\n', ' ')
-    raise UserError(f'The config cannot be set as asked: {text}') from error
+  except (KeyError, AttributeError) as error:
+    key = str(error.args[0] if error.args else error).splitlines()[0].strip('"\'')
+    raise UserError(f'The config has no key {key} as the command sets it: see configs/defaults.py.') from error
+  except (TypeError, ValueError) as error:
+    raise UserError(f'The config cannot be set as the command asks: {str(error).splitlines()[0]}') from error
 
 
 if __name__ == '__main__':

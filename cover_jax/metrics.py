@@ -71,6 +71,17 @@ def compute(collections: Mapping[str, Collections]) -> dict[str, float]:
   return scalars
 
 
+def summary(scalars: Mapping[str, float]) -> str:
+  """One line: the total loss, and loss and top-1 of each source."""
+  parts = [f'loss {scalars["train/loss"]:.4f}'] if 'train/loss' in scalars else []
+  for key, top1 in scalars.items():
+    if key.endswith('/top1'):
+      *where, source, _ = key.split('/')
+      split = 'test ' if where[0] == 'test' else ''
+      parts.append(f'{split}{source} {scalars[key.removesuffix("top1") + "loss"]:.3f} ({top1:.1%})')
+  return ' | '.join(parts)
+
+
 class Writer:
   """Writes scalars on process 0 to `metrics.jsonl`, TensorBoard and the log.
 
@@ -100,6 +111,7 @@ class Writer:
     line = {'step': step} | {k: (v if math.isfinite(v) else str(v)) for k, v in scalars.items()}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
+    logging.info('Step %d: %s', step, summary(scalars))
     if self._summary is not None:
       self._summary.write_scalars(step, dict(scalars))
 

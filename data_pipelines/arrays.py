@@ -95,7 +95,7 @@ def _sub_batch(
     'label': np.where(rows.mask, np.array(labels, np.int32), np.int32(-1)),
     'source': rows.source,
     'mask': rows.mask,
-    'example_id': np.where(rows.mask, rows.example, -1),
+    'example_id': np.where(rows.mask, rows.example, -1).astype(np.int32),
   }
 
 

@@ -9,7 +9,7 @@ A *batch* is a nested dict of host arrays, one sub-batch per stream:
         <view>:       uint8 [B, T, H, W, 3]  one entry per named clip; 'clip' unless the objective names others
         'label':      int32 [B]              class index within the example's own source; -1 if unlabelled
         'source':     int32 [B]              index into the run's list of sources
-        'mask':       bool  [B]              False for padding (only evaluation pads)
+        'mask':       bool  [B]              False for padding (only evaluation pads); label and example_id are -1 there
         'example_id': int32 [B]              index of the example within its source split
     }}
 

@@ -268,7 +268,7 @@ def _dataset(
       'label': tf.ensure_shape(label, ()),
       'source': source_id,
       'mask': mask,
-      'example_id': tf.where(mask, example, -1),
+      'example_id': tf.cast(tf.where(mask, example, -1), tf.int32),
     }
     boxes.set_shape((len(lengths), 4))
     first = 0

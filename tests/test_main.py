@@ -192,26 +192,26 @@ def changed(**changes) -> ml_collections.ConfigDict:
 
 BAD_CONFIGS = {
   'unknown source in a stream': (
-    dict(streams__video__sources=('objects', 'motoins', 'moments')), "motoins.*config.sources"),
-  'unused source': (dict(streams__video__sources=('objects', 'moments')), 'motions'),
-  'unknown data set': (dict(sources__objects__dataset='moving_digitz/objects'), 'moving_digitz.*objects'),
-  'unknown split': (dict(sources__objects__train='trian'), 'trian'),
+    {'streams__video__sources': ('objects', 'motoins', 'moments')}, "motoins.*config.sources"),
+  'unused source': ({'streams__video__sources': ('objects', 'moments')}, 'motions'),
+  'unknown data set': ({'sources__objects__dataset': 'moving_digitz/objects'}, 'moving_digitz.*objects'),
+  'unknown split': ({'sources__objects__train': 'trian'}, 'trian'),
   'weights that sum to zero': (
-    dict(mixture__weights=dict.fromkeys(('objects', 'motions', 'moments', 'digits'), 0.0)), 'all zero'),
-  'weight for no source': (dict(mixture__weights={'objetcs': 1.0}), 'objetcs'),
-  'batch that the mesh cannot divide': (dict(batch_size=36), 'batch_size.*36'),
-  'stream batch that the mesh cannot divide': (dict(streams__video__batch_size=12), 'video.batch_size = 12'),
-  'mesh that does not fit': (dict(mesh__data=3), 'mesh.*8'),
-  'unknown model field': (dict(model__widht=16), 'widht'),
-  'size that patches do not divide': (dict(streams__video__size=30), 'size.*patch'),
-  'unknown objective': (dict(streams__video__objective={'name': 'classify'}), 'classify.*classification'),
+    {'mixture__weights': dict.fromkeys(('objects', 'motions', 'moments', 'digits'), 0.0)}, 'all zero'),
+  'weight for no source': ({'mixture__weights': {'objetcs': 1.0}}, 'objetcs'),
+  'batch that the mesh cannot divide': ({'batch_size': 36}, 'batch_size.*36'),
+  'stream batch that the mesh cannot divide': ({'streams__video__batch_size': 12}, 'video.batch_size = 12'),
+  'mesh that does not fit': ({'mesh__data': 3}, 'mesh.*8'),
+  'unknown model field': ({'model__widht': 16}, 'widht'),
+  'size that patches do not divide': ({'streams__video__size': 30}, 'size.*patch'),
+  'unknown objective': ({'streams__video__objective': {'name': 'classify'}}, 'classify.*classification'),
   'unknown objective option': (
-    dict(streams__video__objective={'name': 'classification', 'smoothing': 0.1}), 'smoothing'),
-  'unknown optimizer': (dict(optimizer__name='adamm'), 'adamm'),
-  'no length': (dict(total_steps=0), 'total_steps'),
+    {'streams__video__objective': {'name': 'classification', 'smoothing': 0.1}}, 'smoothing'),
+  'unknown optimizer': ({'optimizer__name': 'adamm'}, 'adamm'),
+  'no length': ({'total_steps': 0}, 'total_steps'),
   'images in a stream of clips': (
-    dict(streams__image__num_frames=8), 'digits.*(frames|padded)'),
-  'evaluation batch': (dict(eval_batch_size=30), 'eval_batch_size'),
+    {'streams__image__num_frames': 8}, 'digits.*(frames|padded)'),
+  'evaluation batch': ({'eval_batch_size': 30}, 'eval_batch_size'),
 }  # fmt: skip
 
 

@@ -7,10 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Every Linear of the encoder but the patch embedding (TimeSformer's released initialisation: std 0.02;
-# cutting the tails at two deviations is our choice). Biases are zero.
-LINEAR_INIT = nn.initializers.truncated_normal(0.02)
-
 
 def attend(query_RxLxHxK: jax.Array, key_RxLxHxK: jax.Array, value_RxLxHxK: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Softmax attention of every token of a row to every token of the same row.
@@ -54,17 +50,20 @@ class Projection(nn.Module):
     axes: logical names of the kernel's axes.
     contracted: the number of axes to contract; the other ones make the bias.
     dtype: dtype of the computation.
+    init_std: of the kernel's truncated normal.
   """
 
   shape: tuple[int, ...]
   axes: tuple[str, ...]
   contracted: int
   dtype: Any = jnp.float32
+  init_std: float = 0.02
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     n = self.contracted
-    kernel = self.param('kernel', nn.with_logical_partitioning(LINEAR_INIT, self.axes), self.shape)
+    init = nn.initializers.truncated_normal(self.init_std)
+    kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), self.shape)
     bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n:]), self.shape[n:])
     x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
     return jnp.tensordot(x, kernel, axes=n) + bias
@@ -79,10 +78,12 @@ class Attention(nn.Module):
   Attributes:
     num_heads: must divide the feature size.
     dtype: dtype of the computation; the softmax is float32, parameters are float32.
+    init_std: of the kernels' truncated normal.
   """
 
   num_heads: int
   dtype: Any = jnp.float32
+  init_std: float = 0.02
 
   @nn.compact
   def __call__(self, x_RxLxD: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -90,7 +91,7 @@ class Attention(nn.Module):
     rows, length, width = x_RxLxD.shape
     by_head = self.num_heads, width // self.num_heads
     query_RxLxHxK, key_RxLxHxK, value_RxLxHxK = (
-      Projection((width, *by_head), ('embed', 'heads', 'head_dim'), 1, self.dtype, name=name)(x_RxLxD)
+      Projection((width, *by_head), ('embed', 'heads', 'head_dim'), 1, self.dtype, self.init_std, name=name)(x_RxLxD)
       for name in ('query', 'key', 'value')
     )
     if length == 1:
@@ -98,5 +99,5 @@ class Attention(nn.Module):
       context_RxLxHxK, weights_RxHxLxL = value_RxLxHxK, jnp.ones((rows, self.num_heads, 1, 1), jnp.float32)
     else:
       context_RxLxHxK, weights_RxHxLxL = attend(query_RxLxHxK, key_RxLxHxK, value_RxLxHxK)
-    out = Projection((*by_head, width), ('heads', 'head_dim', 'embed'), 2, self.dtype, name='out')
+    out = Projection((*by_head, width), ('heads', 'head_dim', 'embed'), 2, self.dtype, self.init_std, name='out')
     return out(context_RxLxHxK), weights_RxHxLxL

@@ -355,30 +355,30 @@ def _render_moment(label: int, split: str, bits: np.random.Philox) -> Example:
   digits = tuple(_choice(bits, range(10)) for _ in range(4))
   u_n = np.arange(n) / (n - 1)
   # The camera drifts and trembles; it carries the clutter and the actors along.
-  drift = _uniform(bits, 0, 3) * _direction(bits)
+  drift = _uniform(bits, 0, 5) * _direction(bits)
   tremble_nx2 = _uniforms(bits, -0.5, 0.5, n, 2)
   camera_n = drift * (u_n - 0.5) + tremble_nx2 @ np.array([1, 1j])
   path_Axn, opacity_n = _event(EVENTS[label], u_n, bits)
-  size = _uniform(bits, 10, 12) if len(path_Axn) <= 2 else _uniform(bits, 8, 9)
+  size = _uniform(bits, 9, 12) if len(path_Axn) <= 2 else _uniform(bits, 7, 9)
   sprites = [
     _Sprite(
       _scan(digit, split, bits),
       _colour(bits),
       path_n + camera_n,
       size,
-      _uniform(bits, -0.2, 0.2),
-      opacity_n,
+      _uniform(bits, -0.4, 0.4),
+      opacity_n * _uniform(bits, 0.8, 1.0),
     )
     for digit, path_n in zip(digits, path_Axn, strict=False)  # an event has 1, 2 or 4 actors
   ]
-  frames = _film(n, _clutter(camera_n, split, bits), sprites, 0.08, bits)
+  frames = _film(n, _clutter(camera_n, split, bits), sprites, 0.15, bits)
   return Example(frames, label, digits[: len(path_Axn)])
 
 
 def _event(event: str, u_n: np.ndarray, bits: np.random.Philox) -> tuple[np.ndarray, np.ndarray]:
   """Paths complex [actors, n] and opacity [n] of an event, before the camera moves."""
   n = len(u_n)
-  centre = complex(_uniform(bits, 14, 18), _uniform(bits, 14, 18))
+  centre = complex(_uniform(bits, 13, 19), _uniform(bits, 13, 19))
   axis, turn = _direction(bits), _choice(bits, (-1, 1))
   reach = _uniform(bits, 9, 12)
   opacity_n = np.ones(n)
@@ -417,7 +417,7 @@ def _event(event: str, u_n: np.ndarray, bits: np.random.Philox) -> tuple[np.ndar
 
 def _clutter(camera_n: np.ndarray, split: str, bits: np.random.Philox) -> np.ndarray:
   """A backdrop of scattered pieces of other scans that moves with the camera: float [n, 32, 32, 3]."""
-  margin, pieces = 6, 10
+  margin, pieces = 6, 14
   extent = SIZE + 2 * margin
   cut = np.zeros((pieces, 8, 8))
   for p in range(pieces):
@@ -425,7 +425,7 @@ def _clutter(camera_n: np.ndarray, split: str, bits: np.random.Philox) -> np.nda
     cut[p, y : y + 4, x : x + 4] = _scan(_choice(bits, range(10)), split, bits)[y : y + 4, x : x + 4]
   place = _uniforms(bits, 0, extent, pieces, 2) @ np.array([1, 1j])
   ink = _warp(cut, place, _uniforms(bits, 10, 18, pieces), _uniforms(bits, 0, 2 * np.pi, pieces), extent)
-  wide = _backdrop(bits)[0] + (ink[..., None] * _uniforms(bits, 0.0, 0.3, pieces, 1, 1, 3)).sum(axis=0)
+  wide = _backdrop(bits)[0] + (ink[..., None] * _uniforms(bits, 0.1, 0.45, pieces, 1, 1, 3)).sum(axis=0)
   frames = np.empty((len(camera_n), SIZE, SIZE, 3))
   for frame, camera in zip(frames, camera_n, strict=True):
     left, top = margin - camera.real, margin - camera.imag

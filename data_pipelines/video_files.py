@@ -1,0 +1,388 @@
+"""Any video or image file as frames and clips: PyAV and Pillow, no TensorFlow.
+
+Decoding is sequential and keeps no more than the frames of the clips at hand, so an hour of video takes the memory
+of a minute. Containers are not trusted: packets are not frames, declared counts may be absent or wrong, timestamps
+may run backwards, and rotation is only a note in the header.
+"""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+
+from data_pipelines import clips
+from data_pipelines.contract import UserError
+
+# Our choice: a head that samples segments was trained on whole videos, which are seconds long in its field. It sees
+# this many frames (10 s at 30 a second) as one video; a longer one is several.
+SEGMENT_WINDOW = 300
+
+_ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # other formats with several pictures hold pages or stereo pairs
+_ENCODERS = ('libx264', 'mpeg4')
+_GIF_FRAMES = 200
+
+
+class BrokenOff(UserError):
+  """A file whose first frames were read and whose rest cannot be; the frames that were given are good."""
+
+
+class Header(NamedTuple):
+  """What a file says of itself.
+
+  Attributes:
+    fps: frames a second; None for an image, or where the file says nothing plausible.
+    declared: number of frames; None where the file does not say. 1 for an image.
+  """
+
+  fps: float | None
+  declared: int | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+  """One frame of a file.
+
+  Attributes:
+    seconds: since the first frame; never decreasing.
+    pixels: gives uint8 [H, W, 3], upright. A function, because most frames are decoded and not looked at.
+  """
+
+  seconds: float
+  pixels: Callable[[], np.ndarray]
+
+
+class Cut(NamedTuple):
+  """How clips are cut from a video: T frames of (H, W), by the sampler of `data_pipelines.sources.Source`."""
+
+  num_frames: int
+  size: tuple[int, int]
+  sampler: str
+  stride: int
+
+
+class Window(NamedTuple):
+  """A clip of a file.
+
+  Attributes:
+    cut: index of the cut that it was made by.
+    start: seconds of its first frame.
+    end: seconds of its last frame.
+    clip: uint8 [T, H, W, 3].
+  """
+
+  cut: int
+  start: float
+  end: float
+  clip: np.ndarray
+
+
+def header(path: str) -> Header:
+  """Reads what a file says of itself, without decoding it.
+
+  Raises:
+    UserError: if it is no video or image that can be read.
+  """
+  image = _open_image(path)
+  if image is not None:
+    with image:
+      if not _is_animated(image):
+        return Header(None, 1)
+      milliseconds = image.info.get('duration', 0)
+      return Header(1000 / milliseconds if milliseconds else None, image.n_frames)
+  with _open_container(path) as container:
+    stream = _video_stream(path, container)
+    return Header(_rate(stream), _declared(container, stream))
+
+
+def frames(path: str) -> Iterator[Frame]:
+  """Decodes a file from its first frame to its last, in the order in which they are shown.
+
+  Args:
+    path: a video, an image (one frame) or an animated image. Rotation that a phone noted in the header is applied.
+
+  Raises:
+    UserError: if it is no video or image that can be read.
+    BrokenOff: after the last good frame, if decoding fails there or a tenth of the declared frames is missing.
+  """
+  declared = header(path).declared
+  image = _open_image(path)
+  source = _container_frames(path) if image is None else _image_frames(image)
+  decoded, reason = 0, 'the file ends early'
+  try:
+    for frame in source:
+      yield frame
+      decoded += 1
+  except Exception as error:  # decoders raise anything on broken bytes
+    if isinstance(error, UserError):
+      raise
+    reason = _reason(error)
+  else:
+    # Edit lists, rounding and variable rates leave honest files a little short.
+    if decoded and (declared is None or decoded >= 0.9 * declared - 1):
+      return
+  if not decoded:
+    raise UserError(f'{path} holds no frame that can be decoded ({reason}): is it complete?') from None
+  of = '' if declared is None else f' of {declared} declared'
+  raise BrokenOff(f'{path} breaks off: {decoded}{of} frames could be decoded ({reason}).') from None
+
+
+def fit(image_HxWx3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Crops the centre and resizes it as evaluation does (`clips.center_crop`, then bilinear without antialiasing).
+
+  Args:
+    image_HxWx3: uint8, any size.
+    size: (height, width) wanted.
+
+  Returns:
+    uint8 [*size, 3]; the same pixels that TensorFlow's resize gives in `loader`.
+  """
+  top, left, height, width = clips.center_crop(*image_HxWx3.shape[:2], size)
+  image_HxWx3 = image_HxWx3[top : top + height, left : left + width]
+  if (height, width) == tuple(size):
+    return image_HxWx3
+  above, below, down_H = _neighbours(height, size[0])
+  before, after, right_W = _neighbours(width, size[1])
+  right_Wx1, down_Hx1x1 = right_W[:, None], down_H[:, None, None]
+
+  def along_rows(rows_HxWx3: np.ndarray) -> np.ndarray:
+    left_HxWx3 = rows_HxWx3[:, before].astype(np.float32)
+    return left_HxWx3 + (rows_HxWx3[:, after] - left_HxWx3) * right_Wx1
+
+  upper_HxWx3 = along_rows(image_HxWx3[above])
+  lower_HxWx3 = along_rows(image_HxWx3[below])
+  return np.rint(upper_HxWx3 + (lower_HxWx3 - upper_HxWx3) * down_Hx1x1).astype(np.uint8)
+
+
+def windows(path: str, cuts: Sequence[Cut], hop: int | None = None) -> Iterator[Window]:
+  """Covers a file with clips, decoding it once.
+
+  'dense' clips follow each other without a gap; clips by 'segments' take one frame of each part of up to
+  `SEGMENT_WINDOW` frames; clips of one frame are taken once a second. The last clip ends with the video, and
+  overlaps the one before if it must. A video shorter than a clip is one clip, of the frames that evaluation takes
+  (`clips.dense`, `clips.segments`).
+
+  Args:
+    path: of a video or image.
+    cuts: the geometries wanted.
+    hop: frames from the start of a clip to the start of the next, for all cuts; for 'dense' rounded to a multiple of
+      its stride.
+
+  Returns:
+    An iterator of windows, in time order for each cut.
+
+  Raises:
+    UserError, BrokenOff: as `frames`. What was decoded until then has been given.
+  """
+  fps = header(path).fps
+  cutters = [_Cutter(i, cut, hop, fps) for i, cut in enumerate(cuts)]
+  broken = None
+  try:
+    for number, frame in enumerate(frames(path)):
+      wanted = [cutter for cutter in cutters if cutter.wants(number)]
+      pixels = frame.pixels() if wanted else None
+      for cutter in cutters:
+        cutter.last = frame
+      for cutter in wanted:
+        yield from cutter.push(frame.seconds, pixels)
+  except BrokenOff as error:
+    broken = error
+  for cutter in cutters:
+    yield from cutter.finish()
+  if broken:
+    raise broken
+
+
+class _Cutter:
+  """Collects frames of one video until they make a window; holds one window's frames at most."""
+
+  def __init__(self, index: int, cut: Cut, hop: int | None, fps: float | None):
+    self.index, self.cut = index, cut
+    if cut.num_frames == 1:
+      self.every, self.length, self.hop = hop or max(round(fps or 25), 1), 1, 1
+    elif cut.sampler == 'dense':
+      self.every, self.length = cut.stride, cut.num_frames
+      self.hop = max(round(hop / cut.stride), 1) if hop else self.length
+    else:
+      self.every, self.length, self.hop = 1, SEGMENT_WINDOW, hop or SEGMENT_WINDOW
+    self.kept: collections.deque[tuple[float, np.ndarray]] = collections.deque(maxlen=self.length)
+    self.count, self.due, self.covered = 0, self.length, 0
+    self.last: Frame | None = None
+
+  def wants(self, number: int) -> bool:
+    return number % self.every == 0
+
+  def push(self, seconds: float, pixels: np.ndarray) -> Iterator[Window]:
+    self.kept.append((seconds, fit(pixels, self.cut.size)))
+    self.count += 1
+    if self.count == self.due:
+      self.due += self.hop
+      self.covered = self.count
+      yield self._window(list(self.kept))
+
+  def finish(self) -> Iterator[Window]:
+    if self.covered == self.count:
+      return
+    kept = list(self.kept)
+    if self.cut.sampler == 'dense':
+      # As `clips.dense` does with a short video: the very last frame fills the clip.
+      missing = self.length - len(kept)
+      kept += [(self.last.seconds, fit(self.last.pixels(), self.cut.size))] * missing
+    yield self._window(kept)
+
+  def _window(self, kept: list[tuple[float, np.ndarray]]) -> Window:
+    chosen = kept
+    if len(kept) != self.cut.num_frames or self.cut.sampler != 'dense':
+      chosen = [kept[i] for i in clips.segments(len(kept), self.cut.num_frames)]
+    return Window(self.index, kept[0][0], kept[-1][0], np.stack([pixels for _, pixels in chosen]))
+
+
+def write_video(path: str, pictures: Iterable[np.ndarray], fps: float) -> str:
+  """Encodes pictures one by one, as H.264 or MPEG-4 in an mp4, or a GIF where PyAV has neither encoder.
+
+  Args:
+    path: to write, without an ending.
+    pictures: uint8 [H, W, 3], all of one size; an odd last row or column is dropped.
+    fps: frames a second.
+
+  Returns:
+    The path with its ending.
+  """
+  encoder = next((name for name in _ENCODERS if name in av.codecs_available and _encodes(name)), None)
+  if encoder is None:
+    return _write_gif(f'{path}.gif', pictures, fps)
+  path = f'{path}.mp4'
+  with av.open(path, 'w') as container:
+    stream = None
+    for picture in pictures:
+      height, width = (side // 2 * 2 for side in picture.shape[:2])
+      if stream is None:
+        stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+        stream.bit_rate = 2_000_000
+      even = np.ascontiguousarray(picture[:height, :width])
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
+    if stream is not None:
+      container.mux(stream.encode())
+  return path
+
+
+def _write_gif(path: str, pictures: Iterable[np.ndarray], fps: float) -> str:
+  # Pillow holds all pictures of a GIF, so a long video is cut.
+  first, *rest = [Image.fromarray(p) for p, _ in zip(pictures, range(_GIF_FRAMES), strict=False)]
+  first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+  return path
+
+
+def _encodes(name: str) -> bool:
+  try:
+    return av.Codec(name, 'w').is_encoder
+  except ValueError:  # av.codec.codec.UnknownCodecError
+    return False
+
+
+def _neighbours(have: int, want: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  # Pixel centres at half integers; TensorFlow computes this in float32, too.
+  place = (np.arange(want, dtype=np.float32) + np.float32(0.5)) * np.float32(have / want) - np.float32(0.5)
+  low = np.floor(place)
+  lower = np.maximum(low, 0).astype(np.int64)
+  upper = np.minimum(low + 1, have - 1).astype(np.int64)
+  return lower, upper, place - low
+
+
+def _reason(error: Exception) -> str:
+  text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+  return text.splitlines()[0]
+
+
+def _open_image(path: str) -> Image.Image | None:
+  """The file as Pillow opens it, or None if it is no image."""
+  if not os.path.exists(path):
+    raise UserError(f'{path} does not exist: give the path of a video or an image.')
+  if not os.path.isfile(path):
+    raise UserError(f'{path} is not a file: give the path of a video or an image.')
+  try:
+    image = Image.open(path)
+  except Image.UnidentifiedImageError:
+    return None
+  except Exception as error:  # no permission, a picture too large to be honest, a broken header
+    raise UserError(f'{path} cannot be opened ({_reason(error)}).') from error
+  return None if image.format == 'MPEG' else image  # Pillow knows MPEG's first bytes and nothing more
+
+
+def _is_animated(image: Image.Image) -> bool:
+  return image.format in _ANIMATED and getattr(image, 'n_frames', 1) > 1
+
+
+def _image_frames(image: Image.Image) -> Iterator[Frame]:
+  seconds = 0.0
+  with image:
+    for number in range(image.n_frames if _is_animated(image) else 1):
+      image.seek(number)
+      # Decoded here, so that a broken picture is noticed here.
+      pixels = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+      yield Frame(seconds, lambda pixels=pixels: pixels)
+      seconds += image.info.get('duration', 0) / 1000
+
+
+def _open_container(path: str):
+  try:
+    container = av.open(f'file:{path}')  # or 'a:b.mp4' would be the protocol a
+  except Exception as error:
+    raise UserError(f'{path} is not a video or image that can be read ({_reason(error)}).') from error
+  if container.format.name == 'tty':  # any text passes for a recording of a terminal
+    container.close()
+    raise UserError(f'{path} is a text file: give the path of a video or an image.')
+  return container
+
+
+def _video_stream(path: str, container):
+  pictures = (s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
+  stream = next(pictures, None)
+  if stream is None:
+    raise UserError(f'{path} has no video in it.')
+  return stream
+
+
+def _container_frames(path: str) -> Iterator[Frame]:
+  with _open_container(path) as container:
+    stream = _video_stream(path, container)
+    stream.thread_type = 'AUTO'
+    rate = _rate(stream) or 25.0
+    first = seconds = 0.0
+    for number, frame in enumerate(container.decode(stream)):
+      time = number / rate if frame.time is None else frame.time
+      if number == 0:
+        first = time
+      seconds = max(seconds, time - first)
+      yield Frame(seconds, lambda frame=frame: _upright(frame))
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+  # PyAV says how far the picture must be turned counterclockwise and does not turn it.
+  return np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), round(frame.rotation / 90)))
+
+
+def _rate(stream) -> float | None:
+  rate = stream.average_rate or stream.guessed_rate
+  return float(rate) if rate and 1 <= rate <= 300 else None
+
+
+def _declared(container, stream) -> int | None:
+  """Frames that a container promises: by its duration, which obeys edit lists, else by its own count."""
+  if stream.duration and stream.time_base:
+    seconds = float(stream.duration * stream.time_base)
+  elif ':' in (tag := stream.metadata.get('DURATION', '')):
+    hours, minutes, rest = tag.split(':')
+    seconds = int(hours) * 3600 + int(minutes) * 60 + float(rest)
+  elif container.duration and len(container.streams) == 1:
+    seconds = container.duration / av.time_base
+  else:
+    seconds = 0.0
+  rate = _rate(stream)
+  return (round(seconds * rate) if seconds and rate else stream.frames) or None
