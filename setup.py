@@ -36,14 +36,16 @@ setuptools.setup(
     'tensorboard>=2.19',  # clu.metric_writers imports it; TensorFlow no longer brings it
     'matplotlib>=3.9',
     'numpy>=2.0',
-    'pillow>=10',
+    'pillow>=10.1',
+    'av>=14',  # decodes and encodes video files
+    'safetensors>=0.4.4',
     'scikit-learn>=1.5',  # carries the scans that the embedded data sets are drawn from
   ],
   extras_require={
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda13]>=0.10,<0.13'],
     'plan': ['libtpu'],
-    'torch': ['torch', 'transformers', 'safetensors'],
+    'torch': ['torch', 'transformers'],
     'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff'],
   },
   classifiers=['License :: OSI Approved :: Apache Software License', 'Programming Language :: Python :: 3'],

@@ -29,6 +29,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.total_steps = 0
   config.total_epochs = 0.0
 
+  # Weights to start from, at step 0 only (resuming does not look at them); see docs/weights.md.
+  config.init_from = ml_collections.ConfigDict(
+    {
+      'path': '',  # .npz, .safetensors, .pyth, .flax or a workdir; '' starts from random weights
+      'params': 'raw',  # or 'ema', of a checkpoint of this project
+      'temporal_attention': 'copy',  # of the spatial one, or 'random' or 'zero'; where the file has none
+      'heads': {},  # {our head: head of the file} maps classes by name
+    }
+  )
+
   # Fields of cover_jax.models.timesformer.TimeSformer.
   config.model = ml_collections.ConfigDict()
   config.dtype = 'float32'  # of the computation; 'bfloat16' on TPU and GPU. Parameters are float32.

@@ -1,6 +1,23 @@
 """cover_jax: one action-recognition model, trained on many video and image datasets at once.
 
-Importing this package imports no TensorFlow; `data_pipelines` holds all of it.
+    import cover_jax
+    model = cover_jax.load('run_or_export')
+    model.predict('clip.mp4')
+
+Importing this package imports neither JAX nor TensorFlow; `data_pipelines` holds all of TensorFlow.
 """
 
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from cover_jax.api import Model
+
 __version__ = '0.1.0'
+
+
+def load(path: str | os.PathLike[str], params: str = 'raw') -> 'Model':
+  """Loads a trained model; see `cover_jax.api.load`."""
+  from cover_jax import api
+
+  return api.load(path, params)

@@ -13,9 +13,9 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, metrics, optim, sharding
+from cover_jax import checkpoints, initialise, metrics, optim, sharding
 from cover_jax.experiment import Experiment
-from cover_jax.state import TrainState, create, state_shardings
+from cover_jax.state import TrainState, state_shardings
 from data_pipelines.contract import BatchIterator
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
@@ -106,7 +106,7 @@ def make_optimizer(experiment: Experiment) -> tuple[optax.GradientTransformation
 def start_state(
   experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh, workdir: str
 ) -> tuple[TrainState, Any, Any]:
-  """The state to start from: the workdir's newest checkpoint, else a fresh one.
+  """The state to start from: the workdir's newest checkpoint, else a fresh one, seeded as `config.init_from` says.
 
   Returns:
     (state on the mesh, the metrics being summed at that step, the same with nothing summed yet).
@@ -116,7 +116,7 @@ def start_state(
   zeros = lambda: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), report['measures'])
   place = lambda tree: jax.device_put(tree, sharding.replicated(mesh))
   if checkpoints.latest(workdir) is None:
-    return create(experiment, optimizer, mesh, placed), place(zeros()), place(zeros())
+    return initialise.start(experiment, optimizer, mesh, placed), place(zeros()), place(zeros())
   loaded = checkpoints.load(workdir)
   template = {'state': abstract, 'interval': zeros()}
   restored = checkpoints.restore(loaded, template, experiment.sources)

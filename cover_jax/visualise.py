@@ -1,5 +1,6 @@
 """Pictures: training curves, confusion matrices, clips with what the model says of them."""
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 matplotlib.use('Agg')  # machines that train have no screen
 
 import matplotlib.pyplot as plt
+from PIL import Image, ImageDraw, ImageFont
 
 
 def confusion_matrix(confusion_KxK: np.ndarray, class_names: Sequence[str], title: str, path: str) -> None:
@@ -104,3 +106,85 @@ def predictions(examples: Sequence[Mapping[str, Any]], path: str) -> None:
   figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.08)
   figure.savefig(path, dpi=110)
   plt.close(figure)
+
+
+def timeline(rows: Mapping[str, Sequence[tuple[float, str, float]]], end: float, title: str, path: str) -> None:
+  """Draws each head's best class over the time of a video: colour is the class, height its probability.
+
+  Args:
+    rows: {head: [(start in seconds, class name, probability), ...]} in time order.
+    end: of the video, in seconds.
+    title: above the picture.
+    path: PNG to write.
+  """
+  figure, grid = plt.subplots(
+    len(rows), figsize=(12, 1.7 * len(rows) + 0.8), sharex=True, squeeze=False, layout='constrained'
+  )
+  for axes, (head, windows) in zip(grid[:, 0], rows.items(), strict=True):
+    starts = [start for start, _, _ in windows]
+    # The last window may begin before the one ahead of it ends; each is shown until the next begins.
+    edges = [*starts, max(end, starts[-1])]
+    names = [name for _, name, _ in windows]
+    frequent = [name for name, _ in collections.Counter(names).most_common(9)]
+    colours = {name: f'C{i}' for i, name in enumerate(frequent)}
+    for name in [*frequent, None]:
+      heights = [p if n == name or (name is None and n not in colours) else 0.0 for _, n, p in windows]
+      if any(heights):
+        axes.stairs(heights, edges, fill=True, color=colours.get(name, 'lightgrey'), label=name or 'others')
+    axes.set(ylabel=head, ylim=(0, 1), xlim=(0, end or 1.0))
+    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
+  grid[0, 0].set_title(title)
+  grid[-1, 0].set_xlabel('seconds')
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def attention_maps(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str, most: int = 8) -> None:
+  """Draws clips as strips of frames, and below each the same frames under where the model looked.
+
+  Args:
+    rows: (title, clip uint8 [T, H, W, 3], heat float [T, rows, columns]) each; brightness is relative to the
+      brightest patch of the clip, so frames of a clip can be compared.
+    path: PNG to write.
+    most: frames to show of a clip.
+  """
+  columns = min(max(len(clip) for _, clip, _ in rows), most)
+  figure, grid = plt.subplots(
+    2 * len(rows), columns, figsize=(1.6 * columns + 0.4, 3.6 * len(rows)), squeeze=False, layout='constrained'
+  )
+  for axes in grid.flat:
+    axes.axis('off')
+  for i, (title, clip, heat) in enumerate(rows):
+    above, below = grid[2 * i : 2 * i + 2]
+    above[0].set_title(title, fontsize=8, loc='left').set_in_layout(False)  # or it would widen the first column
+    shown = np.unique(np.linspace(0, len(clip) - 1, min(len(clip), columns)).round().astype(int))
+    height, width = clip.shape[1:3]
+    for column, t in enumerate(shown):
+      above[column].imshow(clip[t])
+      below[column].imshow(clip[t].mean(axis=-1), cmap='gray', vmin=0, vmax=255)
+      below[column].imshow(
+        heat[t], vmin=0, vmax=heat.max(), cmap='inferno', alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5)
+      )
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def annotate(image_HxWx3: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+  """Writes lines of text over the upper left of a picture, on a darkened strip.
+
+  Args:
+    image_HxWx3: uint8.
+    lines: of text.
+
+  Returns:
+    uint8, of the same shape.
+  """
+  height = len(image_HxWx3)
+  size = int(np.clip(0.6 * height / max(len(lines), 8), 7, 28))
+  picture = Image.fromarray(image_HxWx3)
+  draw = ImageDraw.Draw(picture, 'RGBA')
+  text, font = '\n'.join(lines), ImageFont.load_default(size)
+  left, top, right, bottom = draw.multiline_textbbox((4, 4), text, font=font, spacing=2)
+  draw.rectangle((left - 4, top - 4, right + 4, bottom + 4), fill=(0, 0, 0, 150))
+  draw.multiline_text((4, 4), text, font=font, spacing=2, fill=(255, 255, 255, 255))
+  return np.asarray(picture)

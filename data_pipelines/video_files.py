@@ -159,11 +159,11 @@ def fit(image_HxWx3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return np.rint(upper_HxWx3 + (lower_HxWx3 - upper_HxWx3) * down_Hx1x1).astype(np.uint8)
 
 
-def windows(path: str, cuts: Sequence[Cut], hop: int | None = None) -> Iterator[Window]:
+def windows(path: str, cuts: Sequence[Cut], hop: int | None = None, length: int = SEGMENT_WINDOW) -> Iterator[Window]:
   """Covers a file with clips, decoding it once.
 
   'dense' clips follow each other without a gap; clips by 'segments' take one frame of each part of up to
-  `SEGMENT_WINDOW` frames; clips of one frame are taken once a second. The last clip ends with the video, and
+  `length` frames; clips of one frame are taken once a second. The last clip ends with the video, and
   overlaps the one before if it must. A video shorter than a clip is one clip, of the frames that evaluation takes
   (`clips.dense`, `clips.segments`).
 
@@ -172,6 +172,7 @@ def windows(path: str, cuts: Sequence[Cut], hop: int | None = None) -> Iterator[
     cuts: the geometries wanted.
     hop: frames from the start of a clip to the start of the next, for all cuts; for 'dense' rounded to a multiple of
       its stride.
+    length: frames that 'segments' takes for one video.
 
   Returns:
     An iterator of windows, in time order for each cut.
@@ -180,7 +181,7 @@ def windows(path: str, cuts: Sequence[Cut], hop: int | None = None) -> Iterator[
     UserError, BrokenOff: as `frames`. What was decoded until then has been given.
   """
   fps = header(path).fps
-  cutters = [_Cutter(i, cut, hop, fps) for i, cut in enumerate(cuts)]
+  cutters = [_Cutter(i, cut, hop, length, fps) for i, cut in enumerate(cuts)]
   broken = None
   try:
     for number, frame in enumerate(frames(path)):
@@ -201,7 +202,7 @@ def windows(path: str, cuts: Sequence[Cut], hop: int | None = None) -> Iterator[
 class _Cutter:
   """Collects frames of one video until they make a window; holds one window's frames at most."""
 
-  def __init__(self, index: int, cut: Cut, hop: int | None, fps: float | None):
+  def __init__(self, index: int, cut: Cut, hop: int | None, length: int, fps: float | None):
     self.index, self.cut = index, cut
     if cut.num_frames == 1:
       self.every, self.length, self.hop = hop or max(round(fps or 25), 1), 1, 1
@@ -209,7 +210,7 @@ class _Cutter:
       self.every, self.length = cut.stride, cut.num_frames
       self.hop = max(round(hop / cut.stride), 1) if hop else self.length
     else:
-      self.every, self.length, self.hop = 1, SEGMENT_WINDOW, hop or SEGMENT_WINDOW
+      self.every, self.length, self.hop = 1, length, hop or length
     self.kept: collections.deque[tuple[float, np.ndarray]] = collections.deque(maxlen=self.length)
     self.count, self.due, self.covered = 0, self.length, 0
     self.last: Frame | None = None

@@ -260,7 +260,7 @@ def test_batches_keep_the_contract_and_show_the_planned_frames(run):
         'label': (np.int32, (stream.batch_size,)),
         'source': (np.int32, (stream.batch_size,)),
         'mask': (np.bool_, (stream.batch_size,)),
-        'example_id': (np.int64, (stream.batch_size,)),
+        'example_id': (np.int32, (stream.batch_size,)),
       }
       assert np.array_equal(sub['source'], rows.source) and np.array_equal(sub['example_id'], rows.example)
       assert sub['mask'].all()

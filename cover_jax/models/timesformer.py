@@ -90,6 +90,10 @@ def _dense(name: str, features: int, axes: tuple[str, str], dtype: Any, init: An
   )
 
 
+def _token_init(std: float) -> Any:
+  return nn.with_logical_partitioning(nn.initializers.truncated_normal(std), (None, None, 'embed'))
+
+
 class Mlp(nn.Module):
   """The two-layer perceptron of a block: [..., D] -> [..., mlp_dim] -> GELU -> [..., D]."""
 
@@ -204,8 +208,11 @@ class TimeSformer(nn.Module):
     dtype: dtype of the computation. Parameters, softmax and LayerNorm statistics are float32.
     remat: what the backward pass computes again: 'none', all but the products with weights ('dots'), or
       'full'.
-    init_std: of the truncated normal that Linear kernels, class token and position embedding are drawn from.
-      TimeSformer's 0.02 suits widths near 768; a narrow model learns faster from about 1 / sqrt(width).
+    init_std: of the truncated normal that Linear kernels and the class token are drawn from. TimeSformer's 0.02
+      suits widths near 768; a narrow model learns faster from about 1 / sqrt(width).
+    position_init_std: the same for the position embedding.
+    time_init_std: the same for the time embedding. TimeSformer's 0 makes a new model the image model that it was
+      seeded from; without such a seed a larger value lets it see the order of frames much sooner.
     scan_unroll: number of blocks that one step of the loop over depth holds; neither this nor `remat` changes
       the function.
   """
@@ -225,6 +232,8 @@ class TimeSformer(nn.Module):
   remat: str = 'none'
   scan_unroll: int = 1
   init_std: float = 0.02
+  position_init_std: float = 0.02
+  time_init_std: float = 0.0
 
   @nn.compact
   def __call__(self, clip_BxTxHxWx3: jax.Array, *, train: bool = False) -> jax.Array:
@@ -250,11 +259,8 @@ class TimeSformer(nn.Module):
     if self.attention == 'space':
       x = einops.rearrange(x, 'b t m d -> (b t) m d')
     else:
-      time_1xTxD = self.param(
-        'time_embedding',
-        nn.with_logical_partitioning(nn.initializers.zeros, (None, None, 'embed')),
-        (1, self.num_frames, self.width),
-      )
+      time_init = _token_init(self.time_init_std)
+      time_1xTxD = self.param('time_embedding', time_init, (1, self.num_frames, self.width))
       time_1xTx1xD = resize_time_embedding(time_1xTxD, frames)[:, :, None].astype(self.dtype)
       patches_BxPxD = einops.rearrange(x[:, :, 1:] + time_1xTx1xD, 'b t n d -> b (n t) d')
       # The class token has neither a frame nor, before the first block, anything of the clip in it.
@@ -306,9 +312,8 @@ class TimeSformer(nn.Module):
       bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed',)),
       name='patch_embedding',
     )(einops.rearrange(clip_BxTxHxWx3, 'b t h w c -> (b t) h w c'))
-    token_init = nn.with_logical_partitioning(nn.initializers.truncated_normal(self.init_std), (None, None, 'embed'))
-    class_1x1xD = self.param('class_token', token_init, (1, 1, self.width))
-    position_1xPxD = self.param('position_embedding', token_init, (1, 1 + stored, self.width))
+    class_1x1xD = self.param('class_token', _token_init(self.init_std), (1, 1, self.width))
+    position_1xPxD = self.param('position_embedding', _token_init(self.position_init_std), (1, 1 + stored, self.width))
     patches_BTxNxD = einops.rearrange(patches_BTxRxCxD, 'f r c d -> f (r c) d')
     class_BTx1xD = jnp.broadcast_to(class_1x1xD.astype(self.dtype), (batch * frames, 1, self.width))
     x_BTxMxD = jnp.concatenate([class_BTx1xD, patches_BTxNxD], axis=1)

@@ -1,0 +1,205 @@
+"""Writes a trained model for others: one file for this project, or a folder for Hugging Face transformers.
+
+    python -m cover_jax.export CHECKPOINT --format=flax --output=model.flax [--params=ema]
+    python -m cover_jax.export CHECKPOINT --format=huggingface --output=FOLDER --head=NAME [--params=ema]
+
+CHECKPOINT is a workdir (its newest checkpoint) or a file. Class names travel with the weights. Exit codes: 0 done; 2 a
+mistake in the command or the files (one sentence says which).
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import flax.serialization
+import ml_collections
+import numpy as np
+from absl import app, flags
+
+from cover_jax import checkpoints, interop
+from cover_jax import experiment as experiments
+from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
+from data_pipelines.contract import SourceInfo, UserError
+
+EXIT_USER_ERROR = 2
+
+_FORMAT = flags.DEFINE_enum('format', 'flax', ['flax', 'huggingface'], 'What to write.')
+_OUTPUT = flags.DEFINE_string('output', None, 'File (flax) or folder (huggingface) to write.')
+_HEAD = flags.DEFINE_string('head', None, 'The head to write; needed for huggingface where there are several.')
+_PARAMS = flags.DEFINE_enum('params', 'raw', ['raw', 'ema'], 'Which parameters: as trained, or their moving average.')
+
+_ATTENTION = {'divided': 'divided_space_time', 'joint': 'joint_space_time', 'space': 'space_only'}
+
+
+def to_flax(loaded: Mapping[str, Any], params: str = 'raw') -> bytes:
+  """A file that `cover_jax.load` and `checkpoints.load` read, with parameters and nothing else of the train state.
+
+  Args:
+    loaded: of `checkpoints.load`.
+    params: 'raw' or 'ema'; in the file they are the raw ones.
+
+  Returns:
+    msgpack of {'about': JSON text with config, sources, class names and step; 'state': {'params': ...}}.
+
+  Raises:
+    UserError: if there is no moving average.
+  """
+  # There is one set of parameters now, so an evaluation must not look for another.
+  about = {**loaded['about'], 'config': {**loaded['about']['config'], 'eval_params': 'raw'}}
+  tree = {'about': json.dumps(about, sort_keys=True), 'state': {'params': _chosen(loaded, params)}}
+  return flax.serialization.msgpack_serialize(tree)
+
+
+def to_huggingface(
+  loaded: Mapping[str, Any], head: str | None = None, params: str = 'raw'
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
+  """What transformers' `TimesformerForVideoClassification` needs to give the logits of one of our heads.
+
+  Its sizes are fixed by its config, so position and time embedding are resized to the clips of the head's stream.
+  Dropping paths only matters in training, and transformers accepts whole rates only, so its rate is 0.
+
+  Args:
+    loaded: of `checkpoints.load`.
+    head: name of a head; may be left out where there is only one.
+    params: 'raw' or 'ema'.
+
+  Returns:
+    (float32 arrays by name, config.json, preprocessor_config.json).
+
+  Raises:
+    UserError: if there is no such head, or transformers' model cannot compute what ours does.
+  """
+  about = loaded['about']
+  sources = [SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names'])) for s in about['sources']]
+  experiment = experiments.build(ml_collections.ConfigDict(about['config']), sources)
+  chosen = _chosen(loaded, params)
+  heads = sorted(chosen['heads'])
+  if head is None and len(heads) == 1:
+    head = heads[0]
+  if head not in heads:
+    asked = f'no head {head!r}' if head else 'several heads or none'
+    raise UserError(f'{loaded["path"]} has {asked}: choose one with --head, of {heads}.')
+  stream, model = experiment.stream_of(head), experiment.model
+  frames, (height, width) = stream.num_frames, stream.size
+  where = f'{loaded["path"]} cannot be written for Hugging Face'
+  if height != width:
+    raise UserError(f"{where}: its clips are {height} x {width}, and transformers' TimeSformer takes squares only.")
+  if model.attention == 'space' and frames > 1:
+    raise UserError(
+      f'{where}: with config.model.attention="space" transformers scores each frame and we score their mean; '
+      'only a head of single images has the same meaning there.'
+    )
+  if model.attention == 'divided' and model.image_temporal == 'skip' and frames == 1:
+    raise UserError(
+      f'{where}: config.model.image_temporal="skip" has no counterpart there; choose a head of videos, of {heads}.'
+    )
+
+  encoder = checkpoints.flatten(chosen['encoder'])
+  grid = height // model.patch_size
+  encoder['position_embedding'] = resize_position_embedding(np.asarray(encoder['position_embedding']), (grid, grid))
+  if 'time_embedding' in encoder:
+    encoder['time_embedding'] = resize_time_embedding(np.asarray(encoder['time_embedding']), frames)
+  arrays = interop.to_hf_timesformer(encoder, chosen['heads'][head])
+
+  class_names = experiment.sources[experiment.source_id(head)].class_names
+  config = {
+    'architectures': ['TimesformerForVideoClassification'],
+    'model_type': 'timesformer',
+    'attention_type': _ATTENTION[model.attention],
+    'num_frames': frames,
+    'image_size': height,
+    'patch_size': model.patch_size,
+    'num_channels': 3,
+    'hidden_size': model.width,
+    'num_hidden_layers': model.depth,
+    'num_attention_heads': model.num_heads,
+    'intermediate_size': model.mlp_dim,
+    'hidden_act': 'gelu_pytorch_tanh' if model.gelu_approximate else 'gelu',
+    'hidden_dropout_prob': 0.0,
+    'attention_probs_dropout_prob': 0.0,
+    'layer_norm_eps': 1e-6,
+    'qkv_bias': True,
+    'drop_path_rate': 0,
+    'id2label': {str(k): name for k, name in enumerate(class_names)},
+    'label2id': {name: k for k, name in enumerate(class_names)},
+    'dtype': 'float32',
+  }
+  preprocessor = {
+    'image_processor_type': 'VideoMAEImageProcessor',
+    'do_resize': True,
+    'size': {'shortest_edge': height},
+    'resample': 2,  # bilinear
+    'do_center_crop': True,
+    'crop_size': {'height': height, 'width': height},
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': list(experiment.config.pixel_mean),
+    'image_std': list(experiment.config.pixel_std),
+  }
+  return arrays, config, preprocessor
+
+
+def _chosen(loaded: Mapping[str, Any], params: str) -> Mapping[str, Any]:
+  chosen = loaded['state'].get({'raw': 'params', 'ema': 'ema'}[params])
+  if not chosen:
+    raise UserError(f'{loaded["path"]} holds no moving average of the parameters: export it with --params=raw.')
+  return chosen
+
+
+def _write(path: str, data: bytes) -> None:
+  """Writes a file that is never there by half."""
+  with open(path + '.tmp', 'wb') as f:
+    f.write(data)
+  os.replace(path + '.tmp', path)
+
+
+def export(checkpoint: str, output: str, file_format: str, head: str | None = None, params: str = 'raw') -> None:
+  """Writes `output` in the format 'flax' or 'huggingface'; see `to_flax` and `to_huggingface`.
+
+  Raises:
+    UserError: if the checkpoint cannot be read or has no such form, or `output` cannot be written.
+  """
+  if file_format == 'flax' and head is not None:
+    raise UserError('--head is for --format=huggingface: a .flax file holds all heads.')
+  loaded = checkpoints.load(checkpoint)
+  if file_format == 'flax':
+    files = {output: to_flax(loaded, params)}
+  else:
+    from safetensors.numpy import save
+
+    arrays, config, preprocessor = to_huggingface(loaded, head, params)
+    files = {
+      os.path.join(output, 'config.json'): json.dumps(config, indent=2).encode(),
+      os.path.join(output, 'preprocessor_config.json'): json.dumps(preprocessor, indent=2).encode(),
+      os.path.join(output, 'model.safetensors'): save(arrays, metadata={'format': 'pt'}),
+    }
+  try:
+    for path, data in files.items():
+      os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+      _write(path, data)
+      print(f'Wrote {path} ({len(data) / 1e6:.1f} MB)')
+  except OSError as error:
+    raise UserError(f'--output={output} cannot be written ({error.strerror}): choose another place.') from error
+
+
+def run(argv: list[str]) -> None:
+  """Does what the command line asks for."""
+  if len(argv) != 2 or _OUTPUT.value is None:
+    raise UserError('Give one checkpoint and --output: see `python -m cover_jax.export --help`.')
+  export(argv[1], _OUTPUT.value, _FORMAT.value, _HEAD.value, _PARAMS.value)
+
+
+def main() -> None:
+  """The command line."""
+  try:
+    app.run(run)
+  except UserError as error:
+    print(f'\nError: {error}', file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == '__main__':
+  main()

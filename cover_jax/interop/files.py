@@ -1,0 +1,147 @@
+"""Reads weights from a file of any kind that we know; which layout it has is told by its names."""
+
+import dataclasses
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cover_jax import checkpoints
+from cover_jax.interop.weights import Found, Weights, convert, detect
+from data_pipelines.contract import UserError
+
+_TANH_GELU = ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast', 'gelu_python_tanh')
+
+
+def read(path: str, which: str = 'raw') -> Weights:
+  """Reads the weights of a file, without running any code that it may hold.
+
+  Args:
+    path: `.npz` of google-research ViT or big_vision; `.safetensors`, or a folder with `model.safetensors`, of timm or
+      Hugging Face; `.pyth`, `.pth`, `.pt` or `.bin` of PyTorch, which needs PyTorch; a `.flax` file or a workdir of
+      this project.
+    which: 'raw' or 'ema', of a checkpoint of this project; the others hold one set of parameters.
+
+  Returns:
+    The weights in the common form.
+
+  Raises:
+    UserError: if the file is missing, damaged, holds Python objects, or has a layout that we do not know.
+  """
+  if which not in ('raw', 'ema'):
+    raise UserError(f'config.init_from.params is {which!r}: expected "raw" or "ema".')
+  if not os.path.exists(path):
+    raise UserError(f'The weights {path} do not exist: give a local path; docs/weights.md says how to fetch files.')
+  if os.path.isdir(path) and os.path.isfile(os.path.join(path, 'model.safetensors')):
+    path = os.path.join(path, 'model.safetensors')
+  extension = os.path.splitext(path)[1].lower()
+  if os.path.isdir(path) or extension == '.flax':
+    return _read_own(path, which)
+  if which == 'ema':
+    raise UserError(f'{path} holds one set of parameters, no moving average: set config.init_from.params=raw.')
+  readers = {'.npz': _read_npz, '.safetensors': _read_safetensors}
+  readers |= dict.fromkeys(('.pyth', '.pth', '.pt', '.bin'), _read_torch)
+  if extension not in readers:
+    raise UserError(f'{path} is of no kind that is known: expected a workdir, .flax, {", ".join(readers)}.')
+  arrays = readers[extension](path)
+  weights = convert(path, arrays, detect(path, arrays))
+  return _with_config(weights, os.path.join(os.path.dirname(path), 'config.json'))
+
+
+def _damaged(path: str, error: Exception) -> UserError:
+  reason = ' '.join(str(error).split()) or type(error).__name__
+  return UserError(f'{path} cannot be read as weights ({reason[:200]}): the file is damaged or of another kind.')
+
+
+def _read_npz(path: str) -> dict[str, np.ndarray]:
+  try:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, Mapping):
+      raise ValueError('it is one array, not an archive')
+    with file:
+      arrays = {name: file[name] for name in file.files}
+  except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    raise _damaged(path, error) from error
+  if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+    raise _damaged(path, ValueError(f'{strange[0]!r} is not an array'))
+  return arrays
+
+
+def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+  import ml_dtypes  # noqa: F401  comes with JAX; with it safetensors reads bfloat16
+  from safetensors import SafetensorError
+  from safetensors.numpy import load_file
+
+  try:
+    return load_file(path)
+  except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise _damaged(path, error) from error
+
+
+def _read_torch(path: str) -> dict[str, np.ndarray]:
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      f'{path} is a PyTorch file, and PyTorch is not installed: `pip install torch`, or take a .safetensors file.'
+    ) from error
+  try:
+    tree = torch.load(path, map_location='cpu', weights_only=True)
+  except Exception as error:  # of many classes, by what is wrong
+    raise _damaged(path, error) from error
+  for wrapper in ('model_state', 'model', 'module', 'state_dict'):
+    if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
+      tree = tree[wrapper]
+  if not isinstance(tree, Mapping) or not all(isinstance(v, torch.Tensor) for v in tree.values()):
+    raise UserError(f'{path} is not a state dict: expected tensors by name, or below "model_state" or "model".')
+  return {name: tensor.detach().float().numpy() for name, tensor in tree.items()}
+
+
+def _with_config(weights: Weights, path: str) -> Weights:
+  """Adds what a Hugging Face `config.json` beside the weights tells and the weights do not."""
+  if not weights.layout.startswith('Hugging Face') or not os.path.exists(path):
+    return weights
+  try:
+    with open(path, encoding='utf-8') as f:
+      config = json.load(f)
+    names = config.get('id2label') or {}
+    class_names = tuple(str(names[str(k)]) for k in range(len(names)))
+    num_heads = config.get('num_attention_heads')
+    activation = config.get('hidden_act', 'gelu')
+  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    raise UserError(f'{path} is not a Hugging Face config ({error}): fetch it again.') from error
+  if activation not in ('gelu', *_TANH_GELU):
+    raise UserError(f'{path} says hidden_act = {activation!r}: expected a GELU, the only activation of our model.')
+  return dataclasses.replace(
+    weights,
+    num_heads=num_heads,
+    gelu_approximate=activation in _TANH_GELU,
+    class_names=dict.fromkeys(weights.heads, class_names) if class_names else {},
+  )
+
+
+def _read_own(path: str, which: str) -> Weights:
+  loaded: dict[str, Any] = checkpoints.load(path)
+  path, state, about = loaded['path'], loaded['state'], loaded['about']
+  params = state.get({'raw': 'params', 'ema': 'ema'}[which])
+  if not params:
+    raise UserError(f'{path} holds no {which} parameters: set config.init_from.params to the other of raw and ema.')
+  found = {name: Found(np.asarray(x), name, np.shape(x)) for name, x in checkpoints.flatten(params).items()}
+  encoder = {name.removeprefix('encoder/'): f for name, f in found.items() if name.startswith('encoder/')}
+  own = sorted(name for name in found if name.startswith('objectives/'))
+  query = encoder.get('blocks/attention_space/query/kernel')
+  return Weights(
+    path=path,
+    layout=f'checkpoint of this project, {which} parameters',
+    encoder=encoder,
+    heads={h: {part: found[f'heads/{h}/{part}'] for part in head} for h, head in params.get('heads', {}).items()},
+    expected={name: f'encoder/{name}' for name in encoder},
+    skipped=(('objectives/*', len(own), "an objective's own parameters"),) if own else (),
+    class_names={s['name']: tuple(s['class_names']) for s in about['sources']},
+    num_heads=query.array.shape[2] if query else None,
+    gelu_approximate=about['config']['model'].get('gelu_approximate', False),
+  )

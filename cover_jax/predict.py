@@ -1,0 +1,273 @@
+"""What a trained model says of video and image files.
+
+    python -m cover_jax.predict CHECKPOINT FILE... [--output=DIR] [--features] [--attention] [--annotate]
+
+Prints a table and writes DIR/predictions.json; for videos of several windows also a timeline. Exit codes: 0 all files
+predicted; 1 some failed or broke off (the last line says how many); 2 a mistake in the command.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from cover_jax import api
+from data_pipelines import video_files
+from data_pipelines.contract import UserError
+
+EXIT_FAILED, EXIT_USER_ERROR = 1, 2
+
+
+@dataclasses.dataclass
+class Report:
+  """What is kept of one file, which is little however long it is.
+
+  Attributes:
+    path: of the file.
+    seconds: time of the last window's end.
+    windows: {head: [{'start', 'end', 'top': [[class, probability], ...]}, ...]}.
+    total: {head: sum over windows of probabilities [K]}.
+    features: (sources whose clips they are, start, end, feature [D]) of each window.
+    surest: {view: (confidence, window, title)} of the window that its heads are surest of.
+    trouble: the sentence that says why the file failed or broke off; '' if it did not.
+  """
+
+  path: str
+  seconds: float = 0.0
+  windows: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+  total: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  features: list[tuple[str, float, float, np.ndarray]] = dataclasses.field(default_factory=list)
+  surest: dict[api.View, tuple[float, video_files.Window, str]] = dataclasses.field(default_factory=dict)
+  trouble: str = ''
+
+
+def watch(
+  model: api.Model,
+  path: str,
+  *,
+  top: int = 5,
+  hop: int | None = None,
+  length: int = video_files.SEGMENT_WINDOW,
+  features: bool = False,
+) -> Report:
+  """Runs a model over a file; what goes wrong with the file is in the report.
+
+  Args:
+    model: of `cover_jax.load`.
+    path: of a video or image.
+    top: classes to keep of each window.
+    hop, length: of the windows; see `data_pipelines.video_files.windows`.
+    features: keep the class token of each window.
+  """
+  report = Report(path)
+  try:
+    for seen in model.watch(path, hop, length):
+      start, end = seen.window.start, seen.window.end
+      report.seconds = max(report.seconds, end)
+      said = []
+      for head, p_K in seen.probabilities.items():
+        best = model.rank(head, p_K, top)
+        report.windows.setdefault(head, []).append({'start': start, 'end': end, 'top': best})
+        report.total[head] = report.total.get(head, 0.0) + p_K
+        said.append(f'{head}: {best[0][0]} {best[0][1]:.0%}')
+      confidence = max((float(p.max()) for p in seen.probabilities.values()), default=0.0)
+      if seen.view not in report.surest or confidence > report.surest[seen.view][0]:
+        title = f'{start:.1f} s to {end:.1f} s   ' + ',  '.join(said or seen.view.sources)
+        report.surest[seen.view] = confidence, seen.window, title
+      if features:
+        report.features.append(('+'.join(seen.view.sources), start, end, seen.feature_D))
+  except UserError as error:
+    report.trouble = str(error)
+  return report
+
+
+def average(model: api.Model, report: Report, top: int) -> api.Predictions:
+  """Each head's best classes over the whole file: the mean of the windows' probabilities."""
+  return {head: model.rank(head, total_K / len(report.windows[head]), top) for head, total_K in report.total.items()}
+
+
+def table(report: Report, predictions: api.Predictions) -> str:
+  """The predictions for one file as text, one head a line."""
+  lines = [report.path + (f'  ({report.seconds:.1f} s)' if report.seconds else '')]
+  width = max((len(head) for head in predictions), default=0)
+  for head, ranking in predictions.items():
+    count = len(report.windows[head])
+    best = '   '.join(f'{name} {probability:.1%}' for name, probability in ranking)
+    lines.append(f'  {head:<{width}}  {count:>4} window{"s" if count > 1 else " "}  {best}')
+  return '\n'.join(lines)
+
+
+def write_features(reports: Sequence[Report], path: str) -> None:
+  """Writes one row a window: 'feature' float32 [n, D], 'path', 'start' and 'end' (seconds), 'sources' (whose clips)."""
+  rows = [(report.path, *row) for report in reports for row in report.features]
+  files, sources, starts, ends, features = zip(*rows, strict=True) if rows else ((),) * 5
+  np.savez(
+    path,
+    feature=np.array(features, np.float32),
+    path=np.array(files, np.str_),
+    sources=np.array(sources, np.str_),
+    start=np.array(starts, np.float64),
+    end=np.array(ends, np.float64),
+  )
+
+
+def write_attention(model: api.Model, report: Report, path: str) -> None:
+  """Draws attention rollout over the window of each view that the heads are surest of."""
+  from cover_jax import visualise
+
+  rows = [
+    (title, window.clip, model.attention(window.clip, view.sources[0]))
+    for view, (_, window, title) in report.surest.items()
+  ]
+  visualise.attention_maps(rows, path)
+
+
+def write_timeline(report: Report, path: str) -> None:
+  """Draws every head's best class over time."""
+  from cover_jax import visualise
+
+  rows = {head: [(w['start'], *w['top'][0]) for w in windows] for head, windows in report.windows.items()}
+  visualise.timeline(rows, report.seconds, report.path, path)
+
+
+def write_annotated(report: Report, path: str, top: int) -> str:
+  """Writes the file again with the classes of the window at hand on every frame; an image becomes a PNG.
+
+  Returns:
+    The path with its ending.
+  """
+  from PIL import Image
+
+  pictures = _annotated(report, top)
+  first, second = next(pictures), next(pictures, None)
+  if second is None:
+    Image.fromarray(first).save(f'{path}.png')
+    return f'{path}.png'
+  fps = video_files.header(report.path).fps or 25.0
+  return video_files.write_video(path, itertools.chain([first, second], pictures), fps)
+
+
+def _annotated(report: Report, top: int) -> Iterator[np.ndarray]:
+  from PIL import Image
+
+  from cover_jax import visualise
+
+  at = dict.fromkeys(report.windows, 0)
+  size = None
+  frames = video_files.frames(report.path)
+  while True:
+    try:
+      frame = next(frames, None)
+    except video_files.BrokenOff:
+      frame = None
+    if frame is None:
+      return
+    lines = []
+    for head, windows in report.windows.items():
+      while at[head] + 1 < len(windows) and windows[at[head] + 1]['start'] <= frame.seconds:
+        at[head] += 1
+      lines.append(head)
+      lines += [f'  {probability:.0%} {name}' for name, probability in windows[at[head]]['top'][:top]]
+    picture = Image.fromarray(frame.pixels())
+    if size is None:  # of the first frame; text needs some room, and nobody needs more than 720 lines
+      scale = np.clip(picture.height, 240, 720) / picture.height
+      size = max(round(picture.width * scale), 2), round(picture.height * scale)
+    yield visualise.annotate(np.asarray(picture.resize(size)), lines)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(prog='python -m cover_jax.predict', description=__doc__.split('\n')[0])
+  parser.add_argument('checkpoint', help='workdir of a run, checkpoint or export')
+  parser.add_argument('files', nargs='+', metavar='file', help='any video or image')
+  parser.add_argument('--params', choices=('raw', 'ema'), default='raw', help='ema: the moving average')
+  parser.add_argument('--output', default='predictions', help='folder for what is written (default: predictions)')
+  parser.add_argument('--top', type=int, default=5, help='classes to show of each head (default: 5)')
+  parser.add_argument('--stride', type=int, help='frames between windows (default: a window, or a second for images)')
+  parser.add_argument(
+    '--window',
+    type=int,
+    default=video_files.SEGMENT_WINDOW,
+    help='frames that heads which sample segments see as one video (default: %(default)s)',
+  )
+  parser.add_argument('--features', action='store_true', help='write features.npz, a row a window')
+  parser.add_argument('--attention', action='store_true', help='draw attention rollout over the frames')
+  parser.add_argument('--annotate', action='store_true', help='write the video with its classes on it')
+  return parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+  """Predicts all files; returns the number that failed."""
+  for name in ('top', 'stride', 'window'):
+    value = getattr(options, name)
+    if value is not None and value < 1:
+      raise UserError(f'--{name}={value}: expected a whole number, at least 1.')
+  try:
+    os.makedirs(options.output, exist_ok=True)
+  except OSError as error:
+    raise UserError(f'--output={options.output} cannot be made ({error.strerror}): choose another folder.') from error
+  if not os.access(options.output, os.W_OK):
+    raise UserError(f'--output={options.output} cannot be written: choose another folder.')
+  model = api.load(options.checkpoint, options.params)
+  if not model.heads and not (options.features or options.attention):
+    raise UserError(f'{model.path} has no heads, so it predicts no classes: ask for --features or --attention.')
+
+  reports, entries, taken = [], [], set()
+  for path in options.files:
+    report = watch(model, path, top=options.top, hop=options.stride, length=options.window, features=options.features)
+    reports.append(report)
+    if report.trouble:
+      print(report.trouble, file=sys.stderr, flush=True)
+    entry: dict[str, Any] = {'file': path, 'trouble': report.trouble}
+    entries.append(entry)
+    if not report.surest:  # nothing could be decoded
+      continue
+    predictions = average(model, report, options.top)
+    print(table(report, predictions), flush=True)
+    entry |= {'seconds': report.seconds, 'top': predictions, 'windows': report.windows, 'written': []}
+    base = os.path.join(options.output, _free_name(os.path.basename(path), taken))
+    if any(len(windows) > 1 for windows in report.windows.values()):
+      write_timeline(report, f'{base}.timeline.png')
+      entry['written'].append(f'{base}.timeline.png')
+    if options.attention:
+      write_attention(model, report, f'{base}.attention.png')
+      entry['written'].append(f'{base}.attention.png')
+    if options.annotate:
+      entry['written'].append(write_annotated(report, f'{base}.annotated', options.top))
+    report.surest.clear()
+
+  if options.features:
+    write_features(reports, os.path.join(options.output, 'features.npz'))
+  about = {'checkpoint': model.path, 'step': model.step, 'params': options.params, 'files': entries}
+  with open(os.path.join(options.output, 'predictions.json'), 'w', encoding='utf-8') as f:
+    json.dump(about, f)
+    f.write('\n')
+  failed = sum(bool(report.trouble) for report in reports)
+  files = 'file' if len(reports) == 1 else 'files'
+  print(f'\n{len(reports)} {files}, {failed} failed. Written to {options.output}')
+  return failed
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+  """The name, with a number where an earlier file of the command had it."""
+  free = next(n for n in itertools.chain([name], (f'{name}-{i}' for i in itertools.count(2))) if n not in taken)
+  taken.add(free)
+  return free
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line; returns the exit code."""
+  try:
+    return EXIT_FAILED if run(_parse(argv)) else 0
+  except UserError as error:
+    print(f'Error: {error}', file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,269 @@
+"""Frames and windows of files: real ones of every container and codec, and generated ones whose content is known."""
+
+import struct
+import tracemalloc
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import clips, video_files
+from data_pipelines.contract import UserError
+from data_pipelines.video_files import BrokenOff, Cut
+
+# Frames that each file of the media folder decodes to, and its upright (height, width).
+MEDIA = {
+  'video/k400_arm_wrestling.mp4': (280, (256, 340)),
+  'video/k400_test.mp4': (300, (256, 340)),
+  'video/kinetics_pancake.mkv': (310, (240, 426)),
+  'video/lowfps_6.mp4': (57, (256, 340)),
+  'video/short_32frames.mp4': (32, (256, 340)),
+  'video/ssv2_166766.mp4': (49, (240, 427)),
+  'video/ucf_like_example.avi': (131, (240, 320)),
+  'video/ucf_like_test.avi': (164, (240, 320)),
+  'video_edge/av1.mkv': (125, (360, 640)),
+  'video_edge/h264_10bit.mp4': (30, (200, 200)),
+  'video_edge/hevc.mp4': (10, (128, 128)),
+  'video_edge/no_duration.webm': (74, (720, 1280)),
+  'video_edge/odd_66x50_60fps.mov': (82, (50, 66)),
+  'video_edge/rot_0.mov': (3, (320, 568)),
+  'video_edge/rot_90.mov': (3, (568, 320)),
+  'video_edge/rot_180.mov': (3, (320, 568)),
+  'video_edge/rot_270.mov': (3, (568, 320)),
+  'video_edge/tiny_carphone.mp4': (120, (144, 176)),
+  'video_edge/unordered_pts.mov': (4, (50, 50)),
+  'video_edge/vp8_1s.webm': (24, (720, 1280)),
+  'images/bird.jpg': (1, (500, 403)),
+  'images/dog.jpg': (1, (374, 500)),
+  'images/frame_320x240.jpg': (1, (240, 320)),
+}
+
+
+def grey(number):
+  """The brightness that numbers a frame; steps of 8 survive the encoder."""
+  return 16 + 8 * (number % 28)
+
+
+def write(path, count, size=(32, 48), fps=10, codec='mpeg4', picture=None, **options):
+  """A video whose frame i has brightness `grey(i)`."""
+  with av.open(str(path), 'w', options=options) as container:
+    stream = container.add_stream(codec, rate=fps)
+    stream.height, stream.width = size
+    stream.pix_fmt, stream.bit_rate = 'yuv420p', 2_000_000
+    for i in range(count):
+      pixels = np.full((*size, 3), grey(i), np.uint8) if picture is None else picture
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format='rgb24')))
+    container.mux(stream.encode())
+  return str(path)
+
+
+def numbers(clip_TxHxWx3):
+  """The numbers of frames written by `write`."""
+  return [round((float(frame.mean()) - 16) / 8) for frame in clip_TxHxWx3]
+
+
+def cut_of(length, sampler='dense', stride=1, size=(16, 16)):
+  return Cut(length, size, sampler, stride)
+
+
+def clips_of(path, cut, **options):
+  return [numbers(w.clip) for w in video_files.windows(path, [cut], **options)]
+
+
+@pytest.mark.parametrize('name', MEDIA)
+def test_reads_every_good_file(media, name):
+  count, shape = MEDIA[name]
+  last = (-1.0, None)
+  decoded = 0
+  for frame in video_files.frames(str(media / name)):
+    assert frame.seconds >= last[0]
+    last = frame.seconds, frame
+    if decoded == 0:
+      first = frame.pixels()
+      assert frame.seconds == 0 and first.shape == (*shape, 3) and first.dtype == np.uint8
+    decoded += 1
+  assert decoded == count
+  assert last[1].pixels().shape == (*shape, 3)
+  declared = video_files.header(str(media / name)).declared
+  assert declared is None or abs(declared - count) <= 1
+
+
+def test_partly_broken_file_gives_its_good_frames_and_says_so(media):
+  decoded = 0
+  with pytest.raises(BrokenOff, match='28 of 50 declared frames'):
+    for _ in video_files.frames(str(media / 'video_edge/corrupted.mp4')):
+      decoded += 1
+  assert decoded == 28
+
+
+def test_rotated_recordings_are_upright(media):
+  """Keys on a keyboard, one lit from the upper right; seen upright by eye once, its red light pinned here."""
+  frame = next(video_files.frames(str(media / 'video_edge/rot_180.mov'))).pixels().astype(int)
+  red_HxW = frame[..., 0] - frame[..., 1:].mean(axis=-1)
+  row, column = np.unravel_index(red_HxW.argmax(), red_HxW.shape)
+  assert row < 160 and column > 284
+
+
+@pytest.mark.parametrize('turns', [0, 1, 2, 3])
+def test_rotation_in_the_header_is_undone(tmp_path, turns):
+  """A camera turned by quarter turns notes it in the track header; the frames come out as the scene was."""
+  scene = np.zeros((32, 64, 3), np.uint8)
+  scene[:16, :16] = 255, 0, 0  # a red corner, upper left
+  scene[16:, 48:] = 0, 0, 255  # a blue one, lower right
+  path = tmp_path / 'phone.mp4'
+  stored = np.ascontiguousarray(np.rot90(scene, turns))
+  write(path, 3, stored.shape[:2], picture=stored)
+  # ISO 14496-12: the matrix takes stored (x, y), y down, to shown: (x, y) -> (a x + c y, b x + d y).
+  a, b, c, d = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)][turns]
+  data = bytearray(path.read_bytes())
+  matrix = data.index(b'tkhd') + 4 + 40
+  assert struct.unpack_from('>9i', data, matrix) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+  struct.pack_into('>9i', data, matrix, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+  path.write_bytes(data)
+  shown = next(video_files.frames(str(path))).pixels()
+  assert shown.shape == scene.shape
+  assert np.abs(shown.astype(int) - scene).mean() < 12
+
+
+def test_phone_photograph_is_upright(tmp_path):
+  image = Image.new('RGB', (40, 20))
+  exif = image.getexif()
+  exif[0x0112] = 6  # orientation: turn 90 degrees clockwise
+  image.save(tmp_path / 'photo.jpg', exif=exif)
+  (frame,) = video_files.frames(str(tmp_path / 'photo.jpg'))
+  assert frame.pixels().shape == (40, 20, 3)
+
+
+@pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'CMYK', '1', 'I;16'])
+def test_images_of_any_mode_become_rgb(tmp_path, mode):
+  ending = 'tiff' if mode == 'CMYK' else 'png'
+  Image.new(mode, (9, 7)).save(tmp_path / f'x.{ending}')
+  (frame,) = video_files.frames(str(tmp_path / f'x.{ending}'))
+  assert frame.pixels().shape == (7, 9, 3) and frame.pixels().dtype == np.uint8
+
+
+def test_animated_gif_is_a_video(tmp_path):
+  pictures = [Image.new('RGB', (16, 16), (grey(i),) * 3) for i in range(5)]
+  pictures[0].save(tmp_path / 'a.gif', save_all=True, append_images=pictures[1:], duration=200)
+  path = str(tmp_path / 'a.gif')
+  assert video_files.header(path) == (5.0, 5)
+  assert [round(f.seconds, 3) for f in video_files.frames(path)] == [0, 0.2, 0.4, 0.6, 0.8]
+  assert clips_of(path, cut_of(5)) == [[0, 1, 2, 3, 4]]
+
+
+def test_dense_windows_cover_the_video_and_the_last_ends_with_it(tmp_path):
+  path = write(tmp_path / 'v.mp4', 11)
+  assert clips_of(path, cut_of(4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [7, 8, 9, 10]]
+  assert clips_of(path, cut_of(4), hop=2) == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [6, 7, 8, 9], [7, 8, 9, 10]]
+  assert clips_of(path, cut_of(3, stride=2)) == [[0, 2, 4], [6, 8, 10]]
+  starts = [(round(w.start, 2), round(w.end, 2)) for w in video_files.windows(path, [cut_of(4)])]
+  assert starts == [(0, 0.3), (0.4, 0.7), (0.7, 1.0)]
+
+
+@pytest.mark.parametrize(('count', 'length', 'stride'), [(1, 4, 1), (3, 4, 1), (5, 4, 2), (6, 2, 9), (7, 4, 2)])
+def test_a_short_video_gives_the_frames_that_evaluation_takes(tmp_path, count, length, stride):
+  path = write(tmp_path / 'v.avi', count)
+  assert clips_of(path, cut_of(length, stride=stride)) == [clips.dense(count, length, stride).tolist()]
+  segments = [clips.segments(count, length).tolist()]
+  assert clips_of(path, cut_of(length, 'segments')) == segments
+
+
+def test_segments_of_a_long_video_are_several_windows(tmp_path):
+  path = write(tmp_path / 'v.mkv', 24)
+  expected = [start + clips.segments(10, 4) for start in (0, 10, 14)]
+  assert clips_of(path, cut_of(4, 'segments'), length=10) == [e.tolist() for e in expected]
+  overlapping = [start + clips.segments(10, 4) for start in (0, 7, 14)]
+  assert clips_of(path, cut_of(4, 'segments'), length=10, hop=7) == [e.tolist() for e in overlapping]
+
+
+def test_image_heads_see_a_frame_a_second_and_cuts_share_one_pass(tmp_path):
+  path = write(tmp_path / 'v.mp4', 25, fps=10)
+  cuts = [cut_of(8), cut_of(1, size=(8, 24))]
+  found = list(video_files.windows(path, cuts))
+  images = [w for w in found if w.cut == 1]
+  assert [numbers(w.clip) for w in images] == [[0], [10], [20]]
+  assert images[0].clip.shape == (1, 8, 24, 3)
+  assert [w.clip.shape for w in found if w.cut == 0] == [(8, 16, 16, 3)] * 4
+
+
+def test_memory_holds_one_window_however_long_the_video(tmp_path):
+  def peak(count):
+    path = write(tmp_path / f'{count}.mp4', count)
+    tracemalloc.start()
+    for window in video_files.windows(path, [cut_of(4, stride=3), cut_of(8, size=(64, 64))]):
+      assert window.clip.any()
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
+
+  peak(40)  # imports and caches
+  assert peak(800) < 1.2 * peak(100)
+
+
+@pytest.mark.parametrize('shape', [(50, 66), (200, 200), (37, 41), (16, 16), (8, 5), (1, 1)])
+@pytest.mark.parametrize('size', [(16, 16), (32, 24)])
+def test_fit_gives_the_pixels_of_the_training_pipeline(shape, size):
+  tf = pytest.importorskip('tensorflow')
+  image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  top, left, height, width = clips.center_crop(*shape, size)
+  expected = tf.image.resize(image[top : top + height, left : left + width], size)
+  expected = tf.cast(tf.round(expected), tf.uint8).numpy()
+  found = video_files.fit(image, size)
+  difference = np.abs(found.astype(int) - expected)
+  # A value that lies halfway between two integers may be rounded either way.
+  assert found.shape == (*size, 3) and difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+def test_what_is_no_video_is_refused_in_one_sentence(tmp_path):
+  (tmp_path / 'text.mp4').write_text('not a video\n' * 50)
+  (tmp_path / 'empty.mp4').write_bytes(b'')
+  (tmp_path / 'noise.avi').write_bytes(np.random.default_rng(0).bytes(5000))
+  with av.open(str(tmp_path / 'sound.wav'), 'w') as container:
+    stream = container.add_stream('pcm_s16le', rate=8000)
+    sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format='s16', layout='mono')
+    sound.sample_rate = 8000
+    container.mux(stream.encode(sound))
+  image = tmp_path / 'cut.jpg'
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(image)
+  image.write_bytes(image.read_bytes()[:900])
+  names = ['text.mp4', 'empty.mp4', 'noise.avi', 'sound.wav', 'cut.jpg', 'absent.mp4', '.']
+  for name in names:
+    with pytest.raises(UserError) as caught:
+      list(video_files.frames(str(tmp_path / name)))
+    assert not isinstance(caught.value, BrokenOff)
+    assert str(tmp_path) in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_truncated_download_is_noticed(tmp_path):
+  """Matroska simply ends, without an error; its header still says how long it was."""
+  whole = write(tmp_path / 'whole.mkv', 100, codec='mpeg4')
+  data = (tmp_path / 'whole.mkv').read_bytes()
+  cut = tmp_path / 'cut.mkv'
+  cut.write_bytes(data[: len(data) // 2])
+  assert len(list(video_files.frames(whole))) == 100
+  decoded = []
+  with pytest.raises(BrokenOff, match='of 100 declared'):
+    decoded.extend(numbers([f.pixels() for f in [frame]])[0] for frame in video_files.frames(str(cut)))
+  windows = []
+  with pytest.raises(BrokenOff):
+    windows.extend(video_files.windows(str(cut), [cut_of(8)]))
+  assert len(windows) >= 4  # what was decoded is given before the error
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write('plain.mp4', 3)
+  (tmp_path / 'plain.mp4').rename(tmp_path / 'a:b.mp4')
+  assert len(list(video_files.frames('a:b.mp4'))) == 3
+
+
+@pytest.mark.parametrize('encoders', [('libx264', 'mpeg4'), ('mpeg4',), ()])
+def test_written_videos_can_be_read(tmp_path, monkeypatch, encoders):
+  monkeypatch.setattr(video_files, '_ENCODERS', encoders)
+  pictures = (np.full((33, 47, 3), grey(i), np.uint8) for i in range(6))
+  path = video_files.write_video(str(tmp_path / 'out'), pictures, 12.5)
+  assert path.endswith('.mp4' if encoders else '.gif')
+  frames = list(video_files.frames(path))
+  assert numbers([f.pixels() for f in frames]) == [0, 1, 2, 3, 4, 5]
+  assert video_files.header(path).fps == pytest.approx(12.5)
