@@ -48,5 +48,4 @@ setuptools.setup(
     'torch': ['torch', 'transformers'],
     'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff'],
   },
-  classifiers=['License :: OSI Approved :: Apache Software License', 'Programming Language :: Python :: 3'],
 )

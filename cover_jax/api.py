@@ -262,10 +262,8 @@ class Model:
     @jax.jit
     def attention(params, clip_BxTxHxWx3):
       frames, height, width = clip_BxTxHxWx3.shape[1:4]
-      # As `Experiment.encode`, which gives tokens only.
-      config = self.experiment.config
-      normal = (clip_BxTxHxWx3 / 255.0 - jnp.asarray(config.pixel_mean)) / jnp.asarray(config.pixel_std)
-      _, kept = self.model.apply({'params': params}, normal.astype(self.model.dtype), mutable=['attention'])
+      normal = experiments.normalise(self.experiment.config, clip_BxTxHxWx3, self.model.dtype)
+      _, kept = self.model.apply({'params': params}, normal, mutable=['attention'])
       rollout_BxS = attention_rollout.class_token_rollout(kept['attention']['blocks'])
       patch = self.model.patch_size
       return attention_rollout.heat_maps(rollout_BxS, frames, (height // patch, width // patch))

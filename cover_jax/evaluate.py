@@ -65,27 +65,28 @@ class SourceResult:
     }
 
 
-def evaluate(experiment: Experiment, params: Any, test_sets: TestSets, mesh: Mesh) -> dict[str, SourceResult]:
-  """Runs every labelled source that has a test set through its head.
+def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Callable[[Any], dict[str, SourceResult]]:
+  """Makes `evaluate(params) -> {source: result}`, which runs every test set through its own source's head.
 
   Args:
     experiment: the run.
-    params: raw or averaged parameters, on the mesh.
     test_sets: the data.
     mesh: the devices.
 
   Returns:
-    {source: result}, the same on every process.
+    A function of the run's parameters (raw or averaged, on the mesh), compiled once a source; its results are
+    the same on every process. It raises UserError for a test set without a labelled example.
   """
-  results = {}
-  for name, batches in test_sets.items():
-    source_id = experiment.source_id(name)
-    classes = len(experiment.sources[source_id].class_names)
-    step = _eval_step(experiment, name)
-    totals = _zero_totals(classes)
+  steps = {name: _eval_step(experiment, name) for name in test_sets}
+
+  def evaluate(params: Any) -> dict[str, SourceResult]:
+    return {name: _run(name, params) for name in test_sets}
+
+  def _run(name, params):
+    totals = _zero_totals(len(experiment.sources[experiment.source_id(name)].class_names))
     with sharding.use(mesh, experiment.config.logical_axis_rules):
-      for batch in batches():
-        totals = step(params, sharding.to_global(batch, mesh), totals)
+      for batch in test_sets[name]():
+        totals = steps[name](params, sharding.to_global(batch, mesh), totals)
     totals = jax.device_get(totals)
     count = int(totals['confusion'].sum())
     if count == 0:
@@ -93,13 +94,14 @@ def evaluate(experiment: Experiment, params: Any, test_sets: TestSets, mesh: Mes
     stream = experiment.stream_of(name)
     frames = f'{stream.num_frames} frame' + 's' * (stream.num_frames > 1)
     height, width = stream.size
-    results[name] = SourceResult(
+    return SourceResult(
       confusion_KxK=totals['confusion'].astype(np.int64),
       loss=float(totals['loss']) / count,
       top5=float(totals['top5']) / count,
       protocol=f'1 clip x 1 crop, {frames}, {height}x{width}',
     )
-  return results
+
+  return evaluate
 
 
 def _zero_totals(classes: int) -> dict[str, np.ndarray]:

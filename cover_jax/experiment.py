@@ -66,10 +66,15 @@ class Experiment:
     return next(s for s in self.streams.values() if source_id in s.sources)
 
 
-def _encode(config, model, encoder_params, clip_BxTxHxWx3, *, rng=None):
+def normalise(config: ml_collections.ConfigDict, clip_BxTxHxWx3: jax.Array, dtype: Any) -> jax.Array:
+  """Pixels 0..255 of any dtype to (x / 255 - config.pixel_mean) / config.pixel_std."""
   pixels = clip_BxTxHxWx3.astype(jnp.float32) / 255.0
   mean, std = jnp.asarray(config.pixel_mean), jnp.asarray(config.pixel_std)
-  normal = ((pixels - mean) / std).astype(model.dtype)
+  return ((pixels - mean) / std).astype(dtype)
+
+
+def _encode(config, model, encoder_params, clip_BxTxHxWx3, *, rng=None):
+  normal = normalise(config, clip_BxTxHxWx3, model.dtype)
   rngs = {} if rng is None else {'drop_path': rng}
   return model.apply({'params': encoder_params}, normal, train=rng is not None, rngs=rngs)
 

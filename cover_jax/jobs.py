@@ -34,8 +34,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
 
   results: dict[str, evaluation.SourceResult] = {}
 
+  evaluate_params = evaluation.make_evaluate(experiment, tests, mesh)
+
   def evaluate_now(current: state.TrainState) -> dict[str, float]:
-    results.update(evaluation.evaluate(experiment, _chosen_params(config, current), tests, mesh))
+    results.update(evaluate_params(_chosen_params(config, current)))
     logging.info('Step %d\n%s', int(current.step), evaluation.table(results))
     return evaluation.scalars(results)
 
@@ -50,7 +52,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
   experiment, _, tests = open_experiment(config, mesh)
   checkpoints.check_sources(loaded, experiment.sources)
   current = load_params(experiment, loaded, mesh)
-  results = evaluation.evaluate(experiment, current, tests, mesh)
+  results = evaluation.make_evaluate(experiment, tests, mesh)(current)
   if jax.process_index() == 0:
     _report(experiment, results, workdir, loaded['about']['step'], loaded['path'])
 
@@ -128,7 +130,7 @@ def load_params(experiment: Experiment, loaded: Mapping[str, Any], mesh: Mesh) -
   optimizer, _ = training.make_optimizer(experiment)
   abstract, placed = state.state_shardings(experiment, optimizer, mesh)
   which = {'raw': 'params', 'ema': 'ema'}[experiment.config.eval_params]
-  if not loaded['state'][which]:
+  if not loaded['state'].get(which):
     raise UserError(f'{loaded["path"]} holds no moving average: evaluate with --config.eval_params=raw.')
   params = checkpoints.fit(loaded, loaded['state'][which], abstract.params)
   return jax.tree.map(jax.device_put, params, placed.params)

@@ -158,7 +158,6 @@ def test_loads_an_export_with_parameters_only(model, tmp_path):
     cover_jax.load(path, 'ema')
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason='Heads(()) cannot be initialised')
 def test_a_model_without_heads_encodes(tmp_path):
   def unlabelled(tree):
     tree['state']['params']['heads'] = {}

@@ -25,7 +25,7 @@ def results_with(mesh, batch_size):
   key = jax.random.key(1)
   heads = {n: {k: jax.random.normal(key, v.shape) for k, v in h.items()} for n, h in params['heads'].items()}
   params = {**params, 'heads': jax.device_put(heads, placed.params['heads'])}
-  return run, params, tests, evaluate.evaluate(run, params, tests, devices)
+  return run, params, tests, evaluate.make_evaluate(run, tests, devices)(params)
 
 
 @pytest.fixture(scope='module')

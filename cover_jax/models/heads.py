@@ -54,6 +54,8 @@ class Heads(nn.Module):
   @nn.compact
   def __call__(self, feature_BxD: jax.Array) -> jax.Array:
     """Maps features [B, D] to float32 logits [B, K]; K is the sum of the numbers of classes, heads in order."""
+    if not self.class_counts:
+      return jnp.zeros((len(feature_BxD), 0))
     zeros = nn.initializers.zeros
     logits = [
       nn.Dense(
