@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11, 3.12 or 3.13:
 #   make demo    co-trains on the embedded data and shows the results in ./demo
 #   make test    runs the tests
+# make demo ARGS=--config.seed=1 passes settings on.
 # Each makes its own virtual environment from this folder's files, with the tested versions.
 
 PYTHON ?= $(firstword $(foreach v,python3.12 python3.11 python3.13 python3,$(if $(shell $(v) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo ok),$(v))))
@@ -8,6 +9,7 @@ TAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])'
 VENV ?= .venv-$(TAG)
 BIN := $(VENV)/bin
 WORKDIR ?= demo
+ARGS ?=
 
 .PHONY: demo test test-fast lint venv clean
 
@@ -23,13 +25,17 @@ constraints/.txt:
 	@echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12 ..."; exit 2
 
 demo: venv
-	JAX_PLATFORMS=cpu $(BIN)/python -m cover_jax.main --config=configs/digits_cover.py --workdir=$(WORKDIR)
+	JAX_PLATFORMS=cpu $(BIN)/python -m cover_jax.main --config=configs/digits_cover.py --workdir=$(WORKDIR) $(ARGS)
 
 test: venv lint
 	$(BIN)/python -m pytest -n 2
 
+# Every layer once, and one run from the command line to the report.
+FAST := $(addprefix tests/test_,mixture.py clips.py frame_index.py loader.py timesformer.py heads.py checkpoints.py \
+  evaluate.py rollout.py main.py::test_run_leaves_what_it_says main.py::test_import_needs_no_tensorflow)
+
 test-fast: venv
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not full'
+	$(BIN)/python -m pytest -n 2 $(FAST)
 
 lint: venv
 	$(BIN)/ruff check .
