@@ -28,6 +28,13 @@ def run(argv: list[str]) -> None:
     raise UserError(f'Unexpected argument {argv[1]!r}: give settings as --config.key=value.')
   if _CONFIG.value is None or _WORKDIR.value is None:
     raise UserError('--config and --workdir are needed: see `python -m cover_jax.main --help`.')
+  try:
+    _CONFIG.value.keys()  # a file that could not be read is reported on first use
+  except OSError as error:
+    name = config_flags.get_config_filename(flags.FLAGS['config'])
+    raise UserError(
+      f'--config={name} cannot be read: give the path of a config file, such as those in configs/.'
+    ) from error
   # Imported here so that --help and a mistyped flag answer at once.
   from cover_jax import jobs
 
@@ -60,11 +67,11 @@ def _parse(argv: list[str]) -> list[str]:
     return app.parse_flags_with_usage(argv)
   except UserError:
     raise
-  except FileNotFoundError as error:
-    raise UserError(f'The config file {error.filename} does not exist.') from error
   except (KeyError, AttributeError) as error:
     key = str(error.args[0] if error.args else error).splitlines()[0].strip('"\'')
-    raise UserError(f'The config has no key {key} as the command sets it: see configs/defaults.py.') from error
+    raise UserError(
+      f'The command or the config file uses a key that the config lacks: {key}; see configs/defaults.py.'
+    ) from error
   except (TypeError, ValueError) as error:
     raise UserError(f'The config cannot be set as the command asks: {str(error).splitlines()[0]}') from error
 
