@@ -1,6 +1,6 @@
 """Does the first stage of CoVeR pay? Steps of co-training to a given accuracy, from scratch and from image weights.
 
-    python -m benchmarks.first_stage --output=/tmp/first_stage [--seeds=0,1] [--every=100] [--variant=debug]
+    python -m benchmarks.first_stage --output=DIR [--seeds=0,1] [--every=100] [--steps=400] [--variant=debug]
 
 For each seed: `configs/pretrain_image.py`, then `configs/digits_cover.py` twice with the same seed, data and schedule,
 once from scratch and once from the first stage's checkpoint. Each is a process of its own, one after the other; a run
@@ -24,6 +24,7 @@ LEVELS = (0.5, 0.75, 0.9, 1.0)  # of the final accuracy from scratch
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the workdirs.', required=True)
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, each a pair of runs.')
 _EVERY = flags.DEFINE_integer('every', 100, 'Steps between evaluations: the resolution of the table.')
+_STEPS = flags.DEFINE_integer('steps', 0, "Steps of co-training; 0 for the config's own.")
 _VARIANT = flags.DEFINE_string('variant', '', "Variant of the configs, e.g. 'debug'.")
 
 Curve = list[tuple[int, float]]  # (step, top-1)
@@ -83,10 +84,12 @@ def main(argv: Sequence[str]) -> None:
   scratch, seeded = [], []
   for seed in _SEEDS.value:
     first, plain, second = (os.path.join(_OUTPUT.value, f'{run}_{seed}') for run in ('first', 'scratch', 'seeded'))
-    evaluate = f'--config.eval_every={_EVERY.value}'
+    options = [f'--config.eval_every={_EVERY.value}']
+    if _STEPS.value:
+      options.append(f'--config.total_steps={_STEPS.value}')
     train('pretrain_image', first, seed)
-    train('digits_cover', plain, seed, evaluate)
-    train('digits_cover', second, seed, evaluate, f'--config.init_from.path={first}')
+    train('digits_cover', plain, seed, *options)
+    train('digits_cover', second, seed, *options, f'--config.init_from.path={first}')
     scratch.append(curves(plain))
     seeded.append(curves(second))
   print(f'\nFirst step with that test top-1; {len(scratch)} seeds, evaluated every {_EVERY.value} steps\n')

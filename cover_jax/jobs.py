@@ -23,9 +23,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
   _prepare_workdir(workdir)
   mesh = sharding.make_mesh(config.mesh)
   experiment, data, tests = open_experiment(config, mesh)
-  if jax.process_index() == 0:
-    with open(os.path.join(workdir, 'config.json'), 'w', encoding='utf-8') as f:
-      f.write(config.to_json_best_effort(indent=2) + '\n')
   for name, stream in experiment.streams.items():
     members = ', '.join(f'{experiment.sources[i].name} ({experiment.sources[i].num_examples})' for i in stream.sources)
     logging.info(
@@ -33,7 +30,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
 
   results: dict[str, evaluation.SourceResult] = {}
-
   evaluate_params = evaluation.make_evaluate(experiment, tests, mesh)
 
   def evaluate_now(current: state.TrainState) -> dict[str, float]:

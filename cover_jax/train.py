@@ -1,5 +1,6 @@
 """Training: one jitted step over all streams, and the loop around it."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -174,6 +175,9 @@ def train(
   first = int(state.step)
   main_process = jax.process_index() == 0
   if main_process:
+    # Only now: the checkpoint that is there, if any, fits this config.
+    with open(os.path.join(workdir, 'config.json'), 'w', encoding='utf-8') as f:
+      f.write(config.to_json_best_effort(indent=2) + '\n')
     logging.info('\n%s', parameter_overview.get_parameter_overview(state.params, include_stats='sharding'))
   writer = metrics.Writer(workdir, first_step=first, active=main_process)
   actions = _periodic_actions(experiment, workdir) if main_process else []

@@ -226,11 +226,11 @@ def test_bad_config_is_one_sentence(case, tmp_path, embedded_data):
 
 def test_checkpoint_of_another_architecture(uninterrupted):
   workdir, _ = uninterrupted
-  before = params_bits(workdir)
+  before = params_bits(workdir), (workdir / 'config.json').read_text()
   with pytest.raises(UserError, match=r'params/.* is shape \(2, 2, 8\) in the checkpoint') as error:
     jobs.train(changed(model__width=32), str(workdir))
   assert '\n' not in str(error.value)
-  assert params_bits(workdir) == before
+  assert (params_bits(workdir), (workdir / 'config.json').read_text()) == before
 
 
 def test_data_set_whose_class_count_changed(uninterrupted):
