@@ -156,7 +156,8 @@ def attention_maps(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str
     axes.axis('off')
   for i, (title, clip, heat) in enumerate(rows):
     above, below = grid[2 * i : 2 * i + 2]
-    above[0].set_title(title, fontsize=8, loc='left').set_in_layout(False)  # or it would widen the first column
+    label = above[0].text(0, 1.06, title, fontsize=8, transform=above[0].transAxes)
+    label.set_in_layout(False)  # or it would widen the first column
     shown = np.unique(np.linspace(0, len(clip) - 1, min(len(clip), columns)).round().astype(int))
     height, width = clip.shape[1:3]
     for column, t in enumerate(shown):
