@@ -154,10 +154,12 @@ def attention_maps(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str
   )
   for axes in grid.flat:
     axes.axis('off')
+  labels = []
   for i, (title, clip, heat) in enumerate(rows):
     above, below = grid[2 * i : 2 * i + 2]
     label = above[0].text(0, 1.06, title, fontsize=8, transform=above[0].transAxes)
     label.set_in_layout(False)  # or it would widen the first column
+    labels.append(label)
     shown = np.unique(np.linspace(0, len(clip) - 1, min(len(clip), columns)).round().astype(int))
     height, width = clip.shape[1:3]
     for column, t in enumerate(shown):
@@ -166,7 +168,7 @@ def attention_maps(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str
       below[column].imshow(
         heat[t], vmin=0, vmax=heat.max(), cmap='inferno', alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5)
       )
-  figure.savefig(path, dpi=110)
+  figure.savefig(path, dpi=110, bbox_inches='tight', bbox_extra_artists=labels)
   plt.close(figure)
 
 
