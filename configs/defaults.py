@@ -6,6 +6,7 @@ Not an experiment itself.
 import ml_collections
 
 from cover_jax import sharding
+from data_pipelines.contract import UserError
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -18,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Streams by name: see `stream` below.
   config.streams = ml_collections.ConfigDict()
   # How often a source is drawn: size ** (1 / temperature). 1 is proportional to size (CoVeR), float('inf') uniform.
-  # `weights` {source: weight} overrides it.
+  # `weights` {source: weight}, naming every source, in any unit, overrides it; 0 leaves a source out of training.
   config.mixture = ml_collections.ConfigDict({'temperature': 1.0, 'weights': {}})
   # Examples a step over all streams and devices, split between the streams in proportion to their sources'
   # weights, rounded to `batch_multiple`: a multiple of the devices, and the same number gives the same data on
@@ -76,6 +77,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval_params = 'raw'  # or 'ema'
   config.profile_at_step = 0  # 0 for no profile
   return config
+
+
+def is_debug(variant: str) -> bool:
+  """Whether a config is asked for as `FILE:debug`; an unknown variant is an error, not the full run."""
+  if variant not in ('', 'debug'):
+    raise UserError(f'The config has no variant {variant!r}: give FILE or FILE:debug.')
+  return variant == 'debug'
 
 
 def source(dataset: str, **changes) -> ml_collections.ConfigDict:

@@ -51,7 +51,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.checkpoint_every = 250
   config.eval_every = 500
 
-  if variant == 'debug':
+  if defaults.is_debug(variant):
     config.model.update({'width': 16, 'depth': 2, 'num_heads': 2, 'mlp_dim': 32, 'scan_unroll': 1})
     config.batch_size = 32
     config.batch_multiple = 8

@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.optimizer.weight_decay = 0.05
   config.eval_every = 250
 
-  if variant == 'debug':
+  if defaults.is_debug(variant):
     config.batch_size = 16
     config.total_steps = 4
     config.optimizer.warmup_steps = 1

@@ -137,14 +137,16 @@ class Model:
 
     Args:
       pictures: uint8 array; see `Model`.
-      source: whose clip geometry to use; the first source's by default.
+      source: whose clip geometry to use; by default one of most frames, or one of fewest for an image.
 
     Returns:
       Tokens float32 [1 + N * T, D], or [B, 1 + N * T, D] for a batch: the class token, then the patches, frame
       fastest.
     """
     clip_BxTxHxWx3, single = _as_batch(pictures)
-    tokens_BxSxD = _in_batches(self._encode, self.params['encoder'], _cut_evenly(clip_BxTxHxWx3, self._cut(source)))
+    tokens_BxSxD = _in_batches(
+      self._encode, self.params['encoder'], _cut_evenly(clip_BxTxHxWx3, self._cut(clip_BxTxHxWx3, source))
+    )
     return tokens_BxSxD[0] if single else tokens_BxSxD
 
   def attention(self, pictures: np.ndarray, source: str | None = None) -> np.ndarray:
@@ -152,13 +154,13 @@ class Model:
 
     Args:
       pictures: uint8 array; see `Model`.
-      source: whose clip geometry to use; the first source's by default.
+      source: whose clip geometry to use; by default one of most frames, or one of fewest for an image.
 
     Returns:
       float32 [T, rows, columns] of patches, or [B, T, rows, columns] for a batch; sums to 1 over each clip.
     """
     clip_BxTxHxWx3, single = _as_batch(pictures)
-    clip_BxTxHxWx3 = _cut_evenly(clip_BxTxHxWx3, self._cut(source))
+    clip_BxTxHxWx3 = _cut_evenly(clip_BxTxHxWx3, self._cut(clip_BxTxHxWx3, source))
     # One by one: the attention of all blocks is large.
     maps = [_in_batches(self._attention, self.params['encoder'], clip[None])[0] for clip in clip_BxTxHxWx3]
     return maps[0] if single else np.stack(maps)
@@ -230,11 +232,19 @@ class Model:
       warnings.warn(str(error), stacklevel=3)
     return {name: self.rank(name, total[name] / count[name], top) for name in self.heads}
 
-  def _cut(self, source: str | None) -> Cut:
+  def __repr__(self) -> str:
+    count = sum(int(np.size(x)) for x in jax.tree.leaves(self.params))
+    heads = ', '.join(f'{name} ({len(classes)})' for name, classes in self.heads.items())
+    return f'<cover_jax model of {self.path}: {count:,} parameters; heads: {heads or "none"}>'
+
+  def _cut(self, clip_BxTxHxWx3: np.ndarray, source: str | None) -> Cut:
     names = [s.name for s in self.experiment.sources]
     if source is not None and source not in names:
       raise UserError(f'There is no source {source!r} in {self.path}: expected one of {names}.')
-    return next(view.cut for view in self.views if source is None or source in view.sources)
+    if source is not None:
+      return next(view.cut for view in self.views if source in view.sources)
+    choose = max if clip_BxTxHxWx3.shape[1] > 1 else min
+    return choose((view.cut for view in self.views), key=lambda cut: cut.num_frames)
 
   @functools.cached_property
   def _encode(self) -> Callable[[Any, Any], jax.Array]:

@@ -99,6 +99,10 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
     UserError: if the config contradicts itself or the sources.
   """
   names = [s.name for s in sources]
+  if config.eval_params not in ('raw', 'ema'):
+    raise UserError(f'config.eval_params is {config.eval_params!r}: expected "raw" or "ema".')
+  if config.eval_params == 'ema' and not config.ema_decay:
+    raise UserError('config.eval_params is "ema" but config.ema_decay is 0, so there is no average: set one of them.')
   if not config.streams:
     raise UserError('config.streams is empty: name at least one stream.')
   streams_of = {name: tuple(stream.sources) for name, stream in config.streams.items()}
@@ -130,7 +134,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   known = {f.name for f in dataclasses.fields(TimeSformer)} - {'parent', 'name', 'dtype'}
   if unknown := sorted(set(config.model) - known):
     raise UserError(f'config.model has {unknown}: expected keys among {sorted(known)}.')
-  model = TimeSformer(**config.model.to_dict(), dtype=jnp.dtype(config.dtype))
+  model = _model(config)
   for name, stream in streams.items():
     if any(side % model.patch_size for side in stream.size):
       raise UserError(
@@ -157,6 +161,20 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
     for name, stream in config.streams.items()
   }
   return Experiment(config, tuple(sources), weights, streams, model, heads, tasks, total_steps, steps_per_epoch)
+
+
+def _model(config: ml_collections.ConfigDict) -> TimeSformer:
+  try:
+    dtype = jnp.dtype(config.dtype)
+  except TypeError as error:
+    raise UserError(f'config.dtype is {config.dtype!r}: expected "float32" or "bfloat16".') from error
+  model = TimeSformer(**config.model.to_dict(), dtype=dtype)
+  patch = (1, 1, model.patch_size, model.patch_size, 3)
+  try:  # shapes only: nothing is computed
+    jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(patch, jnp.float32))
+  except (ValueError, TypeError, ZeroDivisionError) as error:
+    raise UserError(f'config.model does not make a model: {str(error).splitlines()[0]}') from error
+  return model
 
 
 def _batch_sizes(config, share: Mapping[str, float], batch_divisor: int) -> dict[str, int]:

@@ -192,10 +192,17 @@ def run(argv: list[str]) -> None:
   export(argv[1], _OUTPUT.value, _FORMAT.value, _HEAD.value, _PARAMS.value)
 
 
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(f'{error}; see --help.') from error
+
+
 def main() -> None:
   """The command line."""
   try:
-    app.run(run)
+    app.run(run, flags_parser=_parse)
   except UserError as error:
     print(f'\nError: {error}', file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)

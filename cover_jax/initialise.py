@@ -238,7 +238,7 @@ def _derived(
   if any(theirs.startswith(TEMPORAL) for theirs in weights.encoder):
     return None  # a video model: what it lacks is lost, not to be derived
   if name == 'time_embedding':
-    return None, 'fresh: config.model.time_init_std, 0 by default'
+    return None, 'fresh: zero, unless config.model.time_init_std is set'
   if not name.startswith(TEMPORAL):
     return None
   if name.startswith('blocks/temporal_fc'):

@@ -64,16 +64,23 @@ def main() -> None:
 def _parse(argv: list[str]) -> list[str]:
   """Parses flags; ml_collections raises what Python raises inside the config file or for an unknown key."""
   try:
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
   except UserError:
     raise
+  except flags.Error as error:
+    raise UserError(f'{_one_line(error)}; see --help and configs/defaults.py.') from error
   except (KeyError, AttributeError) as error:
-    key = str(error.args[0] if error.args else error).splitlines()[0].strip('"\'')
     raise UserError(
-      f'The command or the config file uses a key that the config lacks: {key}; see configs/defaults.py.'
+      f'The command or the config file uses a key that the config lacks: {_one_line(error)}; see configs/defaults.py.'
     ) from error
   except (TypeError, ValueError) as error:
-    raise UserError(f'The config cannot be set as the command asks: {str(error).splitlines()[0]}') from error
+    raise UserError(f'The config cannot be set as the command asks: {_one_line(error)}.') from error
+
+
+def _one_line(error: Exception) -> str:
+  # A KeyError of a KeyError shows its text with escapes.
+  text = str(error.args[0] if error.args else error).replace('\\n', ', ').replace("\\'", "'")
+  return ' '.join(text.split()).removesuffix('?')
 
 
 if __name__ == '__main__':

@@ -79,10 +79,12 @@ def sampling_weights(
       raise UserError(f'Source {name!r} has no examples: take it out of the config or choose another split.')
   if explicit is not None:
     if set(explicit) != set(sizes):
-      wrong = ', '.join(sorted(set(explicit) ^ set(sizes)))
+      unknown, missing = (
+        ', '.join(sorted(d)) or 'none' for d in (set(explicit) - set(sizes), set(sizes) - set(explicit))
+      )
       raise UserError(
-        f'Sampling weights must name each source of their stream once (0 leaves one out): expected '
-        f'{", ".join(sizes)}; missing or unknown: {wrong}.'
+        f'Sampling weights (config.mixture.weights) must name every source, in any unit, 0 to leave one out; '
+        f'unknown: {unknown}; missing: {missing}.'
       )
     weights = np.array([explicit[name] for name in sizes], np.float64)
     if not np.all(np.isfinite(weights)) or np.any(weights < 0) or weights.sum() == 0:
@@ -191,8 +193,8 @@ def quotas(weights: Mapping[str, float], batch_size: int, multiple: int = 1) -> 
       raise UserError(f'The weight of stream {name!r} is {weight}; expected a finite number > 0.')
   if batch_size % multiple or batch_size < multiple * len(weights):
     raise UserError(
-      f'batch_size is {batch_size}; expected a multiple of {multiple} (devices that share the batch) and at '
-      f'least {multiple * len(weights)} for {len(weights)} streams: {", ".join(weights)}.'
+      f'batch_size is {batch_size}; expected a multiple of {multiple} (config.batch_multiple) and at least '
+      f'{multiple * len(weights)} for {len(weights)} streams: {", ".join(weights)}.'
     )
   units = _apportion(np.array(list(weights.values()), np.float64), batch_size // multiple)
   return {name: int(u) * multiple for name, u in zip(weights, units, strict=True)}

@@ -168,6 +168,18 @@ def test_unknown_config_key(tmp_path):
   assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [('--config.optimizer.learning_rate=abc', 'learning_rate'), ('--mode=eval', 'train'), ('--flag=1', 'flag')],
+)
+def test_wrong_flag_value(tmp_path, flag, message):
+  assert message in one_sentence(start(tmp_path / 'w', flag))
+
+
+def test_unknown_variant(tmp_path):
+  assert 'debgu' in one_sentence(start(tmp_path, config='configs/digits_cover.py:debgu'))
+
+
 def test_missing_config_file_and_missing_workdir(tmp_path):
   assert 'nowhere.py' in one_sentence(start(tmp_path, config='configs/nowhere.py'))
   process = subprocess.Popen(
@@ -211,6 +223,11 @@ BAD_CONFIGS = {
   'no length': ({'total_steps': 0}, 'total_steps'),
   'images in a stream of clips': (
     {'streams__image__num_frames': 8}, 'digits.*(frames|padded)'),
+  'number of heads': ({'model__num_heads': 3}, 'config.model.*num_heads'),
+  'unknown attention': ({'model__attention': 'axial'}, 'config.model.*axial'),
+  'unknown dtype': ({'dtype': 'float99'}, 'float99'),
+  'unknown kind of parameters': ({'eval_params': 'raww'}, 'eval_params.*raww'),
+  'average that is not kept': ({'eval_params': 'ema'}, 'ema_decay'),
   'evaluation batch': ({'eval_batch_size': 30}, 'eval_batch_size'),
 }  # fmt: skip
 

@@ -142,8 +142,8 @@ def test_weightings():
     (({'a': 1, 'b': 1}, 1.0, {'a': 0, 'b': 0}), 'all zero'),
     (({'a': 1, 'b': 1}, 1.0, {'a': 2, 'b': -1}), 'not negative'),
     (({'a': 1}, 1.0, {'a': math.nan}), 'finite'),
-    (({'a': 1, 'b': 1}, 1.0, {'a': 1, 'bee': 1}), 'unknown: b, bee'),
-    (({'a': 1, 'b': 1}, 1.0, {'a': 1}), 'unknown: b'),
+    (({'a': 1, 'b': 1}, 1.0, {'a': 1, 'bee': 1}), 'unknown: bee; missing: b'),
+    (({'a': 1, 'b': 1}, 1.0, {'a': 1}), 'unknown: none; missing: b'),
   ],
 )
 def test_wrong_weights_are_one_sentence(arguments, message):
