@@ -135,8 +135,14 @@ def read_jsonl(path: str) -> list[dict[str, Any]]:
   return rows
 
 
+def _is_test(row: Mapping[str, Any]) -> bool:
+  return any(key.startswith('test/') for key in row)
+
+
 def _drop_after(path: str, step: int) -> None:
+  # The evaluation of the restored step came after its save, if it came at all: it is done again.
   rows = read_jsonl(path)
+  kept = [row for row in rows if row['step'] < step or (row['step'] == step and not _is_test(row))]
   with open(path + '.tmp', 'w', encoding='utf-8') as f:
-    f.writelines(json.dumps(row) + '\n' for row in rows if row['step'] <= step)
+    f.writelines(json.dumps(row) + '\n' for row in kept)
   os.replace(path + '.tmp', path)

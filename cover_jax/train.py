@@ -210,6 +210,8 @@ def train(
   total = experiment.total_steps
   unread = None  # (step, report) that has been dispatched and not read: the host stays one step ahead
   try:
+    if evaluate is not None and 0 < first < total and _due(config.eval_every, first):
+      writer.write(first, evaluate(state))
     data = batches(first)
     for step in range(first + 1, total + 1):
       batch = sharding.to_global(next(data), mesh)

@@ -114,7 +114,7 @@ class Stopped(Exception):
   pass
 
 
-def train_in(folder, *, stop_before=None, **changes):
+def train_in(folder, *, stop_before=None, evaluate=None, **changes):
   """Trains the tiny run in a folder; a batch that never comes stands for a kill."""
   experiment, mesh, batches, _ = tiny.build(tiny.config(**changes))
 
@@ -124,7 +124,7 @@ def train_in(folder, *, stop_before=None, **changes):
         raise Stopped
       yield batch
 
-  return training.train(experiment, cut, str(folder), mesh)
+  return training.train(experiment, cut, str(folder), mesh, evaluate)
 
 
 def bits(tree):
@@ -144,6 +144,27 @@ def test_resumed_run_is_bit_equal(tmp_path):
   assert read(parts) == read(whole)
   steps = [row['step'] for row in metrics.read_jsonl(str(whole / 'metrics.jsonl'))]
   assert steps == [4, 8, 12, 16, 20]
+
+
+def test_evaluation_cut_by_a_kill_is_done_again(tmp_path):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  whole.mkdir(), parts.mkdir()
+  measure = lambda state: {'test/acts/loss': float(state.step), 'test/acts/top1': 0.5}
+  train_in(whole, evaluate=measure, eval_every=10, total_steps=15)
+
+  def killed(state):
+    raise Stopped
+
+  for _ in range(2):  # after the save of step 10, in the middle of its evaluation
+    with pytest.raises(Stopped):
+      train_in(parts, evaluate=killed, eval_every=10, total_steps=15)
+  with pytest.raises(Stopped):
+    train_in(parts, evaluate=measure, eval_every=10, total_steps=15, stop_before=12)
+  train_in(parts, evaluate=measure, eval_every=10, total_steps=15)
+  train_in(parts, evaluate=measure, eval_every=10, total_steps=15)  # it is finished: nothing is written twice
+  assert (parts / 'metrics.jsonl').read_text() == (whole / 'metrics.jsonl').read_text()
+  tested = [row['step'] for row in metrics.read_jsonl(str(parts / 'metrics.jsonl')) if 'test/acts/top1' in row]
+  assert tested == [10, 15]
 
 
 def test_resume_restores_and_init_does_not(tmp_path):
