@@ -37,7 +37,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     'mlp_dim': 192,
     'num_frames': 8,
     'image_size': 32,
-    # Trained from nothing in a thousand steps. With TimeSformer's small and zero values the model finds the pair of
+    # Trained from nothing in a thousand steps. With a time embedding that starts at zero the model finds the pair of
     # motions but not, in this time, which of the two: see docs/demo.md.
     'init_std': 0.15,
     'position_init_std': 1.0,
