@@ -262,7 +262,11 @@ def _periodic_actions(experiment: Experiment, workdir: str) -> list[Callable[[in
   ]
   if config.profile_at_step:
     profile = periodic_actions.Profile(
-      logdir=workdir, first_profile=config.profile_at_step, num_profile_steps=5, every_secs=None
+      logdir=workdir,
+      first_profile=config.profile_at_step,
+      num_profile_steps=5,
+      profile_duration_ms=None,  # or CLU would also wait for three seconds to pass
+      every_secs=None,
     )
     actions.append(profile)
   return actions
