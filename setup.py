@@ -23,11 +23,14 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11,<3.14',
   packages=setuptools.find_packages(include=['cover_jax*', 'data_pipelines*', 'configs*']),
+  package_data={'data_pipelines.builders': ['labels/*']},
   install_requires=[
     'jax>=0.10,<0.13',
     'flax>=0.12',
     'optax>=0.2.5',
     'clu>=0.0.12',
+    'orbax-checkpoint>=0.12',  # checkpoints of several hosts; Flax needs it, too
+    'msgpack>=1.0',
     'ml-collections>=1.0',
     'einops>=0.8',
     'tensorflow-datasets>=4.9.9',
@@ -44,8 +47,11 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda13]>=0.10,<0.13'],
+    # Beam runs builds on a cluster. The command `tfds` of tfds 4.9.10 does not start without either.
+    'beam': ['apache-beam>=2.77', 'mlcroissant'],
     'plan': ['libtpu'],
     'torch': ['torch', 'transformers'],
+    'bench': ['torch', 'decord', 'torchcodec', 'opencv-python-headless'],  # the peers of benchmarks/input.py
     'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff'],
   },
 )

@@ -2,9 +2,10 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,10 +16,10 @@ from jax.sharding import Mesh
 from cover_jax import sharding
 from cover_jax.experiment import Experiment
 from cover_jax.models.heads import Heads, cross_entropy, head_columns, rank_of_label
-from data_pipelines.contract import SubBatch, UserError
+from data_pipelines.contract import TestSet, UserError
 
-# {source: () -> this process's batches of its test split}; see `data_pipelines/contract.py`.
-TestSets = Mapping[str, Callable[[], Iterator[SubBatch]]]
+# {source: its test split}; see `data_pipelines/contract.py`.
+TestSets = Mapping[str, TestSet]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,22 +29,40 @@ class SourceResult:
   Attributes:
     confusion_KxK: int64, true class by predicted class. Everything but the loss and top-5 follows from it.
     loss: mean cross-entropy.
-    top5: fraction in [0, 1].
-    protocol: what a number means: frames, size, views.
+    top5_correct: how many examples have their class among the best five.
+    protocol: what a number means: views, frames, size.
+    missing: examples that the data set should have and lacks.
+    missing_wrong: top-1 and top-5 count these as wrong. Loss and class accuracy never do: nobody knows what a model
+      would say, nor, from what is there, how many a class lacks.
+    fingerprint: of the examples, see `TestSet`.
   """
 
   confusion_KxK: np.ndarray
   loss: float
-  top5: float
+  top5_correct: int
   protocol: str
+  missing: int = 0
+  missing_wrong: bool = False
+  fingerprint: str = ''
 
   @property
   def examples(self) -> int:
     return int(self.confusion_KxK.sum())
 
   @property
+  def expected(self) -> int:
+    return self.examples + self.missing
+
+  @property
   def top1(self) -> float:
-    return float(np.trace(self.confusion_KxK) / max(self.examples, 1))
+    return self._share(int(np.trace(self.confusion_KxK)))
+
+  @property
+  def top5(self) -> float:
+    return self._share(self.top5_correct)
+
+  def _share(self, correct: int) -> float:
+    return correct / max(self.expected if self.missing_wrong else self.examples, 1)
 
   @property
   def class_accuracy_K(self) -> np.ndarray:
@@ -59,9 +78,12 @@ class SourceResult:
       'mean_class_accuracy': float(np.nanmean(self.class_accuracy_K)),
       'loss': self.loss,
       'examples': self.examples,
+      'expected': self.expected,
+      'missing': 'wrong' if self.missing_wrong else 'leave_out',
       'classes': classes,
       'chance': 1.0 / classes,
       'protocol': self.protocol,
+      'data_sha256': self.fingerprint,
     }
 
 
@@ -76,7 +98,13 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
   Returns:
     A function of the run's parameters (raw or averaged, on the mesh), compiled once a source; its results are
     the same on every process. It raises UserError for a test set without a labelled example.
+
+  Raises:
+    UserError: if `config.eval_missing` is no way to count missing examples.
   """
+  missing = experiment.config.eval_missing
+  if missing not in ('leave_out', 'wrong'):
+    raise UserError(f'config.eval_missing is {missing!r}: expected "leave_out" or "wrong".')
   steps = {name: _eval_step(experiment, name) for name in test_sets}
 
   def evaluate(params: Any) -> dict[str, SourceResult]:
@@ -85,20 +113,20 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
   def _run(name, params):
     totals = _zero_totals(len(experiment.sources[experiment.source_id(name)].class_names))
     with sharding.use(mesh, experiment.config.logical_axis_rules):
-      for batch in test_sets[name]():
+      for batch in test_sets[name].batches():
         totals = steps[name](params, sharding.to_global(batch, mesh), totals)
     totals = jax.device_get(totals)
     count = int(totals['confusion'].sum())
     if count == 0:
       raise UserError(f'config.sources.{name}.test holds no labelled example: nothing to evaluate.')
-    stream = experiment.stream_of(name)
-    frames = f'{stream.num_frames} frame' + 's' * (stream.num_frames > 1)
-    height, width = stream.size
     return SourceResult(
       confusion_KxK=totals['confusion'].astype(np.int64),
       loss=float(totals['loss']) / count,
-      top5=float(totals['top5']) / count,
-      protocol=f'1 clip x 1 crop, {frames}, {height}x{width}',
+      top5_correct=int(totals['top5']),
+      protocol=test_sets[name].protocol,
+      missing=test_sets[name].missing,
+      missing_wrong=missing == 'wrong',
+      fingerprint=test_sets[name].fingerprint,
     )
 
   return evaluate
@@ -114,14 +142,11 @@ def _zero_totals(classes: int) -> dict[str, np.ndarray]:
 
 def _eval_step(experiment: Experiment, name: str) -> Callable[[Any, Any, Any], Any]:
   """One jitted pass: adds a batch to the totals, leaving padding out."""
-  source = experiment.sources[experiment.source_id(name)]
-  heads = Heads(((name, len(source.class_names)),))
-  columns = head_columns(heads.class_counts, [s.name for s in experiment.sources])
+  columns = head_columns(_own_head(experiment, name).class_counts, [s.name for s in experiment.sources])
 
   @jax.jit
   def step(params, batch, totals):
-    tokens_BxSxD = experiment.encode(params['encoder'], batch['clip'])
-    logits_BxK = heads.apply({'params': params['heads']}, tokens_BxSxD[:, 0])
+    logits_BxK = _log_probabilities(experiment, name, params, batch['clip'])
     label_B, source_B = batch['label'], batch['source']
     counted_B = batch['mask'] & (label_B >= 0)
     loss_B = cross_entropy(logits_BxK, label_B, source_B, columns)
@@ -136,30 +161,67 @@ def _eval_step(experiment: Experiment, name: str) -> Callable[[Any, Any, Any], A
   return step
 
 
-def predict(experiment: Experiment, params: Any, name: str, clip_BxTxHxWx3: Any) -> jax.Array:
-  """Class probabilities f32 [B, K] of clips (uint8 [B, T, H, W, 3]) under one source's head."""
+def _own_head(experiment: Experiment, name: str) -> Heads:
   source = experiment.sources[experiment.source_id(name)]
-  heads = Heads(((name, len(source.class_names)),))
+  return Heads(((name, len(source.class_names)),))
 
-  @jax.jit
-  def run(params, clip):
-    tokens_BxSxD = experiment.encode(params['encoder'], clip)
-    return jax.nn.softmax(heads.apply({'params': params['heads']}, tokens_BxSxD[:, 0]))
 
-  return run(params, clip_BxTxHxWx3)
+def _log_probabilities(experiment: Experiment, name: str, params: Any, clip_BxVxTxHxWx3: jax.Array) -> jax.Array:
+  """f32 [B, K]: the logarithm of the class probabilities averaged over the V views.
+
+  At most `config.eval_batch_size` clips (or B, where that is more) are in the encoder at once: memory does not grow
+  with the number of views.
+  """
+  heads = _own_head(experiment, name)
+  batch, count = clip_BxVxTxHxWx3.shape[:2]
+
+  def log_probabilities(clip_NxTxHxWx3):
+    tokens_NxSxD = experiment.encode(params['encoder'], clip_NxTxHxWx3)
+    return jax.nn.log_softmax(heads.apply({'params': params['heads']}, tokens_NxSxD[:, 0]))
+
+  if batch * count <= experiment.config.eval_batch_size:
+    folded = log_probabilities(clip_BxVxTxHxWx3.reshape(batch * count, *clip_BxVxTxHxWx3.shape[2:]))
+    views_BxVxK = folded.reshape(batch, count, -1)
+  else:
+    views_BxVxK = jnp.moveaxis(jax.lax.map(log_probabilities, jnp.moveaxis(clip_BxVxTxHxWx3, 1, 0)), 0, 1)
+  return jax.nn.logsumexp(views_BxVxK, axis=1) - jnp.log(count)
+
+
+def predict(experiment: Experiment, params: Any, name: str, clip_BxVxTxHxWx3: Any) -> jax.Array:
+  """Class probabilities f32 [B, K] under one source's head, averaged over the V views of uint8 [B, V, T, H, W, 3]."""
+  run = jax.jit(lambda params, clip: jnp.exp(_log_probabilities(experiment, name, params, clip)))
+  return run(params, clip_BxVxTxHxWx3)
 
 
 def table(results: Mapping[str, SourceResult]) -> str:
   """The results as text, one source a line."""
-  header = f'{"source":<16}{"top-1":>8}{"top-5":>8}{"class acc":>11}{"chance":>8}{"loss":>8}  examples  protocol'
+  counts = {name: _count(result) for name, result in results.items()}
+  wide = max([len('examples'), *map(len, counts.values())])
+  header = f'{"source":<16}{"top-1":>8}{"top-5":>8}{"class acc":>11}{"chance":>8}{"loss":>8}  '
+  header += f'{"examples":>{wide}}  protocol'
   lines = [header, '-' * len(header)]
   for name, result in results.items():
     s = result.summary()
     lines.append(
       f'{name:<16}{s["top1"]:>8.1%}{s["top5"]:>8.1%}{s["mean_class_accuracy"]:>11.1%}{s["chance"]:>8.1%}'
-      f'{s["loss"]:>8.3f}  {s["examples"]:>8}  {s["protocol"]}'
+      f'{s["loss"]:>8.3f}  {counts[name]:>{wide}}  {s["protocol"]}'
     )
   return '\n'.join(lines)
+
+
+def _count(result: SourceResult) -> str:
+  if not result.missing:
+    return f'{result.examples:,}'
+  treated = 'the missing wrong' if result.missing_wrong else 'the missing left out'
+  return f'{result.examples:,} of {result.expected:,} ({treated})'
+
+
+def most_confused(confusion_KxK: np.ndarray, count: int = 20) -> list[tuple[int, int, int]]:
+  """(true class, predicted class, times) of the pairs that are confused most often, at most `count` of them."""
+  off_KxK = np.where(np.eye(len(confusion_KxK), dtype=bool), 0, confusion_KxK)
+  worst = np.argsort(-off_KxK, axis=None, kind='stable')[:count]
+  pairs = [divmod(int(i), len(off_KxK)) for i in worst]
+  return [(true, predicted, int(off_KxK[true, predicted])) for true, predicted in pairs if off_KxK[true, predicted]]
 
 
 def scalars(results: Mapping[str, SourceResult]) -> dict[str, float]:
@@ -177,14 +239,16 @@ def write_report(
     results: of `evaluate`.
     experiment: the run.
     folder: made if it is missing.
-    about: step, checkpoint and which parameters; goes into the JSON.
+    about: step and parameters that were evaluated; goes into the JSON.
 
   Returns:
-    The path of the JSON.
+    The path of the JSON. It holds no times and no paths, and its keys are sorted: those of two people can be compared
+    line by line.
   """
   from cover_jax import visualise  # matplotlib, which training itself does not need
 
   os.makedirs(folder, exist_ok=True)
+  summaries = {}
   for name, result in results.items():
     class_names = experiment.sources[experiment.source_id(name)].class_names
     with open(os.path.join(folder, f'per_class_{name}.csv'), 'w', newline='', encoding='utf-8') as f:
@@ -196,14 +260,40 @@ def write_report(
         worst = class_names[int(np.argmax(others_K))] if others_K.any() else ''
         accuracy = f'{row_K[k] / row_K.sum():.4f}' if row_K.any() else ''
         rows.writerow([class_name, int(row_K.sum()), int(row_K[k]), accuracy, worst])
+    pairs = most_confused(result.confusion_KxK)
+    worst = [
+      {'true': class_names[t], 'predicted': class_names[p], 'times': n, 'share': n / int(result.confusion_KxK[t].sum())}
+      for t, p, n in pairs
+    ]
+    summaries[name] = result.summary() | {'most_confused': worst}
     visualise.confusion_matrix(
       result.confusion_KxK,
       class_names,
+      pairs,
       f'{name}: top-1 {result.top1:.1%}',
       os.path.join(folder, f'confusion_{name}.png'),
     )
   path = os.path.join(folder, 'report.json')
   with open(path, 'w', encoding='utf-8') as f:
-    json.dump({**about, 'sources': {name: r.summary() for name, r in results.items()}}, f, indent=2)
+    json.dump(_rounded({**about, 'sources': summaries}), f, indent=2, sort_keys=True, ensure_ascii=False)
     f.write('\n')
   return path
+
+
+def params_sha256(params: Any) -> str:
+  """SHA-256 (hex) of parameters on the host: their names, shapes and bits, wherever they were saved."""
+  digest = hashlib.sha256()
+  for path, array in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(array)
+    digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n'.encode())
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
+
+
+def _rounded(tree: Any) -> Any:
+  # Six digits: the last bits of a sum are the machine's, not the model's.
+  if isinstance(tree, Mapping):
+    return {k: _rounded(v) for k, v in tree.items()}
+  if isinstance(tree, list):
+    return [_rounded(v) for v in tree]
+  return round(tree, 6) if isinstance(tree, float) else tree

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from cover_jax import objectives
+from cover_jax import augment, objectives
 from cover_jax.models.heads import Heads
 from cover_jax.models.timesformer import TimeSformer
-from data_pipelines import mixture
+from data_pipelines import affine, mixture
 from data_pipelines.contract import SourceInfo, UserError
 
 
@@ -28,6 +28,7 @@ class StreamPlan:
     num_frames: T.
     size: (height, width) in pixels.
     batch_size: examples a step, over all devices.
+    rand_augment: the geometric half of RandAugment for the host; None for none.
     loss_weight: what the stream's mean loss is multiplied by. The exact share of the stream's
       sources in the mixture, so that rounding the batch sizes does not bias the gradient.
   """
@@ -37,6 +38,7 @@ class StreamPlan:
   size: tuple[int, int]
   batch_size: int
   loss_weight: float
+  rand_augment: affine.RandAugment | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,12 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   weights = mixture.sampling_weights(sizes, temperature=config.mixture.temperature, explicit=explicit)
   share = {stream: sum(weights[m] for m in members) for stream, members in streams_of.items()}
   batch_sizes = _batch_sizes(config, share, batch_divisor)
+  _check_accumulation(config.accumulation_steps, batch_sizes, batch_divisor)
   total_share = sum(share.values())
+  augments = {
+    name: augment.make(_plain(stream.get('augment')), f'config.streams.{name}.augment')
+    for name, stream in config.streams.items()
+  }
   streams = {
     name: StreamPlan(
       sources=tuple(names.index(m) for m in streams_of[name]),
@@ -127,6 +134,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
       size=(stream.size, stream.size) if isinstance(stream.size, int) else tuple(stream.size),
       batch_size=batch_sizes[name],
       loss_weight=share[name] / total_share if stream.loss_weight is None else float(stream.loss_weight),
+      rand_augment=augments[name].geometry,
     )
     for name, stream in config.streams.items()
   }
@@ -152,15 +160,24 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   encode = lambda params, clip, *, rng=None: _encode(config, model, params, clip, rng=rng)
   tasks = {
     name: objectives.make(
-      stream.objective,
+      {**stream.objective, **augments[name].mixing},
       encode=encode,
       heads=Heads(head_counts([sources[i] for i in streams[name].sources])),
       sources=sources,
+      stream=name,
+      num_frames=streams[name].num_frames,
+      width=model.width,
       where=f'config.streams.{name}.objective',
     )
     for name, stream in config.streams.items()
   }
+  tasks = {name: augments[name].before(task) for name, task in tasks.items()}
   return Experiment(config, tuple(sources), weights, streams, model, heads, tasks, total_steps, steps_per_epoch)
+
+
+def _plain(options: ml_collections.ConfigDict | Mapping[str, Any] | None) -> dict[str, Any]:
+  # Configs of older checkpoints lack the key.
+  return options.to_dict() if isinstance(options, ml_collections.ConfigDict) else dict(options or {})
 
 
 def _model(config: ml_collections.ConfigDict) -> TimeSformer:
@@ -175,6 +192,18 @@ def _model(config: ml_collections.ConfigDict) -> TimeSformer:
   except (ValueError, TypeError, ZeroDivisionError) as error:
     raise UserError(f'config.model does not make a model: {str(error).splitlines()[0]}') from error
   return model
+
+
+def _check_accumulation(steps: int, batch_sizes: Mapping[str, int], batch_divisor: int) -> None:
+  if steps < 1:
+    raise UserError(f'config.accumulation_steps is {steps}: expected at least 1.')
+  for name, size in batch_sizes.items():
+    if size % (steps * batch_divisor):
+      raise UserError(
+        f'config.accumulation_steps = {steps}: the {size} examples a step of stream {name!r} cannot be divided into '
+        f"{steps} microbatches over {batch_divisor} devices: make config.batch_multiple, or the stream's batch_size, "
+        f'a multiple of {steps * batch_divisor}.'
+      )
 
 
 def _batch_sizes(config, share: Mapping[str, float], batch_divisor: int) -> dict[str, int]:

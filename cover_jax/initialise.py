@@ -80,7 +80,7 @@ def start(
       logging.info('\n%s', table(rows, weights))
       for note in notes(weights, experiment.model):
         logging.warning('%s', note)
-    params = jax.tree.map(jax.device_put, params, placed.params)
+    params = sharding.put(params, placed.params)
     return jax.jit(around, out_shardings=placed)(params)
 
 

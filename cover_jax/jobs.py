@@ -1,7 +1,8 @@
 """The jobs of the command line: from a config and a workdir to data, run and results."""
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,12 +11,13 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, metrics, sharding, state
+from cover_jax import checkpoints, frozen, initialise, metrics, processes, sharding, state
 from cover_jax import evaluate as evaluation
 from cover_jax import experiment as experiments
 from cover_jax import train as training
 from cover_jax.experiment import Experiment
-from data_pipelines.contract import BatchIterator, SourceInfo, SubBatch, UserError
+from data_pipelines import leaks, loader, sources, subsets, views
+from data_pipelines.contract import BatchIterator, SourceInfo, TestSet, UserError
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -30,14 +32,18 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
     )
 
   results: dict[str, evaluation.SourceResult] = {}
-  evaluate_params = evaluation.make_evaluate(experiment, tests, mesh)
+  stop = processes.watch_preemption()
+  watched = {
+    name: dataclasses.replace(test, batches=training.stoppable(test.batches, stop)) for name, test in tests.items()
+  }
+  evaluate_params = evaluation.make_evaluate(experiment, watched, mesh)
 
   def evaluate_now(current: state.TrainState) -> dict[str, float]:
     results.update(evaluate_params(_chosen_params(config, current)))
     logging.info('Step %d\n%s', int(current.step), evaluation.table(results))
     return evaluation.scalars(results)
 
-  final = training.train(experiment, data, workdir, mesh, evaluate_now if tests else None)
+  final = training.train(experiment, data, workdir, mesh, evaluate_now if tests else None, stop)
   _finish(experiment, final, results, tests, workdir)
 
 
@@ -49,8 +55,87 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
   checkpoints.check_sources(loaded, experiment.sources)
   current = load_params(experiment, loaded, mesh)
   results = evaluation.make_evaluate(experiment, tests, mesh)(current)
+  params = processes.gather(current)
   if jax.process_index() == 0:
-    _report(experiment, results, workdir, loaded['about']['step'], loaded['path'])
+    _report(experiment, results, params, workdir, loaded['about']['step'], loaded['path'])
+
+
+def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Linear probe, k-NN and retrieval of an encoder as it is: the workdir's, else that of `config.init_from`.
+
+  Without either it is a random one, the baseline that pre-training has to beat.
+  """
+  _prepare_workdir(workdir)
+  mesh = sharding.make_mesh(config.mesh)
+  experiment, _, tests = open_experiment(config, mesh)
+  if not tests:
+    raise UserError('No source of config.sources has labels and a test split: there is nothing to judge features on.')
+  options = config.frozen.to_dict()
+  frozen.check_options(options)
+  encoder = _frozen_encoder(experiment, workdir, mesh)
+  sha256 = evaluation.params_sha256(processes.gather(encoder))
+  results, rows = {}, []
+  for name in tests:
+    source_config = _source_config(config.sources[name])
+    info = experiment.sources[experiment.source_id(name)]
+    if info.modality == 'video':
+      source_config['test_clips'] = options['clips']
+    pair = _open_training(name, source_config), _open_test(info, source_config)
+    sets = [_test_set(experiment, source, mesh) for source in pair]
+    train_features, test_features = (
+      frozen.cached(workdir, experiment, encoder, sha256, f'{name}_{split}', test_set, mesh, options['pool'])
+      for split, test_set in zip(('train', 'test'), sets, strict=True)
+    )
+    results[name] = frozen.judge(train_features, test_features, len(info.class_names), options)
+    shown = sets[1].protocol.rsplit(', softmax', 1)[0]  # no probabilities are averaged here
+    results[name]['protocol'] = f'{options["pool"]} feature of the encoder, mean over {shown}'
+    results[name]['data_sha256'] = {'train': sets[0].fingerprint, 'test': sets[1].fingerprint}
+    rows += _nearest(experiment, pair, results[name].pop('nearest'), mesh)
+  if jax.process_index() != 0:
+    return
+  from cover_jax import visualise
+
+  folder = os.path.join(workdir, 'frozen')
+  path = frozen.write_report(results, folder, {'encoder_sha256': sha256})
+  visualise.neighbours(rows, os.path.join(folder, 'neighbours.png'))
+  print(f'\n{frozen.table(results)}\n\nReport and neighbours: {path}, {os.path.join(folder, "neighbours.png")}')
+
+
+def _frozen_encoder(experiment: Experiment, workdir: str, mesh: Mesh) -> Any:
+  if checkpoints.latest(workdir):
+    loaded = checkpoints.load(workdir)
+    checkpoints.check_sources(loaded, experiment.sources)
+    print(f'Encoder: {experiment.config.eval_params} parameters of {loaded["path"]}')
+    return load_params(experiment, loaded, mesh)['encoder']
+  optimizer, _ = training.make_optimizer(experiment)
+  _, placed = state.state_shardings(experiment, optimizer, mesh)
+  print(f'Encoder: {experiment.config.init_from.path or "random weights, neither the workdir nor init_from has any"}')
+  return initialise.start(experiment, optimizer, mesh, placed).params['encoder']
+
+
+def _nearest(
+  experiment: Experiment, pair: tuple[sources.Source, sources.Source], nearest: list[list[int]], mesh: Mesh
+) -> list[list[tuple[str, np.ndarray, bool]]]:
+  """Six test videos, evenly over the split, and the training videos nearest to each; see `visualise.neighbours`."""
+  train, test = pair
+  queries = np.unique(np.linspace(0, len(nearest) - 1, 6).round().astype(int))
+  labelled = [np.flatnonzero(s.label >= 0) for s in pair]
+
+  def clips(source, examples):
+    chosen = dataclasses.replace(sources.select(source, examples), test_clips=1, test_crops=1)
+    batches = _test_set(experiment, chosen, mesh).batches()
+    return [clip[0] for batch in batches for clip, used in zip(batch['clip'], batch['mask'], strict=True) if used]
+
+  rows = []
+  for q in queries:
+    query, found = labelled[1][[q]], labelled[0][nearest[q]]
+    (clip,), of_found = clips(test, query), clips(train, found)
+    label = test.label[query[0]]
+    row = [(f'{test.name}: {test.class_names[label]}', clip, True)]
+    for k, c in zip(found, of_found, strict=True):
+      row.append((train.class_names[train.label[k]], c, bool(train.label[k] == label)))
+    rows.append(row)
+  return rows
 
 
 def open_experiment(
@@ -64,25 +149,25 @@ def open_experiment(
   Raises:
     UserError: for anything wrong with the config or the data.
   """
-  from data_pipelines import loader, sources  # TensorFlow
-
   if not config.sources:
     raise UserError('config.sources is empty: name at least one source.')
-  train_sources = [sources.open_source(n, _source_config(n, c), 'train') for n, c in config.sources.items()]
+  train_sources = [_open_training(name, _source_config(c)) for name, c in config.sources.items()]
   infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in train_sources]
   experiment = experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh))
   streams = {
-    name: loader.Stream(
+    name: views.Stream(
       sources=stream.sources,
       num_frames=stream.num_frames,
       size=stream.size,
       batch_size=stream.batch_size,
       weights={experiment.sources[i].name: experiment.weights[experiment.sources[i].name] for i in stream.sources},
       views=experiment.objectives[name].views,
+      rand_augment=stream.rand_augment,
     )
     for name, stream in experiment.streams.items()
   }
-  process = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+  part, parts = sharding.data_part(mesh)
+  process = {'process_index': part, 'process_count': parts}
 
   def batches(start_step: int) -> BatchIterator:
     steps = experiment.total_steps - start_step
@@ -95,23 +180,46 @@ def open_experiment(
       '(mesh axes data x fsdp): use a multiple.'
     )
 
-  def test_set(source_id: int, source_config: Mapping[str, Any]) -> Callable[[], Iterator[SubBatch]]:
-    source = sources.open_source(infos[source_id].name, source_config, 'test')
-    if source.class_names != infos[source_id].class_names:
-      raise UserError(f'The train and test splits of source {source.name!r} have different classes.')
-    plan = experiment.stream_of(source.name)
-    stream = loader.Stream(plan.sources, plan.num_frames, plan.size, batch_size)
-    return lambda: loader.eval_batches(source, source_id, stream, batch_size, **process)
+  test_sources = [_open_test(s, _source_config(config.sources[s.name])) for s in infos if s.class_names]
+  test_sources = [s for s in test_sources if s is not None]
+  datasets = {name: c.dataset for name, c in config.sources.items()}
+  leaks.check(leaks.overlaps(train_sources, test_sources, datasets), config.allow_overlap)
 
-  tests = {
-    name: test_set(i, _source_config(name, c))
-    for i, (name, c) in enumerate(config.sources.items())
-    if c.test and infos[i].class_names
-  }
-  return experiment, batches, tests
+  return experiment, batches, {source.name: _test_set(experiment, source, mesh) for source in test_sources}
 
 
-def _source_config(name: str, config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _test_set(experiment: Experiment, source: sources.Source, mesh: Mesh) -> TestSet:
+  """All examples of a source, whichever split it is, with its test views."""
+  source_id, plan = experiment.source_id(source.name), experiment.stream_of(source.name)
+  part, parts = sharding.data_part(mesh)
+  examples = views.examples_per_step(source, experiment.config.eval_batch_size, sharding.batch_divisor(mesh))
+  stream = views.Stream(plan.sources, plan.num_frames, plan.size, examples)
+  return views.make_test_set(
+    source,
+    stream,
+    lambda: loader.eval_batches(source, source_id, stream, examples, process_index=part, process_count=parts),
+  )
+
+
+def _open_training(name: str, source_config: Mapping[str, Any]) -> sources.Source:
+  def open_split(dataset, split):
+    return sources.open_source(name, source_config | {'dataset': dataset, 'train': split}, 'train')
+
+  source = sources.open_source(name, source_config, 'train')
+  source = leaks.leave_out(source, source_config['exclude'], open_split)
+  return subsets.few_labels(source, source_config['label_fraction'])
+
+
+def _open_test(info: SourceInfo, source_config: Mapping[str, Any]) -> sources.Source | None:
+  if not source_config['test']:
+    return None
+  source = sources.open_source(info.name, source_config, 'test')
+  if source.class_names != info.class_names:
+    raise UserError(f'The train and test splits of source {info.name!r} have different classes.')
+  return source
+
+
+def _source_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
   options = config.to_dict()
   options['data_dir'] = options.get('data_dir') or None
   return options
@@ -129,7 +237,7 @@ def load_params(experiment: Experiment, loaded: Mapping[str, Any], mesh: Mesh) -
   if not loaded['state'].get(which):
     raise UserError(f'{loaded["path"]} holds no moving average: evaluate with --config.eval_params=raw.')
   params = checkpoints.fit(loaded, loaded['state'][which], abstract.params)
-  return jax.tree.map(jax.device_put, params, placed.params)
+  return sharding.put(params, placed.params)
 
 
 def _chosen_params(config: ml_collections.ConfigDict, current: state.TrainState) -> Any:
@@ -137,6 +245,10 @@ def _chosen_params(config: ml_collections.ConfigDict, current: state.TrainState)
 
 
 def _prepare_workdir(workdir: str) -> None:
+  if '://' in workdir:
+    raise UserError(
+      f'--workdir={workdir} is not a folder: mount the bucket (gcsfuse), on every host, and name its folder.'
+    )
   try:
     os.makedirs(workdir, exist_ok=True)
     probe = os.path.join(workdir, f'.writable-{jax.process_index()}')
@@ -150,12 +262,17 @@ def _prepare_workdir(workdir: str) -> None:
 def _report(
   experiment: Experiment,
   results: Mapping[str, evaluation.SourceResult],
+  params: Any,
   workdir: str,
   step: int,
   checkpoint: str,
 ) -> str:
   folder = os.path.join(workdir, 'evaluation')
-  about = {'step': step, 'checkpoint': checkpoint, 'params': experiment.config.eval_params}
+  about = {
+    'step': step,
+    'params': experiment.config.eval_params,
+    'params_sha256': evaluation.params_sha256(params),
+  }
   path = evaluation.write_report(results, experiment, folder, about=about)
   print(f'\nStep {step}, {experiment.config.eval_params} parameters, {checkpoint}\n\n{evaluation.table(results)}\n')
   print(f'Table, per-class accuracy and confusion matrices: {folder}')
@@ -164,20 +281,21 @@ def _report(
 
 def _finish(experiment, final, results, tests, workdir) -> None:
   """Writes the report and the pictures, and says where everything is."""
+  params = processes.gather(_chosen_params(experiment.config, final)) if tests else None
   if jax.process_index() != 0:
     return
   from cover_jax import visualise
 
   checkpoint = checkpoints.latest(workdir)
   if results:
-    _report(experiment, results, workdir, int(final.step), checkpoint)
+    _report(experiment, results, params, workdir, int(final.step), checkpoint)
   curves = os.path.join(workdir, 'training_curves.png')
   visualise.training_curves(metrics.read_jsonl(os.path.join(workdir, 'metrics.jsonl')), curves)
   print(f'Checkpoint:          {checkpoint}')
   print(f'Training curves:     {curves}')
   if tests:
     pictures = os.path.join(workdir, 'predictions.png')
-    visualise.predictions(sample_predictions(experiment, _chosen_params(experiment.config, final), tests), pictures)
+    visualise.predictions(sample_predictions(experiment, params, tests), pictures)
     print(f'Sample predictions:  {pictures}')
   print(f'TensorBoard:         tensorboard --logdir {workdir}')
 
@@ -187,11 +305,12 @@ def sample_predictions(
 ) -> list[dict[str, Any]]:
   """The first test clips of each source with the model's best classes; see `visualise.predictions`."""
   samples = []
-  for name, batches in tests.items():
-    batch = next(iter(batches()))
+  for name, test in tests.items():
+    batch = next(iter(test.batches()))
     class_names = experiment.sources[experiment.source_id(name)].class_names
     probabilities = np.asarray(evaluation.predict(experiment, params, name, batch['clip'][:count]))
-    for clip, label, p_K in zip(batch['clip'], batch['label'], probabilities, strict=False):
+    middle = batch['clip'].shape[1] // 2  # of the views
+    for clip, label, p_K in zip(batch['clip'][:, middle], batch['label'], probabilities, strict=False):
       best = [(class_names[k], float(p_K[k])) for k in np.argsort(-p_K, kind='stable')[:5]]
       samples.append({'clip': clip, 'source': name, 'label': class_names[label], 'predicted': best})
   return samples

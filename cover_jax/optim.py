@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
+from flax import traverse_util
 
 from data_pipelines.contract import UserError
 
@@ -38,16 +40,67 @@ def by_rule(rules: Sequence[tuple[str, float]], tree: Any) -> Any:
     UserError: if a parameter matches no rule.
   """
 
-  def value(path, _):
-    name = parameter_name(path)
-    for pattern, number in rules:
-      if re.search(pattern, name):
-        return float(number)
-    raise UserError(
-      f'No rule matches parameter {name!r}: end the (regex, value) table with (".*", value). Rules: {rules}.'
-    )
+  return jax.tree_util.tree_map_with_path(lambda path, _: _value(rules, parameter_name(path)), tree)
 
-  return jax.tree_util.tree_map_with_path(value, tree)
+
+def _value(rules: Sequence[tuple[str, float]], name: str) -> float:
+  for pattern, number in rules:
+    if re.search(pattern, name):
+      return float(number)
+  raise UserError(
+    f'No rule matches parameter {name!r}: end the (regex, value) table with (".*", value). Rules: {rules}.'
+  )
+
+
+def split(rules: Sequence[tuple[str, float]], params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The parameters that learn and those that a learning-rate factor of 0 freezes, as two nested dicts.
+
+  Gradients and optimizer state are kept for the first only.
+
+  Raises:
+    UserError: if all are frozen, or one matches no rule.
+  """
+  flat = traverse_util.flatten_dict(params, keep_empty_nodes=True, sep='/')
+  arrays = {name: x for name, x in flat.items() if x is not traverse_util.empty_node}
+  frozen = {name: x for name, x in arrays.items() if _value(rules, name) == 0}
+  if not frozen:
+    return params, {}
+  if len(frozen) == len(arrays):
+    raise UserError(
+      f'config.optimizer.learning_rate_rules gives every parameter a factor of 0, so nothing would learn: {rules}.'
+    )
+  learning = {name: x for name, x in flat.items() if name not in frozen}
+  return traverse_util.unflatten_dict(learning, sep='/'), traverse_util.unflatten_dict(frozen, sep='/')
+
+
+def join(learning: Mapping[str, Any], frozen: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The inverse of `split`."""
+  if not frozen:
+    return learning
+  flat = [traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep='/') for tree in (learning, frozen)]
+  return traverse_util.unflatten_dict(flat[0] | flat[1], sep='/')
+
+
+def layer_factors(decay: float, depth: int, params: Any) -> Any:
+  """A tree of learning-rate factors that fall from the last block to the first (BEiT, arXiv 2106.08254).
+
+  Args:
+    decay: the factor from one block to the one before it.
+    depth: L, the number of blocks.
+    params: parameters, or a part of them.
+
+  Returns:
+    decay^(L - i) for block i = 0 .. L-1, as float32 [L, 1, ...] since blocks are stacked; decay^(L + 1) for the
+    embeddings; 1 for the encoder's last norm, the heads and the objectives.
+  """
+
+  def factor(path, x):
+    name = parameter_name(path)
+    if name.startswith('encoder/blocks/'):
+      return np.power(decay, depth - np.arange(depth)).astype(np.float32).reshape(-1, *[1] * (x.ndim - 1))
+    return decay ** (depth + 1) if name.startswith('encoder/') and not name.startswith('encoder/norm/') else 1.0
+
+  return jax.tree_util.tree_map_with_path(factor, params)
 
 
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
@@ -84,18 +137,21 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per
   return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), main], [warmup])
 
 
-def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+  config: ml_collections.ConfigDict, schedule: optax.Schedule, depth: int
+) -> optax.GradientTransformation:
   """Clip, scale (Adam, momentum, Lion), add decoupled weight decay, multiply by the learning rate.
 
   Args:
     config: `config.optimizer`.
     schedule: step -> learning rate.
+    depth: blocks of the encoder, for `layer_decay`.
 
   Returns:
     An optax transformation whose update is to be added to the parameters.
 
   Raises:
-    UserError: for an unknown optimizer or options that it does not take.
+    UserError: for an unknown optimizer, options that it does not take or a layer decay outside (0, 1].
   """
   if config.name not in SCALERS:
     raise UserError(f'config.optimizer.name is {config.name!r}: expected one of {sorted(SCALERS)}.')
@@ -103,11 +159,15 @@ def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) 
     inspect.signature(SCALERS[config.name]).bind(**config.options)
   except TypeError as error:
     raise UserError(f'config.optimizer.options does not fit {config.name!r}: {error}.') from error
+  if not 0 < config.layer_decay <= 1:
+    raise UserError(f'config.optimizer.layer_decay is {config.layer_decay}: expected more than 0 and at most 1.')
   scaler = SCALERS[config.name](**config.options)
   rules = tuple(config.weight_decay_rules)
 
   def scale_rates(updates, params):
     rates = by_rule(tuple(config.learning_rate_rules), params)
+    if config.layer_decay != 1:
+      rates = jax.tree.map(lambda rate, f: rate * f, rates, layer_factors(config.layer_decay, depth, params))
     return jax.tree.map(lambda u, rate: u * rate, updates, rates)
 
   def decay(updates, params):

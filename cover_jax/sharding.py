@@ -11,11 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.contract import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
+_AUTO = (AxisType.Auto,) * len(AXES)
 BATCH = PartitionSpec(('data', 'fsdp'))
 
 Rules = Sequence[tuple[str, Any]]
@@ -36,7 +38,7 @@ DEFAULT_RULES = (
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Makes the mesh `data x fsdp x tensor`.
+  """Makes the mesh `data x fsdp x tensor`. Of several TPU slices, `data` spans them: their network is the slower one.
 
   Args:
     sizes: devices along each axis; one of them may be -1 (all that remain).
@@ -47,7 +49,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     makes Linen's logical constraints fail).
 
   Raises:
-    UserError: if the sizes do not multiply to the number of devices.
+    UserError: if the sizes do not multiply to the number of devices, or several slices do not divide `data`.
   """
   count = len(devices) if devices is not None else jax.device_count()
   shape = [int(sizes[axis]) for axis in AXES]
@@ -61,7 +63,39 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       f'config.mesh asks for {" x ".join(map(str, shape))} = {int(np.prod(shape))} devices '
       f'(data x fsdp x tensor) but there are {count}: set one axis to -1 or change the sizes.'
     )
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  slices = len({getattr(d, 'slice_index', 0) for d in (jax.devices() if devices is None else devices)})
+  if slices == 1:
+    return jax.make_mesh(tuple(shape), AXES, axis_types=_AUTO, devices=devices)
+  if shape[0] % slices:
+    raise UserError(
+      f'config.mesh.data = {shape[0]} cannot be divided over {slices} slices: make it a multiple of {slices}, '
+      'since parameters are split within a slice only.'
+    )
+  within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+  return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES, axis_types=_AUTO)
+
+
+def data_part(mesh: Mesh) -> tuple[int, int]:
+  """Which part of each global batch this process loads: (index, number of parts).
+
+  Processes whose devices lie on the same rows of the batch (the mesh axis `tensor` spans them) share a part, so it is
+  not always the process's own index. A part's rows need not be neighbours on the mesh: the batch's rows are then in
+  another order than in one process, which changes nothing but which random mask an example gets.
+
+  Raises:
+    UserError: if two processes share only some of their rows, or have different numbers of them.
+  """
+  rows_of_process: dict[int, set[int]] = {}
+  for device, (rows,) in NamedSharding(mesh, BATCH).devices_indices_map((batch_divisor(mesh),)).items():
+    rows_of_process.setdefault(device.process_index, set()).update(range(batch_divisor(mesh))[rows])
+  parts = sorted({tuple(sorted(rows)) for rows in rows_of_process.values()})
+  if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != batch_divisor(mesh):
+    sizes = ' x '.join(str(mesh.shape[axis]) for axis in AXES)
+    raise UserError(
+      f'config.mesh = {sizes} (data x fsdp x tensor) gives {len(rows_of_process)} processes overlapping or uneven '
+      'parts of the batch: let tensor be a multiple or a divisor of the devices of one process.'
+    )
+  return parts.index(tuple(sorted(rows_of_process[jax.process_index()]))), len(parts)
 
 
 def batch_divisor(mesh: Mesh) -> int:
@@ -114,9 +148,29 @@ def _divisible(array: jax.ShapeDtypeStruct, wanted: NamedSharding) -> NamedShard
 
 
 def to_global(batch: Any, mesh: Mesh) -> Any:
-  """Puts this process's rows of a batch on its devices as rows of one global array."""
+  """Puts this process's rows of a batch (its `data_part`) on its devices as rows of one global array."""
   sharding = NamedSharding(mesh, BATCH)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put(tree: Any, shardings: Any) -> Any:
+  """Puts arrays that every process holds whole where they belong on the mesh.
+
+  Args:
+    tree: arrays, equal in all processes.
+    shardings: a tree of `NamedSharding`s like it, or one for all.
+  """
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(_put, tree, shardings)
+
+
+def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+  if sharding.is_fully_addressable or (isinstance(array, jax.Array) and array.sharding == sharding):
+    return jax.device_put(array, sharding)
+  # jax.device_put would compare the whole array between the processes first.
+  array = np.asarray(array)
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

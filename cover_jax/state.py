@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cover_jax import sharding
+from cover_jax import optim, sharding
 from cover_jax.experiment import Experiment
 
 
@@ -20,7 +20,7 @@ class TrainState(flax.struct.PyTreeNode):
   Attributes:
     step: int32 scalar.
     params: {'encoder': ..., 'heads': {source: ...}, 'objectives': {stream: ...}}, f32.
-    opt_state: optax's.
+    opt_state: optax's, for the parameters that are not frozen.
     ema: an exponential moving average of `params`, or {} where the config asks for none.
     objectives: {stream: the state of its objective}.
   """
@@ -54,7 +54,7 @@ def init_state(experiment: Experiment, optimizer: optax.GradientTransformation, 
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=optimizer.init(params),
+    opt_state=optimizer.init(optim.split(tuple(experiment.config.optimizer.learning_rate_rules), params)[0]),
     ema=jax.tree.map(jnp.copy, params) if experiment.config.ema_decay else {},
     objectives={name: o.init_state(params) for name, o in experiment.objectives.items()},
   )

@@ -1,9 +1,8 @@
 """Training: one jitted step over all streams, and the loop around it."""
 
+import functools
 import os
-import signal
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,10 +13,10 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, initialise, metrics, optim, sharding
+from cover_jax import accumulation, checkpoints, initialise, metrics, optim, sharding
 from cover_jax.experiment import Experiment
 from cover_jax.state import TrainState, state_shardings
-from data_pipelines.contract import BatchIterator
+from data_pipelines.contract import BatchIterator, SubBatch, UserError
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 
@@ -38,28 +37,37 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
     'scalars': {'loss', 'gradient_norm'}.
   """
   config = experiment.config
+  rate_rules = tuple(config.optimizer.learning_rate_rules)
 
   def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
     # All randomness of a step comes from its number: a resumed run draws the same.
     step_rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-    def total_loss(params):
+    learning, frozen = optim.split(rate_rules, state.params)
+
+    def total_loss(learning, states, batch, rng, share):
+      params = optim.join(learning, frozen)
       outputs = {
-        name: objective.loss(params, state.objectives[name], batch[name], jax.random.fold_in(step_rng, i))
+        name: objective.loss(params, states[name], batch[name], jax.random.fold_in(rng, i))
         for i, (name, objective) in enumerate(experiment.objectives.items())
       }
-      total = sum(experiment.streams[name].loss_weight * out.loss for name, out in outputs.items())
+      total = sum(share[name] * experiment.streams[name].loss_weight * out.loss for name, out in outputs.items())
       return total, outputs
 
-    (loss, outputs), gradients = jax.value_and_grad(total_loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    loss_and_gradient = jax.value_and_grad(total_loss, has_aux=True)
+    (loss, outputs), gradients = accumulation.accumulate(
+      loss_and_gradient, learning, state.objectives, batch, step_rng, config.accumulation_steps
+    )
+    updates, opt_state = optimizer.update(gradients, state.opt_state, learning)
+    learning = optax.apply_updates(learning, updates)
+    params = optim.join(learning, frozen)
     step = state.step + 1
     ema = state.ema
     if config.ema_decay:
       # A short warm-up, else the average is of the random initial weights for 1/(1-decay) steps.
       decay = jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))
-      ema = optax.incremental_update(params, ema, 1.0 - decay)
+      averaged = optim.split(rate_rules, ema)[0]
+      ema = optim.join(optax.incremental_update(learning, averaged, 1.0 - decay), frozen)
     measures = {
       name: metrics.per_source(
         out.measures,
@@ -75,20 +83,25 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
       'scalars': {'loss': loss, 'gradient_norm': optax.global_norm(gradients)},
       'measures': measures,
     }
-    own = {name: out.state for name, out in outputs.items()}
+    own = {name: experiment.objectives[name].after_update(params, out.state) for name, out in outputs.items()}
     return TrainState(step=step, params=params, opt_state=opt_state, ema=ema, objectives=own), report
 
   return train_step
 
 
-def compile_step(experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainStep:
-  """Jits the step for a mesh, with the state donated."""
+def jit_step(experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> jax.stages.Wrapped:
+  """The jitted step for a mesh, with the state donated; to be called within `sharding.use`."""
   _, placed = state_shardings(experiment, optimizer, mesh)
-  step = jax.jit(
+  return jax.jit(
     make_train_step(experiment, optimizer),
     donate_argnums=0,
     out_shardings=(placed, sharding.replicated(mesh)),
   )
+
+
+def compile_step(experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainStep:
+  """Jits the step for a mesh, with the state donated."""
+  step = jit_step(experiment, optimizer, mesh)
 
   def run(state, batch):
     with sharding.use(mesh, experiment.config.logical_axis_rules):
@@ -101,7 +114,7 @@ def make_optimizer(experiment: Experiment) -> tuple[optax.GradientTransformation
   """The config's optimizer and its learning-rate schedule."""
   options = experiment.config.optimizer
   schedule = optim.make_schedule(options, experiment.total_steps, experiment.steps_per_epoch)
-  return optim.make_optimizer(options, schedule), schedule
+  return optim.make_optimizer(options, schedule, experiment.model.depth), schedule
 
 
 def start_state(
@@ -115,16 +128,17 @@ def start_state(
   abstract, placed = state_shardings(experiment, optimizer, mesh)
   _, report = jax.eval_shape(make_train_step(experiment, optimizer), abstract, abstract_batch(experiment))
   zeros = lambda: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), report['measures'])
-  place = lambda tree: jax.device_put(tree, sharding.replicated(mesh))
-  if checkpoints.latest(workdir) is None:
+  place = lambda tree: sharding.put(tree, sharding.replicated(mesh))
+  path = checkpoints.latest(workdir)
+  if path is None:
     return initialise.start(experiment, optimizer, mesh, placed), place(zeros()), place(zeros())
-  loaded = checkpoints.load(workdir)
   template = {'state': abstract, 'interval': zeros()}
-  restored = checkpoints.restore(loaded, template, experiment.sources)
-  for line in checkpoints.changed_config(loaded, experiment.config.to_dict()):
+  where = {'state': placed, 'interval': jax.tree.map(lambda _: sharding.replicated(mesh), zeros())}
+  restored = checkpoints.restore(path, template, where, experiment.sources)
+  for line in checkpoints.changed_config(checkpoints.describe(path), experiment.config.to_dict()):
     logging.warning('The config changed since the checkpoint: %s', line)
-  logging.info('Continuing from %s (step %d)', loaded['path'], int(restored['state'].step))
-  return jax.tree.map(jax.device_put, restored['state'], placed), place(restored['interval']), place(zeros())
+  logging.info('Continuing from %s (step %d)', path, int(restored['state'].step))
+  return restored['state'], restored['interval'], place(zeros())
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -140,6 +154,7 @@ def abstract_batch(experiment: Experiment) -> dict[str, dict[str, jax.ShapeDtype
       'source': jax.ShapeDtypeStruct((b,), jnp.int32),
       'mask': jax.ShapeDtypeStruct((b,), jnp.bool_),
       'example_id': jax.ShapeDtypeStruct((b,), jnp.int32),
+      'video_id': jax.ShapeDtypeStruct((b,), jnp.int32),
     }
   return batch
 
@@ -150,6 +165,7 @@ def train(
   workdir: str,
   mesh: Mesh,
   evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+  stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
   """Runs the config's steps, from the workdir's newest checkpoint if there is one.
 
@@ -159,12 +175,14 @@ def train(
     workdir: an existing folder for checkpoints, metrics and logs.
     mesh: the devices.
     evaluate: state -> scalars; called every `config.eval_every` steps and at the end.
+    stop: asked once a step whether to save and stop; see `processes.watch_preemption`. `evaluate` may ask it, too,
+      and raise `Preempted`; see `stoppable`.
 
   Returns:
     The final state.
 
   Raises:
-    Preempted: after SIGTERM, once the state is saved.
+    Preempted: when `stop` says so, once the state is saved.
     NonFiniteLoss: at the first step whose loss is not finite, naming step, stream and last checkpoint.
     UserError: if the checkpoint does not fit the config, or cannot be written.
   """
@@ -181,21 +199,31 @@ def train(
     logging.info('\n%s', parameter_overview.get_parameter_overview(state.params, include_stats='sharding'))
   writer = metrics.Writer(workdir, first_step=first, active=main_process)
   actions = _periodic_actions(experiment, workdir) if main_process else []
-  stop = watch_sigterm()
-  saver = None  # made at the first save: it imports TensorFlow
+  # Made at the first save: it imports TensorFlow.
+  saver = functools.cache(lambda: checkpoints.Saver(workdir, config.keep_checkpoints))
 
   def save(step, state, interval):
-    nonlocal saver
-    saver = saver or checkpoints.Saver(workdir, config.keep_checkpoints)
     text = checkpoints.about(config.to_dict(), experiment.sources, step)
-    path = saver.save({'about': text, 'state': state, 'interval': interval})
+    path = saver().save({'about': text, 'state': state, 'interval': interval})
     logging.info('Saved %s (step %d)', path, step)
+    if _due(config.keep_every, step):
+      saver().keep(f'step-{step}')
+
+  def evaluate_at(step, state):
+    scalars = evaluate(state)
+    writer.write(step, scalars)
+    if config.keep_best:
+      if config.keep_best not in scalars:
+        raise UserError(f'config.keep_best is {config.keep_best!r}: expected one of {", ".join(sorted(scalars))}.')
+      saver().keep_if_best(config.keep_best, scalars[config.keep_best], step)
 
   def settle(step, report):
     """Reads a step that has been dispatched; blocks until it is done."""
     losses = jax.device_get(report['losses'])
     bad = sorted(name for name, loss in losses.items() if not np.isfinite(loss))
     if bad:
+      if step > first:
+        saver().wait()
       raise NonFiniteLoss(
         f'The loss of stream {", ".join(bad)} is not finite at step {step}. The last checkpoint is '
         f'{checkpoints.latest(workdir) or "none"}; lower config.optimizer.learning_rate, set '
@@ -208,10 +236,17 @@ def train(
       writer.write(step, scalars)
 
   total = experiment.total_steps
+  if first >= total:
+    logging.warning(
+      'The run in %s ended at step %d of %d: nothing is trained. Take another workdir?', workdir, first, total
+    )
   unread = None  # (step, report) that has been dispatched and not read: the host stays one step ahead
+  step = saved = first
   try:
+    if first > 0 and _due(config.keep_every, first):
+      saver().keep(f'step-{first}')  # a kill may have come between its save and this
     if evaluate is not None and 0 < first < total and _due(config.eval_every, first):
-      writer.write(first, evaluate(state))
+      evaluate_at(first, state)
     data = batches(first)
     for step in range(first + 1, total + 1):
       batch = sharding.to_global(next(data), mesh)
@@ -224,23 +259,44 @@ def train(
       unread = (step, report)
       for action in actions:
         action(step)
-      stopping, last = stop.is_set(), step == total
-      save_now = last or stopping or _due(config.checkpoint_every, step)
+      stopping, last = stop(), step == total
       evaluate_now = evaluate is not None and not last and not stopping and _due(config.eval_every, step)
+      save_now = last or stopping or _due(config.checkpoint_every, step) or _due(config.keep_every, step)
+      save_now = save_now or (evaluate_now and bool(config.keep_best))
       if save_now or evaluate_now:
         settle(*unread)
         unread = None
       if save_now:
         save(step, state, interval)
-      if evaluate_now:
-        writer.write(step, evaluate(state))
+        saved = step
       if stopping and not last:
-        raise Preempted(f'SIGTERM: saved {checkpoints.latest(workdir)} at step {step} of {total}.')
+        raise Preempted
+      if evaluate_now:
+        evaluate_at(step, state)
     if evaluate is not None:
-      writer.write(total, evaluate(state))
+      evaluate_at(total, state)
+    if saved > first:
+      saver().wait()
+  except Preempted as request:
+    if saved < step:
+      save(step, state, interval)
+    saver().wait()
+    raise Preempted(f'SIGTERM: saved {checkpoints.latest(workdir)} at step {step} of {total}.') from request
   finally:
     writer.close()
   return state
+
+
+def stoppable(batches: Callable[[], Iterator[SubBatch]], stop: Callable[[], bool]) -> Callable[[], Iterator[SubBatch]]:
+  """Batches of a test set during which `stop` is asked, too: the iterator raises `Preempted` when it says so."""
+
+  def watched():
+    for batch in batches():
+      if stop():
+        raise Preempted
+      yield batch
+
+  return watched
 
 
 def _due(every: int, step: int) -> bool:
@@ -270,11 +326,3 @@ def _periodic_actions(experiment: Experiment, workdir: str) -> list[Callable[[in
     )
     actions.append(profile)
   return actions
-
-
-def watch_sigterm() -> threading.Event:
-  """An event that is set when the process is asked to stop, as a preempted machine is."""
-  event = threading.Event()
-  if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, lambda *_: event.set())
-  return event

@@ -1,6 +1,7 @@
 """Pictures: training curves, confusion matrices, clips with what the model says of them."""
 
 import collections
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,32 +14,63 @@ import matplotlib.pyplot as plt
 from PIL import Image, ImageDraw, ImageFont
 
 
-def confusion_matrix(confusion_KxK: np.ndarray, class_names: Sequence[str], title: str, path: str) -> None:
-  """Draws rows (true class) that sum to 1, and lists the most confused pairs below.
+def confusion_matrix(
+  confusion_KxK: np.ndarray,
+  class_names: Sequence[str],
+  pairs: Sequence[tuple[int, int, int]],
+  title: str,
+  path: str,
+  most: int = 50,
+) -> None:
+  """Draws rows (true class) that sum to 1, and beside them the most confused pairs.
 
   Args:
     confusion_KxK: counts, true class by predicted class.
     class_names: K names.
+    pairs: (true class, predicted class, times), most often first.
     title: above the picture.
     path: PNG to write.
+    most: classes that are drawn with their names. Of more, the picture shows all of them small and, enlarged, those of
+      the most confused pairs.
   """
-  total_Kx1 = np.maximum(confusion_KxK.sum(axis=1, keepdims=True), 1)
-  rate_KxK = confusion_KxK / total_Kx1
+  rate_KxK = confusion_KxK / np.maximum(confusion_KxK.sum(axis=1, keepdims=True), 1)
   classes = len(class_names)
-  side = float(np.clip(0.28 * classes, 4, 14))
-  figure, axes = plt.subplots(figsize=(side + 3, side + 2), layout='constrained')
-  image = axes.imshow(rate_KxK, vmin=0, vmax=1, cmap='viridis')
-  figure.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
-  if classes <= 60:
-    axes.set_xticks(range(classes), class_names, rotation=90, fontsize=7)
-    axes.set_yticks(range(classes), class_names, fontsize=7)
-  axes.set(title=title, ylabel='true')
-  off_KxK = np.where(np.eye(classes, dtype=bool), 0, confusion_KxK)
-  worst = [divmod(int(i), classes) for i in np.argsort(-off_KxK, axis=None, kind='stable')[:5]]
-  lines = [f'{class_names[t]} → {class_names[p]}: {off_KxK[t, p]}' for t, p in worst if off_KxK[t, p]]
-  axes.set_xlabel('predicted\n\nmost confused (true → predicted: times)\n' + '\n'.join(lines), fontsize=8)
+  everything = np.arange(classes)
+  some = everything
+  if classes > most:
+    of_pairs = dict.fromkeys(k for true, predicted, _ in pairs for k in (true, predicted))
+    some = np.sort(list(of_pairs)[:most]).astype(int)
+  side = float(np.clip(0.24 * len(some), 4, 11))
+  panels = [(side, some)] if classes <= most else [(side, everything), (side, some)]
+  panels = [(width, shown) for width, shown in panels if len(shown)]
+  widths = [width + 2 for width, _ in panels] + [6]
+  figure, grid = plt.subplots(
+    1, len(widths), figsize=(sum(widths), side + 2.5), width_ratios=widths, squeeze=False, layout='constrained'
+  )
+  for axes, (_, shown) in zip(grid[0], panels, strict=False):
+    image = axes.imshow(rate_KxK[np.ix_(shown, shown)], vmin=0, vmax=1, cmap='viridis', interpolation='nearest')
+    axes.set(ylabel='true', xlabel='predicted', title=title)
+    if shown is everything and classes > most:
+      axes.set_title(f'{title}, all {classes} classes')
+      continue
+    if shown is not everything:
+      axes.set_title(f'the {len(shown)} classes of the most confused pairs')
+    names = [_shortened(class_names[k]) for k in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(shown)), names, fontsize=7)
+  figure.colorbar(image, ax=list(grid[0, :-1]), shrink=0.7, label='share of the true class')
+  bars = grid[0, -1]
+  bars.barh(range(len(pairs)), [times for _, _, times in pairs], color='firebrick')
+  labels = [f'{_shortened(class_names[t])} → {_shortened(class_names[p])}' for t, p, _ in pairs]
+  bars.set_yticks(range(len(pairs)), labels, fontsize=7)
+  bars.invert_yaxis()
+  bars.set(title='most confused (true → predicted)', xlabel='times')
   figure.savefig(path, dpi=110)
   plt.close(figure)
+
+
+def _shortened(name: str, most: int = 32) -> str:
+  return name if len(name) <= most else name[: most - 1] + '…'
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
@@ -169,6 +201,29 @@ def attention_maps(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str
         heat[t], vmin=0, vmax=heat.max(), cmap='inferno', alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5)
       )
   figure.savefig(path, dpi=110, bbox_inches='tight', bbox_extra_artists=labels)
+  plt.close(figure)
+
+
+def neighbours(rows: Sequence[Sequence[tuple[str, np.ndarray, bool]]], path: str) -> None:
+  """Draws videos and, right of each, the videos nearest to it: three frames each, red where the class is another.
+
+  Args:
+    rows: (title, clip uint8 [T, H, W, 3], whether the class is the query's) of the query and of its neighbours.
+    path: PNG to write.
+  """
+  columns = max(len(row) for row in rows)
+  figure, grid = plt.subplots(
+    len(rows), columns, figsize=(2.6 * columns, 1.35 * len(rows) + 0.3), squeeze=False, layout='constrained'
+  )
+  for axes in grid.flat:
+    axes.axis('off')
+  for line, row in zip(grid, rows, strict=True):
+    for i, (axes, (title, clip, same)) in enumerate(zip(line, row, strict=False)):
+      shown = clip[np.unique(np.linspace(0, len(clip) - 1, 3).round().astype(int))]
+      axes.imshow(np.concatenate(list(shown), axis=1))
+      colour = 'black' if i == 0 else 'tab:green' if same else 'tab:red'
+      axes.set_title(textwrap.fill(title, 40), fontsize=6, color=colour)
+  figure.savefig(path, dpi=130)
   plt.close(figure)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from data_pipelines import loader
+from data_pipelines import affine, loader
 from data_pipelines.contract import Batch, SubBatch
-from data_pipelines.loader import Rows, Stream, View
+from data_pipelines.loader import Rows
 from data_pipelines.sources import Source
+from data_pipelines.views import Stream, View, label_of, plan
 
 
 def array_source(
@@ -72,7 +73,7 @@ def array_eval_batches(
   def batch(step):
     n = source.num_examples
     rows = loader.eval_rows(n, source_id, batch_size, step, process_index, process_count)
-    return _sub_batch({source_id: source}, stream, rows, lambda position: None)
+    return loader.stack_views(_sub_batch({source_id: source}, stream, rows, lambda position: None))
 
   return map(batch, range(-(-source.num_examples // batch_size)))
 
@@ -83,19 +84,21 @@ def _sub_batch(
   rows: Rows,
   make_rng: Callable[[int], np.random.Generator | None],
 ) -> SubBatch:
-  labels, clips = [], []
+  labels, video_ids, clips = [], [], []
   for position, s, example in zip(rows.position, rows.source, rows.example, strict=True):
     source = sources[int(s)]
-    views = loader.plan(source, int(example), stream, make_rng(int(position)))
+    views = plan(source, int(example), stream, make_rng(int(position)))
     frames = source.frames[source.rows[example]]
     clips.append({name: _clip(frames, view, stream.height_width) for name, view in views.items()})
-    labels.append(source.label[example])
+    labels.append(label_of(source, int(example), views))
+    video_ids.append(source.video_id[example])
   return {
     **{name: np.stack([c[name] for c in clips]) for name in clips[0]},
     'label': np.where(rows.mask, np.array(labels, np.int32), np.int32(-1)),
     'source': rows.source,
     'mask': rows.mask,
     'example_id': np.where(rows.mask, rows.example, -1).astype(np.int32),
+    'video_id': np.where(rows.mask, np.array(video_ids, np.int32), np.int32(-1)),
   }
 
 
@@ -105,4 +108,12 @@ def _clip(frames: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
   shape = (size[1], size[0])
   resize = lambda frame: Image.fromarray(frame).resize(shape, Image.Resampling.BILINEAR, box)
   clip = np.stack([np.asarray(resize(frames[i])) for i in view.frames])
-  return clip[:, :, ::-1] if view.flip else clip
+  clip = clip[:, :, ::-1] if view.flip else clip
+  if view.affine is None:
+    return clip
+  # Pillow counts from the corner of the first pixel, `affine` from its centre.
+  linear, shift = view.affine[:, :2], view.affine[:, 2]
+  rows = np.column_stack([linear, shift + 0.5 - 0.5 * linear.sum(axis=1)])
+  how = {'method': Image.Transform.AFFINE, 'data': tuple(rows.ravel()), 'fillcolor': (affine.FILL,) * 3}
+  warp = lambda frame: Image.fromarray(frame).transform(shape, resample=Image.Resampling.BILINEAR, **how)
+  return np.stack([np.asarray(warp(frame)) for frame in clip])

@@ -9,11 +9,18 @@ A *batch* is a nested dict of host arrays, one sub-batch per stream:
         <view>:       uint8 [B, T, H, W, 3]  one entry per named clip; 'clip' unless the objective names others
         'label':      int32 [B]              class index within the example's own source; -1 if unlabelled
         'source':     int32 [B]              index into the run's list of sources
-        'mask':       bool  [B]              False for padding (only evaluation pads); label and example_id are -1 there
+        'mask':       bool  [B]              False for padding (only evaluation pads); label and ids are -1 there
         'example_id': int32 [B]              index of the example within its source split
+        'video_id':   int32 [B]              which original video it was cut from, within its source split
     }}
 
 On several processes each holds its own contiguous rows of the global sub-batch.
+
+In evaluation an example shows V test views (clips x crops), also where V is 1:
+
+        <view>:       uint8 [B, V, T, H, W, 3]
+
+so that each example is one row, counted once, and the batch axis is the only one that is split over devices.
 """
 
 import dataclasses
@@ -26,7 +33,7 @@ Batch = Mapping[str, SubBatch]
 BatchIterator = Iterator[Batch]
 
 # The keys of a sub-batch that are not views.
-ANNOTATIONS = ('label', 'source', 'mask', 'example_id')
+ANNOTATIONS = ('label', 'source', 'mask', 'example_id', 'video_id')
 
 # (number of frames of the video, rng or None for the deterministic test clip)
 # -> {view name: int frame numbers [T]}. An objective that needs several clips
@@ -49,6 +56,25 @@ class SourceInfo:
   modality: str
   num_examples: int
   class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+  """What is evaluated of one source.
+
+  Attributes:
+    batches: () -> this process's evaluation sub-batches, each example once.
+    missing: examples that the split's annotations list and the data set lacks.
+    protocol: what the test views are, in words.
+    fingerprint: of the examples (`sources.fingerprint`): equal for those who evaluate the same ones.
+  """
+
+  __test__ = False  # it is no test case for pytest
+
+  batches: Callable[[], Iterator[SubBatch]]
+  missing: int
+  protocol: str
+  fingerprint: str
 
 
 class UserError(Exception):

@@ -1,7 +1,8 @@
 """Where each encoded frame lies in TFDS's TFRecord files, so that a clip reads its own frames and no others.
 
-The index walks the TFRecord framing and the `tf.train.Example` protos over a memory map: no TensorFlow, no copy
-of the frames, and only the pages with headers are looked at. It is built once and cached beside the data.
+The index walks the TFRecord framing and the `tf.train.Example` protos; of files on a disk over a memory map: no
+TensorFlow, no copy of the frames, and only the pages with headers are looked at. It is built once and cached beside
+the data. How other files are read (object storage, gzip, ArrayRecord) is `reading`'s.
 
 A TFRecord is: uint64 length, masked CRC32C of the length, payload, CRC32C of the payload. The length's CRC is
 checked, since it tells TFRecords from anything else; the payload's is not, since that would read every byte of
@@ -14,34 +15,24 @@ An Example is `{1: {1: {1: key, 2: feature} ...}}`; a feature is one of `{1: byt
 import hashlib
 import io
 import json
-import mmap
 import os
 import tempfile
-import zipfile
-import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 from PIL import Image
 
+from data_pipelines import reading
 from data_pipelines.contract import UserError
+from data_pipelines.reading import Buffer, Malformed, Storage
 
 _VERSION = 1  # of what is cached: raise it when the arrays below change
+_READERS = 8  # files of object storage that are indexed at a time
 _LONGEST_TEXT = 1024  # bytes features beyond this are payloads, not annotations, and get no column
-
-
-def _crc32c_table() -> list[int]:
-  table = list(range(256))
-  for _ in range(8):
-    table = [crc >> 1 ^ (0x82F63B78 if crc & 1 else 0) for crc in table]
-  return table
-
-
-_CRC32C = _crc32c_table()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +49,7 @@ class FrameIndex:
     height, width: int32 [R], of the record's first frame; 0 for a record without frames.
     columns: the other features that have exactly one value in every record, [R] each: int64, float32 or bytes
       ('S', at most 1,024).
+    storage: how the files are read.
   """
 
   files: tuple[str, ...]
@@ -68,6 +60,7 @@ class FrameIndex:
   height: np.ndarray
   width: np.ndarray
   columns: Mapping[str, np.ndarray]
+  storage: reading.Storage
 
   def frames(self, record: int) -> tuple[np.ndarray, np.ndarray]:
     """(offset, length), int64 [n] each: where in its file each encoded frame of a record lies."""
@@ -77,69 +70,105 @@ class FrameIndex:
     return self.start[record] + np.cumsum(header + length) - length, length
 
 
-def load_or_build(files: Sequence[str], frames_key: str, cache_dir: str | None = None) -> FrameIndex:
-  """The index of TFRecord files, from the cache where that is up to date.
+def load_or_build(
+  files: Sequence[str], frames_key: str, cache_dir: str | None = None, *, pictures: bool = True
+) -> FrameIndex:
+  """The index of TFDS's files, from the cache where that is up to date.
 
   Args:
-    files: uncompressed TFRecord files of tf.train.Example, in the order of their records.
+    files: TFRecord files (plain or gzipped) or ArrayRecord files of tf.train.Example, in the order of their records;
+      paths with '://' are read through TensorFlow.
     frames_key: the feature that holds the encoded frames: a video's list or one image.
     cache_dir: where the index is kept; the directory of the files if None. If it cannot be written, the user's
       cache directory ($XDG_CACHE_HOME or ~/.cache) is used; if that cannot either, nothing is kept.
+    pictures: what the feature holds are pictures, whose size is noted; else height and width are 0.
 
   Raises:
-    UserError: a file is missing, truncated, compressed or no TFRecord file, or lacks the feature.
+    UserError: a file is missing, truncated or of no such kind, or lacks the feature.
   """
   files = tuple(os.fspath(f) for f in files)
-  try:
-    stats = [os.stat(f) for f in files]
-  except OSError as e:
-    raise UserError(f'Cannot read {e.filename}: {e.strerror}; build the dataset again or correct data_dir.') from None
+  stats = [_size_and_time(f) for f in files]
   names = [os.path.basename(f) for f in files]
-  key = json.dumps([_VERSION, frames_key, [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)]])
+  key = json.dumps([_VERSION, frames_key, [(n, *s) for n, s in zip(names, stats, strict=True)]])
   digest = hashlib.sha256(json.dumps([frames_key, names]).encode()).hexdigest()[:12]
-  beside = Path(cache_dir or os.path.dirname(os.path.abspath(files[0])))
-  home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'cover_jax'
+  beside = cache_dir or os.path.dirname(files[0] if reading.is_remote(files[0]) else os.path.abspath(files[0]))
+  home = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'cover_jax')
   # The user's cache serves many datasets, whose files may have equal names.
   caches = [
-    beside / f'frame_index-{digest}.npz',
-    home / hashlib.sha256(str(beside).encode()).hexdigest()[:12] / f'frame_index-{digest}.npz',
+    os.path.join(beside, f'frame_index-{digest}.npz'),
+    os.path.join(home, hashlib.sha256(beside.encode()).hexdigest()[:12], f'frame_index-{digest}.npz'),
   ]
+  storage = reading.storage_of(files)
   for cache in caches:
-    if (index := _load(cache, key, files)) is not None:
-      return index
+    if (arrays := _load(cache, key)) is not None:
+      return _from_arrays(files, arrays, storage)
   logging.info('Indexing the frames of %d files in %s, once', len(files), beside)
-  arrays = _build(files, frames_key)
+  arrays = _build(files, frames_key, storage, _image_size if pictures else lambda *_: (0, 0))
   for cache in caches:
     try:
       _save(cache, key, arrays)
       break
-    except OSError as e:
-      logging.warning('The frame index cannot be kept in %s: %s', cache.parent, e)
-  return _from_arrays(files, arrays)
+    except Exception as e:  # a disk raises OSError, TensorFlow's file systems raise their own
+      logging.warning('The frame index cannot be kept in %s: %s', os.path.dirname(cache), e)
+  return _from_arrays(files, arrays, storage)
 
 
-def _from_arrays(files: tuple[str, ...], arrays: Mapping[str, np.ndarray]) -> FrameIndex:
+def _size_and_time(file: str) -> tuple[int, int]:
+  """What tells whether a file has changed. Copies into object storage get a new time: there the size alone counts."""
+  try:
+    if reading.is_remote(file):
+      import tensorflow as tf
+
+      return tf.io.gfile.stat(file).length, 0
+    stat = os.stat(file)
+    return stat.st_size, stat.st_mtime_ns
+  except Exception as e:  # a disk raises OSError, TensorFlow's file systems raise their own
+    reason = (getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0]
+    raise UserError(f'Cannot read {file}: {reason}; build the dataset again or correct data_dir.') from None
+
+
+def _from_arrays(files: tuple[str, ...], arrays: Mapping[str, np.ndarray], storage: Storage) -> FrameIndex:
   fields = {k: v for k, v in arrays.items() if not k.startswith('column/')}
   columns = {k.removeprefix('column/'): v for k, v in arrays.items() if k.startswith('column/')}
-  return FrameIndex(files, columns=columns, **fields)
+  return FrameIndex(files, columns=columns, storage=storage, **fields)
 
 
-def _load(path: Path, key: str, files: tuple[str, ...]) -> FrameIndex | None:
+def _load(path: str, key: str) -> dict[str, np.ndarray] | None:
   try:
-    with np.load(path, allow_pickle=False) as stored:
-      if str(stored['key']) != key:
+    with reading.open_binary(path) as f:
+      stored = np.load(io.BytesIO(f.read()) if reading.is_remote(path) else f, allow_pickle=False)
+      if _without_times(str(stored['key']), path) != _without_times(key, path):
         return None
-      return _from_arrays(files, {k: stored[k] for k in stored.files if k != 'key'})
+      return {k: stored[k] for k in stored.files if k != 'key'}
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+  except Exception as e:
+    if type(e).__name__ == 'NotFoundError':  # of TensorFlow's file systems
+      return None
     logging.warning('The frame index %s is unreadable and is built again: %s', path, e)
     return None
 
 
-def _save(path: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix='.tmp')
+def _without_times(key: str, path: str) -> str:
+  """The key as it is compared: an index that was copied into object storage with its data stays good."""
+  if not reading.is_remote(path):
+    return key
+  version, frames_key, files = json.loads(key)
+  return json.dumps([version, frames_key, [file[:2] for file in files]])
+
+
+def _save(path: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+  if reading.is_remote(path):
+    import tensorflow as tf
+
+    stored = io.BytesIO()
+    np.savez(stored, key=np.array(key), **arrays)
+    with tf.io.gfile.GFile(path, 'wb') as f:  # objects appear when they are whole
+      f.write(stored.getvalue())
+    return
+  folder, name = os.path.split(path)
+  os.makedirs(folder, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix='.tmp')
   try:
     with os.fdopen(handle, 'wb') as f:
       np.savez(f, key=np.array(key), **arrays)
@@ -150,77 +179,74 @@ def _save(path: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     raise
 
 
-class _Malformed(Exception):
-  """(byte, what is wrong there)."""
+class _Part:
+  """The index of one file, as it grows."""
+
+  def __init__(self):
+    self.start, self.height, self.width = array('q'), array('i'), array('i')
+    self.count, self.length = array('q'), array('I')
+    self.columns: dict[str, list] = {}
 
 
-def _build(files: tuple[str, ...], frames_key: str) -> dict[str, np.ndarray]:
-  shard, start, height, width = array('i'), array('q'), array('i'), array('i')
-  count, length = array('q', [0]), array('I')
-  columns: dict[str, list] = {}
-  for number, file in enumerate(files):
-    if os.path.getsize(file) == 0:  # TFDS writes empty shards; an empty file cannot be mapped
-      continue
-    with open(file, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-      try:
-        for begin, end in _records(data):
-          shard.append(number)
-          frames_start, lengths = None, array('I')
-          for name, kind, a, b in _features(data, begin, end):
-            if name == frames_key and kind == 1:
-              frames_start, lengths = a, _frame_lengths(data, a, b)
-            elif (value := _scalar(data, kind, a, b)) is not None:
-              columns.setdefault(name, []).append(value)
-          if frames_start is None:
-            raise _Malformed(begin, f'a record without the feature {frames_key!r}')
-          start.append(frames_start)
-          length.extend(lengths)
-          count.append(len(lengths))
-          h, w = _image_size(data, frames_start, lengths) if lengths else (0, 0)
-          height.append(h)
-          width.append(w)
-      except (_Malformed, IndexError, OverflowError) as e:  # the latter two from lengths that are none
-        byte, what = e.args if isinstance(e, _Malformed) else (begin, 'the record is no tf.train.Example')
-        raise UserError(
-          f'{file}, byte {byte}: {what}; expected an uncompressed TFRecord file of tf.train.Example as TFDS '
-          f'writes them: build the dataset again.'
-        ) from None
+def _build(
+  files: tuple[str, ...], frames_key: str, storage: Storage, size_of: Callable[..., tuple[int, int]]
+) -> dict[str, np.ndarray]:
+  with ThreadPoolExecutor(_READERS if storage.waits else 1) as pool:
+    parts = []
+    for part in pool.map(lambda file: _walk(file, frames_key, storage, size_of), files):
+      parts.append(part)
+      logging.log_every_n_seconds(logging.INFO, 'Indexed %d of %d files', 30, len(parts), len(files))
+  joined = lambda field, dtype: np.concatenate([np.array(getattr(part, field), dtype) for part in parts])
+  num_records = sum(len(part.start) for part in parts)
+  columns = {name: [v for part in parts for v in part.columns.get(name, [])] for part in parts for name in part.columns}
   kinds = {int: np.int64, float: np.float32, bytes: np.bytes_}
   return {
-    'shard': np.array(shard, np.int32),
-    'start': np.array(start, np.int64),
-    'pointer': np.cumsum(count, dtype=np.int64),
-    'length': np.array(length, np.uint32),
-    'height': np.array(height, np.int32),
-    'width': np.array(width, np.int32),
+    'shard': np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.start) for part in parts]),
+    'start': joined('start', np.int64),
+    'pointer': np.cumsum(np.concatenate([[0], joined('count', np.int64)]), dtype=np.int64),
+    'length': joined('length', np.uint32),
+    'height': joined('height', np.int32),
+    'width': joined('width', np.int32),
   } | {
     f'column/{name}': np.array(values, kinds[type(values[0])])
     for name, values in columns.items()
-    if len(values) == len(shard) and len({type(v) for v in values}) == 1
+    if len(values) == num_records and len({type(v) for v in values}) == 1
   }
 
 
-def _records(data: mmap.mmap) -> Iterator[tuple[int, int]]:
-  """Yields (first byte, end) of the payload of each record of a file."""
-  at = 0
-  while at < len(data):
-    if at + 12 > len(data):
-      raise _Malformed(at, 'the file ends within the header of a record')
-    crc = 0xFFFFFFFF
-    for byte in data[at : at + 8]:
-      crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF  # the mask of the TFRecord format
-    if masked != int.from_bytes(data[at + 8 : at + 12], 'little'):
-      raise _Malformed(at, 'the checksum of a record header does not match')
-    end = at + 12 + int.from_bytes(data[at : at + 8], 'little')
-    if end + 4 > len(data):
-      raise _Malformed(at, f'the file is truncated: the record ends at byte {end + 4}, the file at {len(data)}')
-    yield at + 12, end
-    at = end + 4
+def _walk(file: str, frames_key: str, storage: Storage, size_of: Callable[..., tuple[int, int]]) -> _Part:
+  part = _Part()
+  begin = base = 0
+  try:
+    for data, begin, end, base in storage.records(file):
+      frames_start, lengths = None, array('I')
+      for name, kind, a, b in _features(data, begin, end):
+        if name == frames_key and kind == 1:
+          frames_start, lengths = a, _frame_lengths(data, a, b)
+        elif (value := _scalar(data, kind, a, b)) is not None:
+          part.columns.setdefault(name, []).append(value)
+      if frames_start is None:
+        raise Malformed(begin, f'a record without the feature {frames_key!r}')
+      part.start.append(base + frames_start)
+      part.length.extend(lengths)
+      part.count.append(len(lengths))
+      height, width = size_of(data, frames_start, lengths) if lengths else (0, 0)
+      part.height.append(height)
+      part.width.append(width)
+      base = 0  # what is wrong between records has its own place
+  except (Malformed, IndexError, OverflowError) as e:  # the latter two from lengths that are none
+    byte, what = e.args if isinstance(e, Malformed) else (begin, 'the record is no tf.train.Example')
+    raise UserError(
+      f'{file}, byte {base + byte}: {what}; expected a TFRecord or ArrayRecord file of tf.train.Example as TFDS '
+      f'writes them: build the dataset again.'
+    ) from None
+  except Exception as e:  # a disk raises OSError, ArrayRecord RuntimeError, TensorFlow's file systems their own
+    reason = (str(e) or type(e).__name__).splitlines()[0]
+    raise UserError(f'{file} cannot be read ({reason}): build the dataset again.') from e
+  return part
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+def _varint(data: Buffer, at: int) -> tuple[int, int]:
   """(value, byte behind it)."""
   value = shift = 0
   while True:
@@ -232,7 +258,7 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
     shift += 7
 
 
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
   """Yields (field number, first byte, end) of each field's value in a proto message."""
   while at < end:
     tag, value = _varint(data, at)
@@ -247,12 +273,12 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]
     else:
       stop = end + 1
     if stop > end:
-      raise _Malformed(at, 'the record is no tf.train.Example')
+      raise Malformed(at, 'the record is no tf.train.Example')
     yield tag >> 3, value, stop
     at = stop
 
 
-def _features(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[str, int, int, int]]:
+def _features(data: Buffer, at: int, end: int) -> Iterator[tuple[str, int, int, int]]:
   """Yields (name, kind, first byte, end) of each feature's list; kind 1: bytes, 2: float, 3: int64."""
   for _, a, b in _fields(data, at, end):
     for _, entry, entry_end in _fields(data, a, b):
@@ -262,21 +288,21 @@ def _features(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[str, int, in
           yield data[slice(*parts[1])].decode(errors='replace'), kind, x, y
 
 
-def _frame_lengths(data: mmap.mmap, at: int, end: int) -> array:
+def _frame_lengths(data: Buffer, at: int, end: int) -> array:
   # The hot loop: it runs once for every frame of a dataset.
   lengths = array('I')
   while at < end:
     if data[at] != 0x0A:
-      raise _Malformed(at, 'the list of frames is no list of bytes')
+      raise Malformed(at, 'the list of frames is no list of bytes')
     size, at = _varint(data, at + 1)
     lengths.append(size)
     at += size
   if at != end:
-    raise _Malformed(end, 'a frame is longer than its record')
+    raise Malformed(end, 'a frame is longer than its record')
   return lengths
 
 
-def _scalar(data: mmap.mmap, kind: int, at: int, end: int) -> int | float | bytes | None:
+def _scalar(data: Buffer, kind: int, at: int, end: int) -> int | float | bytes | None:
   """The value of a feature that has exactly one; None for lists, empty features and long payloads."""
   field = next(_fields(data, at, end), None)
   if field is None or field[2] != end:
@@ -290,10 +316,10 @@ def _scalar(data: mmap.mmap, kind: int, at: int, end: int) -> int | float | byte
   return (value - (1 << 64) if value >= 1 << 63 else value) if stop == b else None
 
 
-def _image_size(data: mmap.mmap, at: int, lengths: array) -> tuple[int, int]:
+def _image_size(data: Buffer, at: int, lengths: array) -> tuple[int, int]:
   first = _varint(data, at + 1)[1]
   try:
     with Image.open(io.BytesIO(data[first : first + lengths[0]])) as image:  # reads the header only
       return image.height, image.width
   except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, ... on damaged headers
-    raise _Malformed(first, f'the first frame of a record is no image ({e})') from None
+    raise Malformed(first, f'the first frame of a record is no image ({e})') from None

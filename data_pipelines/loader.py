@@ -1,87 +1,34 @@
 """Batches from sources: numpy decides, TensorFlow reads, decodes, crops, resizes and batches.
 
-`plan` says what one example shows; it is a pure function of the example and a random stream, and the random
+`views.plan` says what one example shows; it is a pure function of the example and a random stream, and the random
 stream is one of (seed, stream, position). So a step's data is a pure function of (seed, step): a restart at step
 s gives what a run to s gives, and processes that split the batch see the rows that one process would see.
 """
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines import clips
+from data_pipelines import affine
 from data_pipelines import sources as sources_lib
-from data_pipelines.contract import Batch, SubBatch, UserError, ViewSampler
+from data_pipelines.contract import ANNOTATIONS, Batch, SubBatch, UserError, view_names
 from data_pipelines.mixture import AUGMENTATION, Mixture, philox, sampling_weights
 from data_pipelines.sources import Source
+from data_pipelines.views import Stream, check, label_of, plan
 
-
-@dataclass(frozen=True)
-class Stream:
-  """Sources that share a clip geometry; each step it yields one sub-batch of a fixed shape.
-
-  Attributes:
-    sources: indices into the run's list of sources.
-    num_frames: T of a clip.
-    size: (H, W) of a clip, or both as one int.
-    batch_size: examples a step over all processes.
-    temperature, weights: how sources are weighed against each other (`mixture.sampling_weights`; weights by name).
-    views: frame numbers of several named clips an example; None: one, 'clip', from the source's own sampler.
-    crop_fraction: of evaluation's centre crop (`clips.center_crop`).
-  """
-
-  sources: tuple[int, ...]
-  num_frames: int
-  size: int | tuple[int, int]
-  batch_size: int
-  temperature: float = 1.0
-  weights: Mapping[str, float] | None = None
-  views: ViewSampler | None = None
-  crop_fraction: float = 1.0
-
-  @property
-  def height_width(self) -> tuple[int, int]:
-    return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-  """One clip of an example: int64 [T] frame numbers, one box and one flip for all of them."""
-
-  frames: np.ndarray
-  box: clips.Box
-  flip: bool
-
-
-def plan(source: Source, example: int, stream: Stream, rng: np.random.Generator | None) -> dict[str, View]:
-  """What the clips of one example show: random with rng, the deterministic test clip without."""
-  num_frames, height, width = (int(x[example]) for x in (source.num_frames, source.height, source.width))
-  if stream.views is not None:
-    frames = stream.views(num_frames, rng)
-  elif source.sampler == 'dense':
-    frames = {'clip': clips.dense(num_frames, stream.num_frames, source.stride, rng)}
-  else:
-    frames = {'clip': clips.segments(num_frames, stream.num_frames, rng)}
-  out_height, out_width = stream.height_width
-  views = {}
-  for name in sorted(frames):
-    if rng is None:
-      box, flip = clips.center_crop(height, width, stream.height_width, stream.crop_fraction), False
-    else:
-      aspect = out_width / out_height
-      box = clips.random_resized_crop(height, width, rng, source.crop_scale, source.crop_ratio, aspect)
-      flip = bool(rng.random() < 0.5) and source.flip
-    views[name] = View(np.asarray(frames[name], np.int64), box, flip)
-  return views
+_FETCH = 16  # clips read by one call from TensorFlow into Python
+_READY = 2  # batches held beyond the one in use
 
 
 def stream_mixture(name: str, sources: Sequence[Source], stream: Stream, seed: int) -> Mixture:
   """The order of a stream's examples. It depends on the stream's own name and sources, not on other streams."""
   own = {sources[i].name: sources[i].num_examples for i in stream.sources}
   weights = sampling_weights(own, stream.temperature, stream.weights)
-  return Mixture(tuple(own.values()), tuple(weights.values()), seed, zlib.crc32(name.encode()))
+  runs = tuple(sources[i].runs for i in stream.sources)
+  return Mixture(tuple(own.values()), tuple(weights.values()), seed, zlib.crc32(name.encode()), runs)
 
 
 def augmentation_rng(mixture: Mixture, position: int) -> np.random.Generator:
@@ -172,7 +119,7 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[SubBatch]:
-  """Each example of a source exactly once, in order, as deterministic test clips.
+  """Each example of a source exactly once, in order, with the V test views of the source's protocol.
 
   Args:
     source: to evaluate.
@@ -182,8 +129,8 @@ def eval_batches(
     process_index, process_count: which contiguous part of each global batch to give.
 
   Returns:
-    An iterator of sub-batches (see `contract`), equally many on every process. Padding is mask False and has
-    label and example_id -1.
+    An iterator of sub-batches (see `contract`), equally many on every process, whose clips are uint8
+    [B, V, T, H, W, 3]. Padding is mask False and has label and example_id -1.
 
   Raises:
     UserError: as `train_batches`.
@@ -197,7 +144,15 @@ def eval_batches(
   trouble = []
   sources = {source_id: source}
   dataset = _dataset(sources, stream, rows, lambda position: None, steps, trouble)
-  return (batch['only'] for batch in _iterate({'only': dataset}, trouble, sources, {'only': rows}, 0))
+  return (stack_views(batch['only']) for batch in _iterate({'only': dataset}, trouble, sources, {'only': rows}, 0))
+
+
+def stack_views(sub_batch: SubBatch) -> SubBatch:
+  """Puts the test views '<name>/000', '<name>/001', ... [B, T, H, W, 3] of an example into one [B, V, T, H, W, 3]."""
+  stacked = {k: v for k, v in sub_batch.items() if k in ANNOTATIONS}
+  for name in {k.split('/')[0] for k in view_names(sub_batch)}:
+    stacked[name] = np.stack([sub_batch[k] for k in view_names(sub_batch) if k.split('/')[0] == name], axis=1)
+  return stacked
 
 
 def check_stream(where: str, members: Sequence[Source], stream: Stream, batch_size: int, process_count: int) -> None:
@@ -209,12 +164,7 @@ def check_stream(where: str, members: Sequence[Source], stream: Stream, batch_si
   for source in members:
     if source.num_examples == 0:
       raise UserError(f'Source {source.name!r} in {where} has no examples: choose another split.')
-    lengths = {len(v.frames) for v in plan(source, 0, stream, None).values()}
-    if source.modality == 'image' and lengths != {1}:
-      raise UserError(
-        f'Image source {source.name!r} is in {where} of {max(lengths)} frames; images are never padded to clips: '
-        f'put it into a stream with num_frames=1.'
-      )
+    check(source, stream, where)
 
 
 def _dataset(
@@ -228,10 +178,17 @@ def _dataset(
   """tf.data of a stream's sub-batches. What Python raises in it is kept in `trouble`: TensorFlow loses the type."""
   import tensorflow as tf
 
+  from data_pipelines import decode
+
   tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to JAX
+  sources = {i: sources_lib.unshared(sources[i]) for i in (sources if isinstance(sources, Mapping) else stream.sources)}
+  members = sources.values()
   some_rows = rows(steps.start)
-  some = plan(sources[int(some_rows.source[0])], int(some_rows.example[0]), stream, None)
+  some = plan(
+    sources[int(some_rows.source[0])], int(some_rows.example[0]), stream, make_rng(int(some_rows.position[0]))
+  )
   lengths = {name: len(view.frames) for name, view in some.items()}
+  total = sum(lengths.values())
 
   def noting(function):
     def noted(*args):
@@ -247,34 +204,59 @@ def _dataset(
     r = rows(int(step))
     return r.position, r.source, r.example, r.mask
 
-  def fetch(position, source_id, example, mask):
+  def fetch_one(position, source_id, example, mask):
     source = sources[int(source_id)]
     views = plan(source, int(example), stream, make_rng(int(position)))
     if {name: len(view.frames) for name, view in views.items()} != lengths:
       raise ValueError(f'the view sampler gave clips of other names or lengths than before: {lengths}')
     # The union of all views' frames is read once; places say which of them each view shows.
     union, places = np.unique(np.concatenate([views[name].frames for name in lengths]), return_inverse=True)
-    encoded = np.array(sources_lib.read(source, int(example), union), object)
+    encoded = np.full(total, b'', object)
+    encoded[: len(union)] = sources_lib.read(source, int(example), union)
     boxes = np.array([views[name].box for name in lengths], np.int32)
     flips = np.array([views[name].flip for name in lengths], bool)
-    label = source.label[example] if mask else np.int32(-1)
-    return encoded, places.astype(np.int64), boxes, flips, label
+    affines = np.array([affine.projective(views[name].affine) for name in lengths], np.float32)
+    label = np.int32(label_of(source, int(example), views) if mask else -1)
+    video_id = source.video_id[example] if mask else np.int32(-1)
+    return encoded, np.int64(len(union)), places.astype(np.int64), boxes, flips, affines, label, video_id
 
-  def load(position, source_id, example, mask):
-    encoded, places, boxes, flips, label = tf.numpy_function(
-      noting(fetch), (position, source_id, example, mask), (tf.string, tf.int64, tf.int32, tf.bool, tf.int32)
-    )
+  pool = ThreadPoolExecutor(_FETCH) if any(source.waits for source in members) else None
+
+  def fetch(*columns):
+    ahead = {}  # clips of files that are read in order are fetched here, in order, the others that wait beside them
+    for i, source_id in enumerate(columns[1] if pool else ()):
+      source = sources[int(source_id)]
+      if source.waits and source.runs is None:
+        ahead[i] = pool.submit(fetch_one, *(column[i] for column in columns))
+    clips = [ahead[i].result() if i in ahead else fetch_one(*row) for i, row in enumerate(zip(*columns, strict=True))]
+    return tuple(np.stack(field) for field in zip(*clips, strict=True))
+
+  def fetched(position, source_id, example, mask):
+    dtypes = (tf.string, tf.int64, tf.int64, tf.int32, tf.bool, tf.float32, tf.int32, tf.int32)
+    fields = tf.numpy_function(noting(fetch), (position, source_id, example, mask), dtypes)
+    shapes = ((total,), (), (total,), (len(lengths), 4), (len(lengths),), (len(lengths), 8), (), ())
+    for field, shape in zip(fields, shapes, strict=True):
+      field.set_shape((None, *shape))
+    return source_id, example, mask, *fields
+
+  def decoded(source_id, example, mask, encoded, count, places, boxes, flips, affines, label, video_id):
     sub_batch = {
-      'label': tf.ensure_shape(label, ()),
+      'label': label,
       'source': source_id,
       'mask': mask,
       'example_id': tf.cast(tf.where(mask, example, -1), tf.int32),
+      'video_id': video_id,
     }
-    boxes.set_shape((len(lengths), 4))
+    size = stream.height_width
+    if len(lengths) == 1:
+      ((name, length),) = lengths.items()
+      clip = decode.clip(tf.gather(encoded, places), length, boxes[0], flips[0], size)
+      return sub_batch | {name: decode.warp(clip, affines[0])}
+    frames_UxHxWx3 = decode.whole(encoded[:count])
     first = 0
     for i, (name, length) in enumerate(lengths.items()):
-      frames = tf.gather(encoded, places[first : first + length])
-      sub_batch[name] = _decode(frames, length, boxes[i], flips[i], stream.height_width)
+      frames = tf.gather(decode.cut(frames_UxHxWx3, boxes[i]), places[first : first + length])
+      sub_batch[name] = decode.warp(decode.fit(frames, length, flips[i], size), affines[i])
       first += length
     return sub_batch
 
@@ -284,33 +266,14 @@ def _dataset(
       column.set_shape((len(some_rows.position),))
     return columns
 
-  dataset = tf.data.Dataset.range(steps.start, steps.stop).map(lambda step: tuple(expand(step))).unbatch()
-  dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+  as_written = tf.autograph.experimental.do_not_convert  # half the time to the first batch is spent otherwise
+  dataset = tf.data.Dataset.range(steps.start, steps.stop).map(as_written(lambda step: tuple(expand(step)))).unbatch()
+  # Python is entered once for several clips: entering it costs more than what it does there.
+  parallel = tf.data.AUTOTUNE if all(source.runs is None for source in members) else 1
+  dataset = dataset.batch(_FETCH)
+  dataset = dataset.map(as_written(fetched), num_parallel_calls=parallel, deterministic=True).unbatch()
+  dataset = dataset.map(as_written(decoded), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
   return dataset.batch(len(some_rows.position), drop_remainder=True)
-
-
-def _decode(frames, length: int, box, flip, size: tuple[int, int]):
-  """Encoded frames [length] -> uint8 [length, *size, 3]; a box of exactly `size` comes out unchanged."""
-  import tensorflow as tf
-
-  top, left, height, width = tf.unstack(box)
-
-  def cropped_jpeg(frame):  # decodes the box only; the accurate DCT is what other decoders use
-    return tf.io.decode_and_crop_jpeg(frame, box, channels=3, dct_method='INTEGER_ACCURATE')
-
-  def cropped_other(frame):
-    image = tf.io.decode_image(frame, channels=3, expand_animations=False)
-    return image[top : top + height, left : left + width]
-
-  clip = tf.cond(
-    tf.io.is_jpeg(frames[0]),
-    lambda: tf.stack([cropped_jpeg(frames[i]) for i in range(length)]),
-    lambda: tf.stack([cropped_other(frames[i]) for i in range(length)]),
-  )
-  clip = tf.image.resize(clip, size)
-  clip = tf.cast(tf.round(clip), tf.uint8)  # bilinear weights sum to one: no value leaves [0, 255]
-  clip = tf.cond(flip, lambda: tf.reverse(clip, [2]), lambda: clip)
-  return tf.ensure_shape(clip, (length, *size, 3))
 
 
 def _iterate(
@@ -322,7 +285,8 @@ def _iterate(
 ) -> Iterator[Batch]:
   import tensorflow as tf
 
-  dataset = tf.data.Dataset.zip(dict(datasets)).prefetch(tf.data.AUTOTUNE)
+  # A number, not AUTOTUNE, which may take half of the machine's memory. Two batches: one waits, one is filled.
+  dataset = tf.data.Dataset.zip(dict(datasets)).prefetch(_READY)
   options = tf.data.Options()
   options.deterministic = True
   iterator = dataset.with_options(options).as_numpy_iterator()

@@ -18,6 +18,9 @@ import numpy as np
 
 from data_pipelines.contract import UserError
 
+# Runs of a source that are merged at a time, and so open at a time: enough to shuffle, few enough to hold.
+MERGED = 8
+
 # The domains of `philox`: what a random stream is for.
 PERMUTATION, AUGMENTATION = 0, 1
 
@@ -39,10 +42,37 @@ def philox(domain: int, seed: int, *ids: int) -> np.random.Generator:
 
 
 def _permutation(size: int, seed: int, stream: int, deck: int, epoch: int) -> np.ndarray:
+  return _shuffled(philox(PERMUTATION, seed, stream, deck, epoch), size).astype(_index_dtype(size))
+
+
+def _shuffled(rng: np.random.Generator, size: int) -> np.ndarray:
   # The stable sort of raw bits, not Generator.permutation: that may change between numpy versions, and with it
   # the data order of every resumed run.
-  bits = philox(PERMUTATION, seed, stream, deck, epoch).bit_generator.random_raw(size)
-  return np.argsort(bits, kind='stable').astype(np.int32 if size < 2**31 else np.int64)
+  return np.argsort(rng.bit_generator.random_raw(size), kind='stable')
+
+
+def _index_dtype(size: int) -> type:
+  return np.int32 if size < 2**31 else np.int64
+
+
+def _merge(lengths: tuple[int, ...], seed: int, stream: int, deck: int, epoch: int) -> np.ndarray:
+  """A shuffle of examples that lie in runs, which keeps the order within each run.
+
+  The runs are shuffled and merged at random, MERGED at a time: of a group, each next example comes from a run drawn
+  with a chance proportional to what is left of it. So a reader goes through each run once, forwards.
+  """
+  rng = philox(PERMUTATION, seed, stream, deck, epoch)
+  lengths = np.array(lengths)
+  starts = np.cumsum(lengths) - lengths
+  runs = _shuffled(rng, len(lengths))
+  merged = []
+  for group in (runs[i : i + MERGED] for i in range(0, len(runs), MERGED)):
+    turns = np.repeat(group, lengths[group])[_shuffled(rng, int(lengths[group].sum()))]
+    example = np.empty(len(turns), np.int64)
+    for run in group:
+      example[turns == run] = starts[run] + np.arange(lengths[run])
+    merged.append(example)
+  return np.concatenate(merged).astype(_index_dtype(lengths.sum()))
 
 
 def _apportion(weights: np.ndarray, total: int) -> np.ndarray:
@@ -114,12 +144,15 @@ class Mixture:
     weights: share of each source, in any unit; zero is never drawn.
     seed: of the run.
     stream: a number of the stream's own, so that streams over the same source are shuffled differently.
+    runs: for each source, None, or the lengths of the runs (files) that can only be read in order: then its passes
+      keep the order within each run (`_merge`). Empty: None for all.
   """
 
   sizes: tuple[int, ...]
   weights: tuple[float, ...]
   seed: int
   stream: int = 0
+  runs: tuple[tuple[int, ...] | None, ...] = ()
 
   @cached_property
   def virtual_sizes(self) -> np.ndarray:
@@ -136,10 +169,23 @@ class Mixture:
   def _permutations(self):
     # Deck 0 shuffles the epoch, deck 1 + s the examples of source s. Neighbouring positions share an epoch or
     # straddle two, so a few permutations of each deck are enough.
+    decks = [(self._epoch, self.epoch_size), *((_permutation, size) for size in self.sizes)]
+    for source, runs in enumerate(self.runs):
+      if runs is not None:
+        decks[1 + source] = (_merge, runs)
     return [
-      lru_cache(maxsize=3)(partial(_permutation, size, self.seed, self.stream, deck))
-      for deck, size in enumerate((self.epoch_size, *self.sizes))
+      lru_cache(maxsize=3)(partial(shuffle, cards, self.seed, self.stream, deck))
+      for deck, (shuffle, cards) in enumerate(decks)
     ]
+
+  def _epoch(self, *deck_and_epoch: int) -> np.ndarray:
+    """The draws of an epoch, shuffled; those of a source with runs stand in their order."""
+    drawn = _permutation(*deck_and_epoch)
+    ends = np.cumsum(self.virtual_sizes)
+    for runs, begin, end in zip(self.runs, ends - self.virtual_sizes, ends, strict=False):
+      if runs is not None:
+        drawn[(begin <= drawn) & (drawn < end)] = np.arange(begin, end)
+    return drawn
 
   def _shuffle(self, deck: int, number: np.ndarray) -> np.ndarray:
     size = (self.epoch_size, *self.sizes)[deck]

@@ -1,20 +1,30 @@
 """A source: one split of one dataset, with random access to its encoded frames."""
 
+import dataclasses
 import difflib
 import fcntl
+import hashlib
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
-from data_pipelines import frame_index
+from data_pipelines import clips, compact, frame_index, reading
 from data_pipelines.contract import UserError
 
-_SETTINGS = ('sampler', 'stride', 'crop_scale', 'crop_ratio', 'flip')
+_SETTINGS = (
+  'sampler', 'stride', 'loop', 'crop_scale', 'crop_ratio', 'short_side', 'rotation', 'flip', 'flip_labels',
+  'test_clips', 'test_crops', 'test_crop_fraction',
+)  # fmt: skip
+# Fields of a Source and the features that our builders write for them.
+_COLUMNS = {'ids': 'id', 'video_names': 'video_id', 'fps': 'fps'}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +37,28 @@ class Source:
     class_names: in the order of the labels; empty if unlabelled.
     label: int32 [N]; -1 where unlabelled.
     num_frames, height, width: int64 [N]; an image has one frame.
-    frames: the byte index of TFRecord files, or uint8 arrays [num_frames, height, width, 3] in memory.
+    frames: the byte index of TFDS's files, or uint8 arrays [num_frames, height, width, 3] in memory.
     rows: int64 [N], the row of `frames` that holds each example.
+    decode: where an example is one stored video: (video, ascending frame numbers) -> pictures; None for frames.
+    ids: bytes [N], each example's own name; None where the dataset gives none.
+    video_names: bytes [N], the original video that each example was cut from: the YouTube id, the group of UCF101;
+      None where the dataset does not say.
+    video_id: int32 [N], `video_names` as numbers from 0; without names each example is a video of its own.
+    fps: float32 [N], of the stored frames; None where the dataset does not say.
+    expected: examples that the split's annotations list, found or not; None where the dataset does not say.
     sampler: frames of a training or test clip: 'dense' (`stride` apart) or 'segments' (one of each part).
-    stride: of the dense sampler.
+    stride: of the dense sampler, in frames at `target_fps`.
+    target_fps: the config's 'fps': rate in Hz at which `stride` counts, whatever a video's own; 0: stored frames.
+    loop: a video too short for a dense clip begins again; else its last frame stands still.
     crop_scale, crop_ratio: of the random resized crop; (1, 1) and (1, 1) keep square frames whole.
-    flip: mirror half of the training clips. Wrong where left and right are part of the label.
+    short_side: (low, high) pixels, for `clips.short_side_crop` in place of the random resized crop; None: not.
+    rotation: training clips are turned by an angle uniform in +-this many degrees.
+    flip: mirror half of the training clips. Wrong where left and right are part of the label, unless:
+    flip_labels: int per class, the label of a mirrored clip; -1 for a class whose clips are never mirrored. None: the
+      label stays.
+    test_clips: clips an evaluated video, evenly over its length; the probabilities are averaged.
+    test_crops: boxes a test clip: 1, 3, 5 or 10 (`clips.protocol_crops`).
+    test_crop_fraction: of the short side that a test crop shows; 224 / 256 is ImageNet's classical one.
   """
 
   name: str
@@ -44,11 +70,24 @@ class Source:
   width: np.ndarray
   frames: frame_index.FrameIndex | Sequence[np.ndarray] = field(repr=False)
   rows: np.ndarray = field(repr=False)
+  decode: Callable[[bytes, np.ndarray], list[bytes]] | None = field(default=None, repr=False)
+  ids: np.ndarray | None = field(default=None, repr=False)
+  video_names: np.ndarray | None = field(default=None, repr=False)
+  fps: np.ndarray | None = field(default=None, repr=False)
+  expected: int | None = None
   sampler: str = 'dense'
   stride: int = 1
+  target_fps: float = 0.0
+  loop: bool = False
   crop_scale: tuple[float, float] = (0.3, 1.0)
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  short_side: tuple[int, int] | None = None
+  rotation: float = 0.0
   flip: bool = False
+  flip_labels: tuple[int, ...] | None = None
+  test_clips: int = 1
+  test_crops: int = 1
+  test_crop_fraction: float = 1.0
 
   def __post_init__(self):
     where = f'source {self.name!r}'
@@ -56,20 +95,88 @@ class Source:
       raise UserError(f"sampler of {where} is {self.sampler!r}; expected 'dense' or 'segments'.")
     if not (isinstance(self.stride, int) and self.stride >= 1):
       raise UserError(f'stride of {where} is {self.stride!r}; expected a whole number of frames, at least 1.')
-    low, high = self.crop_scale
-    if not 0 < low <= high <= 1:
-      raise UserError(f'crop_scale of {where} is {self.crop_scale}; expected 0 < low <= high <= 1.')
-    low, high = self.crop_ratio
-    if not 0 < low <= high:
-      raise UserError(f'crop_ratio of {where} is {self.crop_ratio}; expected 0 < low <= high.')
+    if not self.target_fps >= 0:
+      raise UserError(f'fps of {where} is {self.target_fps!r}; expected frames a second, or 0 for those stored.')
+    if self.target_fps and (self.fps is None or not np.all(self.fps > 0)):
+      raise UserError(
+        f'fps of {where} is {self.target_fps:g}, but the dataset does not say at what rate its frames were stored '
+        f'(feature fps): set it to 0, so that stride counts stored frames, or build it with the rate.'
+      )
+    for key in ('crop_scale', 'crop_ratio', 'short_side'):
+      pair, most = getattr(self, key), 1 if key == 'crop_scale' else math.inf
+      if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= most):
+        limit = ' <= 1' if key == 'crop_scale' else ''
+        raise UserError(f'{key} of {where} is {pair}; expected 0 < low <= high{limit}.')
+    if not 0 <= self.rotation <= 180:
+      raise UserError(f'rotation of {where} is {self.rotation!r}; expected degrees from 0 to 180.')
+    if not isinstance(self.flip, bool):
+      raise UserError(f"flip of {where} is {self.flip!r}; expected False, True or 'labels'.")
+    if self.flip_labels is not None and len(self.flip_labels) != len(self.class_names):
+      count = len(self.class_names)
+      raise UserError(f'flip_labels of {where} has {len(self.flip_labels)} entries; expected {count}, one a class.')
+    if not (isinstance(self.test_clips, int) and self.test_clips >= 1):
+      raise UserError(f'test_clips of {where} is {self.test_clips!r}; expected a whole number, at least 1.')
+    if self.modality == 'image' and self.test_clips != 1:
+      raise UserError(f'test_clips of {where} is {self.test_clips}; an image has one frame, so expected 1.')
+    if self.test_crops not in clips.PROTOCOL_CROPS:
+      raise UserError(f'test_crops of {where} is {self.test_crops!r}; expected one of {clips.PROTOCOL_CROPS}.')
+    if self.test_crops == 10 and self.flip_labels is not None:
+      raise UserError(f'test_crops of {where} is 10, half of them mirrored, but mirroring changes labels: expected 5.')
+    if not 0 < self.test_crop_fraction <= 1:
+      raise UserError(f'test_crop_fraction of {where} is {self.test_crop_fraction!r}; expected more than 0, at most 1.')
+
+  @cached_property
+  def video_id(self) -> np.ndarray:
+    if self.video_names is None:
+      return np.arange(self.num_examples, dtype=np.int32)
+    return np.unique(self.video_names, return_inverse=True)[1].astype(np.int32)
 
   @property
   def num_examples(self) -> int:
     return len(self.rows)
 
+  @property
+  def waits(self) -> bool:
+    """Whether a clip waits for something else than this thread, so that several should be asked for at a time."""
+    return self.decode is not None or (isinstance(self.frames, frame_index.FrameIndex) and self.frames.storage.waits)
+
+  @property
+  def runs(self) -> tuple[int, ...] | None:
+    """Examples in each file, where files can only be read in order (`reading`); None where examples can."""
+    if not (isinstance(self.frames, frame_index.FrameIndex) and self.frames.storage.in_order):
+      return None
+    shard = self.frames.shard[self.rows]
+    ends = np.flatnonzero(np.diff(shard, append=-1)) + 1
+    return tuple(np.diff(ends, prepend=0).tolist())
+
+
+def select(source: Source, examples: np.ndarray) -> Source:
+  """The source with only some of its examples, int64 [n], in that order; what the split lacks is not known then."""
+  names = ('label', 'num_frames', 'height', 'width', 'rows', 'ids', 'video_names', 'fps')
+  arrays = {k: v if (v := getattr(source, k)) is None else v[examples] for k in names}
+  return dataclasses.replace(source, **arrays, expected=None)
+
+
+def fingerprint(source: Source) -> str:
+  """SHA-256 (hex) of the examples: sorted ids (numbers where the dataset gives none) with their labels."""
+  ids = range(source.num_examples) if source.ids is None else [i.decode('utf-8', 'replace') for i in source.ids]
+  lines = sorted(f'{i}\t{label}\n' for i, label in zip(ids, source.label.tolist(), strict=True))
+  return hashlib.sha256(''.join(lines).encode()).hexdigest()
+
+
+def left_right_labels(class_names: Sequence[str]) -> tuple[int, ...]:
+  """The label of a mirrored clip, per class: of the class in whose name 'left' and 'right' are exchanged.
+
+  A class that names a side and has no such counterpart gives -1: its clips are never mirrored.
+  """
+  other = {'left': 'right', 'right': 'left', 'Left': 'Right', 'Right': 'Left'}
+  label = {name: i for i, name in enumerate(class_names)}
+  swap = lambda name: re.sub(r'(?<![A-Za-z])([Ll]eft|[Rr]ight)(?![A-Za-z])', lambda m: other[m[0]], name)
+  return tuple(label.get(swap(name), -1) for name in class_names)
+
 
 def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
-  """Opens a TFDS dataset that lies in TFRecord files; the embedded ones are built on first use.
+  """Opens a prepared TFDS dataset, on a disk or in object storage; the embedded ones are built on first use.
 
   Args:
     name: of the source, for messages and metrics.
@@ -79,24 +186,27 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
     split_key: key of `config` that holds a TFDS split: 'train', 'train[:80%]', 'train+validation', ...
 
   Raises:
-    UserError: the dataset or split does not exist, is not prepared, is stored in a format without byte access,
-      or its frames or labels are ambiguous.
+    UserError: the dataset or split does not exist, is not prepared, is stored in a format that cannot be read, or
+      its frames or labels are ambiguous.
   """
   for key in ('dataset', split_key):
     if key not in config:
       raise UserError(f'Source {name!r} lacks the key {key!r} in the config; it has {", ".join(sorted(config))}.')
   builder = _prepared_builder(name, config['dataset'], config.get('data_dir'))
   dataset = f'dataset {config["dataset"]!r} (source {name!r})'
-  if builder.info.file_format is None or builder.info.file_format.value != 'tfrecord':
-    form = builder.info.file_format and builder.info.file_format.value
+  form = builder.info.file_format and builder.info.file_format.value
+  if form not in ('tfrecord', 'array_record'):
     raise UserError(
-      f'The {dataset} is stored as {form}; expected tfrecord, whose frames can be read one by one: '
+      f'The {dataset} is stored as {form}; expected tfrecord, whose frames can be read one by one, or array_record: '
       f'build it again with --file_format=tfrecord.'
     )
   frames_key, modality = _frames_feature(dataset, builder.info.features, config.get('frames_key'))
   label_key, class_names = _label_feature(dataset, builder.info.features, config)
   index, rows = _select(dataset, builder, config[split_key], frames_key)
-  num_frames = np.diff(index.pointer)[rows]
+  if index.storage.cost:
+    logging.info('The %s is read from %s', dataset, index.storage.cost)
+  stored = _is_stored_video(builder.info.features, frames_key)
+  num_frames = index.columns[compact.NUM_FRAMES][rows] if stored else np.diff(index.pointer)[rows]
   if not num_frames.all():
     row = rows[np.argmin(num_frames)]
     raise UserError(
@@ -113,60 +223,100 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
         f'The {dataset} has labels from {label.min()} to {label.max()}, but its info names {len(class_names)} '
         f'classes: build it again.'
       )
-  settings = {k: config[k] for k in _SETTINGS if k in config}
-  for k in {'crop_scale', 'crop_ratio'} & settings.keys():
-    settings[k] = tuple(settings[k])
+  known = {k: index.columns[c][rows] for k, c in _COLUMNS.items() if c in index.columns}
+  settings = {k: tuple(v) if isinstance(v := config[k], list) else v for k in _SETTINGS if k in config}
+  settings['target_fps'] = config.get('fps', 0.0)
+  if settings.get('flip') == 'labels':
+    settings |= {'flip': True, 'flip_labels': left_right_labels(class_names)}
+  height, width = index.height, index.width
+  if stored:
+    height, width, known['decode'] = index.columns[compact.HEIGHT], index.columns[compact.WIDTH], compact.decoders()
   return Source(
-    name, modality, class_names, label, num_frames, index.height[rows].astype(np.int64),
-    index.width[rows].astype(np.int64), index, rows, **settings,
+    name, modality, class_names, label, num_frames, height[rows].astype(np.int64), width[rows].astype(np.int64),
+    index, rows, expected=_expected(builder, config[split_key]), **known, **settings,
   )  # fmt: skip
+
+
+def _expected(builder, split: str) -> int | None:
+  """Examples that the annotations of whole splits list ('train+validation'); None if that is not known."""
+  listed = (builder.info.metadata or {}).get('expected', {})  # of the builders of local files
+  parts = list(listed) if split == 'all' else [part.strip() for part in str(split).split('+')]
+  return sum(listed[p] for p in parts) if listed and set(parts) <= listed.keys() else None
+
+
+def unshared(source: Source) -> Source:
+  """The source with a reader of its own, where readers remember their place: two streams would pull it to and fro."""
+  if source.runs is None:
+    return source
+  index = dataclasses.replace(source.frames, storage=reading.storage_of(source.frames.files))
+  return dataclasses.replace(source, frames=index)
 
 
 def read(source: Source, example: int, frame_numbers: np.ndarray) -> list[bytes]:
   """The encoded frames of one example, in the order asked for; each distinct frame is read once.
 
-  The file is opened anew each time: measured cheap, and no table of open files has to be kept.
-
   Raises:
-    UserError: the file has become shorter since the dataset was opened.
+    UserError: the file has changed since the dataset was opened, or a stored video cannot be decoded.
   """
   index, row = source.frames, source.rows[example]
-  offset, length = index.frames(row)
+  numbers, places = np.unique(frame_numbers, return_inverse=True)
+  stored = numbers if source.decode is None else np.zeros(1, np.int64)
   file = index.files[index.shard[row]]
-  handle = os.open(file, os.O_RDONLY)
   try:
-    found = {n: os.pread(handle, int(length[n]), int(offset[n])) for n in sorted({int(n) for n in frame_numbers})}
-  finally:
-    os.close(handle)
-  if any(len(found[n]) != length[n] for n in found):
+    found = index.storage.read(index, row, stored)
+  except OSError as e:
+    raise UserError(f'Cannot read {file} (source {source.name!r}): {e.strerror or e}; start the run again.') from None
+  if [len(f) for f in found] != index.frames(row)[1][stored].tolist():
     raise UserError(f'{file} has changed while it was in use (source {source.name!r}): start the run again.')
-  return [found[int(n)] for n in frame_numbers]
+  if source.decode is not None:
+    try:
+      found = source.decode(found[0], numbers)
+    except compact.BrokenVideo as e:
+      raise UserError(
+        f'The video of example {example} of source {source.name!r} cannot be decoded ({e}; in {file}): build the '
+        f'dataset again.'
+      ) from None
+  return [found[place] for place in places]
 
 
 def _prepared_builder(name: str, dataset: str, data_dir: str | None):
   import tensorflow_datasets as tfds
 
-  import data_pipelines.builders  # noqa: F401  registers the embedded datasets
+  import data_pipelines.builders  # registers the embedded datasets
 
-  if '://' in str(data_dir or ''):
-    raise UserError(
-      f'data_dir of source {name!r} is {data_dir}; expected a local or mounted directory, from which single '
-      f'frames can be read: copy the dataset there.'
-    )
+  if reading.is_remote(str(data_dir or '')):
+    # TensorFlow reads this much ahead in every file it opens, 64 MB if nobody says otherwise, and a clip opens one.
+    os.environ.setdefault('GCS_READ_CACHE_BLOCK_SIZE_MB', '4')
   try:
     builder = tfds.builder(dataset, data_dir=data_dir)
   except Exception as e:  # TFDS raises ValueError, AssertionError, ... for unknown names, configs and versions
     close = difflib.get_close_matches(re.split('[/:]', dataset)[0], tfds.list_builders())
     hint = f'; close matches: {", ".join(close)}' if isinstance(e, tfds.core.DatasetNotFoundError) and close else ''
     reason = str(e).strip().splitlines()[0]
+    base, _, config = dataset.partition('/')
+    if 'BuilderConfig' in reason and (configs := tfds.builder_cls(base).builder_configs):
+      folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+      there = sorted(p.name for p in (folder / base).glob('[!.]*') if p.is_dir())
+      some = difflib.get_close_matches(config, [*there, *configs]) or there or list(configs)[:5]
+      raise UserError(
+        f'Dataset {dataset!r} of source {name!r} is not in {folder}, which has of {base}: '
+        f'{", ".join(there) or "nothing"} (did you mean {", ".join(some)}?): correct the name or data_dir '
+        f'(--config.sources.{name}.data_dir), or build it with `python -m data_pipelines.build`.'
+      ) from None
     raise UserError(f'Cannot open dataset {dataset!r} of source {name!r}{hint} ({reason}).') from None
   if builder.is_prepared():
     return builder
-  if not type(builder).__module__.startswith('data_pipelines.builders'):
-    where = f' --data_dir={data_dir}' if data_dir else ''
+  where = f' --data_dir={data_dir}' if data_dir else ''
+  command = f'tfds build {dataset}{where}'
+  if isinstance(builder, data_pipelines.builders.media.MediaBuilder):
+    dataset = f'{builder.name}/{builder.builder_config_name}'
+    command = f'python -m data_pipelines.build {dataset}{where} --manual_dir=<folder of its files>'
+  elif type(builder).__module__.startswith('data_pipelines.builders'):
+    command = None
+  if command:
     raise UserError(
-      f'Dataset {dataset!r} of source {name!r} is not prepared in {builder.data_dir}: run '
-      f'`tfds build {dataset}{where}` first, or correct data_dir.'
+      f'Dataset {dataset!r} of source {name!r} is not prepared in {builder.data_dir}: run `{command}` first, or '
+      f'correct data_dir.'
     )
   version = Path(builder.data_dir)
   try:
@@ -188,6 +338,8 @@ def _frames_feature(dataset: str, features: Mapping[str, Any], key: str | None) 
 
   modality = {tfds.features.Video: 'video', tfds.features.Image: 'image'}
   found = {k: modality[type(f)] for k, f in features.items() if type(f) in modality}
+  if _is_stored_video(features, key or 'video'):
+    return key or 'video', 'video'
   if key is None and len(found) == 1:
     (key,) = found
   if key not in found:
@@ -198,6 +350,11 @@ def _frames_feature(dataset: str, features: Mapping[str, Any], key: str | None) 
   if np.dtype(features[key].np_dtype) != np.uint8:
     raise UserError(f'Feature {key!r} of the {dataset} is {features[key].np_dtype}; expected uint8 frames.')
   return key, found[key]
+
+
+def _is_stored_video(features: Mapping[str, Any], key: str) -> bool:
+  """Whether examples hold one video file each (`compact`) in place of frames."""
+  return key in features and compact.NUM_FRAMES in features and np.dtype(features[key].np_dtype) == object
 
 
 def _label_feature(dataset: str, features: Mapping[str, Any], config: Mapping[str, Any]):
@@ -226,7 +383,8 @@ def _select(dataset: str, builder, split: str, frames_key: str) -> tuple[frame_i
     hint = f'; close matches: {", ".join(close)}' if close else ''
     raise UserError(
       f'Split {split!r} of the {dataset} cannot be used ({str(e).strip().splitlines()[0]}); it has '
-      f'{", ".join(splits)}{hint}.'
+      f'{", ".join(splits)}{hint}: name one of these, build the data set again with that split, or, if it is for '
+      f"testing, set test='' to train without."
     ) from None
   if not instructions:
     raise UserError(f'Split {split!r} of the {dataset} has no examples: choose another one of {", ".join(splits)}.')
@@ -237,7 +395,8 @@ def _select(dataset: str, builder, split: str, frames_key: str) -> tuple[frame_i
     if wanted & {os.path.basename(p) for p in paths}:
       files += paths
       lengths += base.shard_lengths
-  index = frame_index.load_or_build(files, frames_key)
+  pictures = not _is_stored_video(builder.info.features, frames_key)
+  index = frame_index.load_or_build(files, frames_key, pictures=pictures)
   first = np.searchsorted(index.shard, np.arange(len(files) + 1))
   for file, found, expected in zip(files, np.diff(first), lengths, strict=True):
     if found != expected:

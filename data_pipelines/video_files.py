@@ -7,6 +7,7 @@ may run backwards, and rotation is only a note in the header.
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -16,7 +17,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_pipelines import clips
+from data_pipelines import clips, containers
 from data_pipelines.contract import UserError
 
 # Our choice: a head that samples segments was trained on whole videos, which are seconds long in its field. It sees
@@ -50,11 +51,14 @@ class Frame:
 
   Attributes:
     seconds: since the first frame; never decreasing.
-    pixels: gives uint8 [H, W, 3], upright. A function, because most frames are decoded and not looked at.
+    size: (H, W), upright.
+    pixels: gives uint8 [H, W, 3], upright, or [*size, 3] if called with a size: bicubic, antialiased. A function,
+      because most frames are decoded and not looked at.
   """
 
   seconds: float
-  pixels: Callable[[], np.ndarray]
+  size: tuple[int, int]
+  pixels: Callable[..., np.ndarray]
 
 
 class Cut(NamedTuple):
@@ -100,19 +104,21 @@ def header(path: str) -> Header:
     return Header(_rate(stream), _declared(container, stream))
 
 
-def frames(path: str) -> Iterator[Frame]:
+def frames(path: str, threads: int = 0) -> Iterator[Frame]:
   """Decodes a file from its first frame to its last, in the order in which they are shown.
 
   Args:
     path: a video, an image (one frame) or an animated image. Rotation that a phone noted in the header is applied.
+    threads: of the decoder; 0: as many as it likes.
 
   Raises:
     UserError: if it is no video or image that can be read.
-    BrokenOff: after the last good frame, if decoding fails there or a tenth of the declared frames is missing.
+    BrokenOff: after the last good frame, if decoding fails there, a tenth of the declared frames is missing, or the
+      file is shorter than its header says.
   """
   declared = header(path).declared
   image = _open_image(path)
-  source = _container_frames(path) if image is None else _image_frames(image)
+  source = _container_frames(path, threads) if image is None else _image_frames(image)
   decoded, reason = 0, 'the file ends early'
   try:
     for frame in source:
@@ -326,9 +332,15 @@ def _image_frames(image: Image.Image) -> Iterator[Frame]:
     for number in range(image.n_frames if _is_animated(image) else 1):
       image.seek(number)
       # Decoded here, so that a broken picture is noticed here.
-      pixels = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
-      yield Frame(seconds, lambda pixels=pixels: pixels)
+      upright = ImageOps.exif_transpose(image).convert('RGB')
+      yield Frame(seconds, (upright.height, upright.width), functools.partial(_image_pixels, upright))
       seconds += image.info.get('duration', 0) / 1000
+
+
+def _image_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
+  if size is not None and size != (image.height, image.width):
+    image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+  return np.asarray(image)
 
 
 def _open_container(path: str):
@@ -350,10 +362,11 @@ def _video_stream(path: str, container):
   return stream
 
 
-def _container_frames(path: str) -> Iterator[Frame]:
+def _container_frames(path: str, threads: int) -> Iterator[Frame]:
   with _open_container(path) as container:
     stream = _video_stream(path, container)
     stream.thread_type = 'AUTO'
+    stream.thread_count = threads
     rate = _rate(stream) or 25.0
     first = seconds = 0.0
     for number, frame in enumerate(container.decode(stream)):
@@ -361,12 +374,25 @@ def _container_frames(path: str) -> Iterator[Frame]:
       if number == 0:
         first = time
       seconds = max(seconds, time - first)
-      yield Frame(seconds, lambda frame=frame: _upright(frame))
+      yield Frame(seconds, _upright_size(frame), functools.partial(_upright, frame))
+  if missing := containers.missing_bytes(path):
+    raise OSError(f'its last {missing:,} bytes are missing')
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+  turned = round(frame.rotation / 90) % 2
+  return (frame.width, frame.height) if turned else (frame.height, frame.width)
+
+
+def _upright(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
   # PyAV says how far the picture must be turned counterclockwise and does not turn it.
-  return np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), round(frame.rotation / 90)))
+  turns = round(frame.rotation / 90)
+  shape = {}
+  if size is not None and size != _upright_size(frame):
+    height, width = reversed(size) if turns % 2 else size
+    # Scaled before it becomes RGB, which costs a third of scaling the RGB (measured).
+    shape = {'height': height, 'width': width, 'interpolation': 'BICUBIC'}
+  return np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24', **shape), turns))
 
 
 def _rate(stream) -> float | None:

@@ -44,7 +44,7 @@ def test_batch_predictions_are_those_of_evaluation(model):
   for name in model.heads:
     stream = experiment.stream_of(name)
     clip = random_clip(11, stream.num_frames, *stream.size)  # more than a batch, not a multiple of it
-    expected_BxK = np.asarray(evaluate.predict(experiment, model.params, name, clip))
+    expected_BxK = np.asarray(evaluate.predict(experiment, model.params, name, clip[:, None]))
     found = model.predict(clip, top=99)
     assert len(found) == 11
     for p_K, ranking in zip(expected_BxK, found, strict=True):

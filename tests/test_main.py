@@ -130,26 +130,32 @@ def test_evaluate_gives_what_training_ended_with(uninterrupted):
 
 
 @pytest.mark.slow
-def test_ten_random_kills_are_bit_equal(uninterrupted, tmp_path):
-  """`pytest -m slow tests/test_main.py`"""
+def test_twenty_random_kills_are_bit_equal(uninterrupted, tmp_path):
+  """`pytest -m slow -s tests/test_main.py -k kills`"""
   expected, _ = uninterrupted
   chance = random.Random(1)
-  kills = 0
-  while kills < 10:
+  kills = last_step = 0
+  while kills < 20:
     process = start(tmp_path, *LONG)
-    try:
-      code, output = process.wait(timeout=chance.uniform(4, 14)), ''
-    except subprocess.TimeoutExpired:
-      process.kill()
-      process.communicate()
-      kills += 1
-      continue
-    assert code == 0, process.communicate()[0]
-    break
+    if kills % 2:  # anywhere: while it starts, restores, compiles or trains
+      time.sleep(chance.uniform(0, 12))
+    else:  # about when it saves
+      wait_for_checkpoint(tmp_path, last_step // 10 + 1, process)
+      time.sleep(chance.uniform(0, 0.3))
+    if process.poll() is not None:
+      break
+    process.kill()
+    process.communicate()
+    kills += 1
+    step = checkpoints.load(str(tmp_path))['about']['step'] if checkpoints.latest(str(tmp_path)) else 0
+    assert step >= last_step  # nothing that was saved is lost
+    last_step = step
+    if step == 120:
+      break
   code, output = finish(start(tmp_path, *LONG))
   assert code == 0, output
-  assert kills >= 3
-  print(f'{kills} kills')
+  assert kills >= 10
+  print(f'{kills} kills, the last at step {last_step}')
   assert params_bits(tmp_path) == params_bits(expected)
   assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
 
@@ -228,6 +234,10 @@ BAD_CONFIGS = {
   'unknown dtype': ({'dtype': 'float99'}, 'float99'),
   'unknown kind of parameters': ({'eval_params': 'raww'}, 'eval_params.*raww'),
   'average that is not kept': ({'eval_params': 'ema'}, 'ema_decay'),
+  'unknown augmentation': ({'streams__video__augment': {'colour': {}}}, 'streams.video.augment has .*colour'),
+  'way to count what is missing': ({'eval_missing': 'ignore'}, 'eval_missing.*leave_out'),
+  'crops of no protocol': ({'sources__motions__test_crops': 2}, 'test_crops.*motions'),
+  'rate of unknown videos': ({'sources__motions__fps': 5.0}, 'fps of source .motions.'),
   'evaluation batch': ({'eval_batch_size': 30}, 'eval_batch_size'),
 }  # fmt: skip
 
@@ -278,3 +288,13 @@ def test_import_needs_no_tensorflow():
 def test_config_drift_is_reported():
   loaded = {'about': {'config': json.loads(json.dumps({'a': {'b': 1}, 'c': (1, 2)}))}}
   assert checkpoints.changed_config(loaded, {'a': {'b': 2}, 'c': (1, 2), 'd': 0}) == ['a.b: 1 -> 2', 'd: (absent) -> 0']
+
+
+def test_missing_config_file_with_settings_is_one_sentence(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', 'cover_jax.main', '--config=configs/nothing.py', f'--workdir={tmp_path}', '--config.seed=1'],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2 and 'configs/nothing.py cannot be read' in done.stderr
+  assert 'Traceback' not in done.stderr.split('Error:')[-1]

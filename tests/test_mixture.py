@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.contract import UserError
-from data_pipelines.mixture import Mixture, philox, quotas, sampling_weights
+from data_pipelines.mixture import MERGED, Mixture, philox, quotas, sampling_weights
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 SEEDS = st.integers(0, 2**63)
@@ -175,3 +175,49 @@ def test_wrong_quotas():
       quotas({'a': 1, 'b': 1}, batch_size, multiple)
   with pytest.raises(UserError, match="'a' is 0"):
     quotas({'a': 0}, 8)
+
+
+# Sources whose examples lie in runs that can only be read in order.
+
+
+@st.composite
+def in_runs(draw):
+  runs = draw(st.lists(st.none() | st.lists(st.integers(1, 12), min_size=1, max_size=20), min_size=1, max_size=3))
+  sizes = tuple(draw(st.integers(1, 30)) if r is None else sum(r) for r in runs)
+  weights = tuple(draw(st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=len(runs), max_size=len(runs))))
+  return sizes, weights, tuple(r and tuple(r) for r in runs)
+
+
+@quick
+@given(in_runs(), SEEDS)
+def test_runs_are_read_forwards_and_few_at_a_time(case, seed):
+  sizes, weights, runs = case
+  mixture = Mixture(sizes, weights, seed, runs=runs)
+  source, example = mixture.locate(np.arange(3 * mixture.epoch_size))
+  for s, lengths in enumerate(runs):
+    if lengths is None:
+      continue
+    drawn = example[source == s]
+    for begin in range(0, len(drawn) - sizes[s] + 1, sizes[s]):
+      one_pass = drawn[begin : begin + sizes[s]]
+      assert sorted(one_pass) == list(range(sizes[s]))
+      run = np.searchsorted(np.cumsum(lengths), one_pass, side='right')
+      order = [one_pass[run == r] for r in range(len(lengths))]
+      assert all((np.diff(o) == 1).all() for o in order)
+      first, last = (np.array([np.flatnonzero(run == r)[i] for r in range(len(lengths))]) for i in (0, -1))
+      assert all(((first <= at) & (at <= last)).sum() <= MERGED for at in range(sizes[s]))
+
+
+def test_runs_leave_the_other_sources_as_they_were():
+  plain, mixed = Mixture((50, 30), (50, 30), 1), Mixture((50, 30), (50, 30), 1, runs=(None, (10, 20)))
+  (source, example), (source_runs, example_runs) = plain.locate(np.arange(160)), mixed.locate(np.arange(160))
+  assert np.array_equal(source, source_runs)
+  assert np.array_equal(example[source == 0], example_runs[source == 0])
+  assert not np.array_equal(example[source == 1], example_runs[source == 1])
+
+
+def test_merged_runs_are_shuffled_and_anew_in_each_pass():
+  mixture = Mixture((1000,), (1,), 0, runs=((100,) * 10,))
+  run = mixture.locate(np.arange(2000))[1].reshape(2, 1000) // 100
+  assert len(set(run[0][:100])) == MERGED and not np.array_equal(run[0], run[1])
+  assert len(set(run[0][:16])) >= 5  # neighbours come from many runs

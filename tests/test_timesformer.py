@@ -1,6 +1,7 @@
 """The encoder: size, invariants at initialisation, options that must not change it, any clip geometry."""
 
 import functools
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -11,8 +12,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cover_jax.models import LOGICAL_AXES, Heads, TimeSformer
-from cover_jax.models.attention import attend
-from cover_jax.models.timesformer import drop_path, resize_position_embedding, resize_time_embedding
+from cover_jax.models.attention import attend, attention_probabilities, rows_together
+from cover_jax.models.timesformer import drop_path, gelu, resize_position_embedding, resize_time_embedding
 
 ATTENTIONS = ('divided', 'joint', 'space')
 SMALL = TimeSformer(patch_size=8, width=32, depth=2, num_heads=4, mlp_dim=64, num_frames=4, image_size=32)
@@ -293,22 +294,92 @@ def test_bfloat16_is_close_to_float32(trained):
   assert 0 < error.mean() < 0.03 * np.abs(want).mean()
 
 
+def dense_attention(q, k, v, part):
+  """Attention within parts of `part` tokens as one masked softmax, in the dtype of the arguments."""
+  index = np.arange(q.shape[2]) // part
+  logits = jnp.einsum('rhlk,rhmk->rhlm', q, k) / np.sqrt(q.shape[-1])
+  probs = jax.nn.softmax(jnp.where(index[:, None] == index, logits, -jnp.inf))
+  return jnp.einsum('rhlm,rhmk->rhlk', probs, v), probs
+
+
 def test_softmax_is_float32_and_exact():
   rng = np.random.default_rng(0)
-  q, k, v = rng.normal(size=(3, 2, 300, 3, 8)).astype(np.float32) * 2
-  weights = np.einsum('blhk,bmhk->bhlm', q.astype(np.float64), k) / np.sqrt(8)
-  weights = np.exp(weights - weights.max(-1, keepdims=True))
-  weights /= weights.sum(-1, keepdims=True)
-  want = np.einsum('bhlm,bmhk->blhk', weights, v)
-  context, probs = jit(attend)(q, k, v)
+  q, k, v = rng.normal(size=(3, 2, 3, 300, 8)).astype(np.float32) * 2
+  want, want_probs = dense_attention(q, k, v, 300)
+  context, probs = jit(partial(attend, part=300))(q, k, v), attention_probabilities(q, k)
   np.testing.assert_allclose(context, want, atol=1e-5)
-  np.testing.assert_allclose(probs, weights, atol=1e-6)
-  context, probs = jit(attend)(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+  np.testing.assert_allclose(probs, want_probs, atol=1e-6)
+  low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+  context, probs = attend(*low, 300), attention_probabilities(*low[:2])
   assert (context.dtype, probs.dtype) == (jnp.bfloat16, jnp.float32)
   np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)  # bfloat16 sums of 300 terms would miss by 1e-2
+  want, _ = dense_attention(*(x.astype(np.float32) for x in low), 300)
+  assert np.abs(context.astype(np.float32) - want).max() < 2**-7 * np.abs(want).max()
   # Logits that overflow exp.
-  context, _ = attend(q * 1e4, k * 1e4, v)
-  assert np.isfinite(context).all()
+  assert np.isfinite(attend(q * 1e4, k * 1e4, v, 300)).all()
+
+
+@pytest.mark.parametrize(('length', 'part'), [(24, 24), (24, 8), (21, 17), (5, 1), (9, 4)])
+def test_attention_within_parts_and_its_written_gradient(length, part):
+  """The gradient is written out, not derived: it is that of a masked softmax."""
+  rng = np.random.default_rng(0)
+  q, k, v, ct = rng.normal(size=(4, 2, 3, length, 8)).astype(np.float32) * 2
+  want, pullback = jax.vjp(lambda *x: dense_attention(*x, part)[0], q, k, v)
+  got, own_pullback = jax.vjp(partial(attend, part=part), q, k, v)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  for mine, derived in zip(own_pullback(ct), pullback(ct), strict=True):
+    np.testing.assert_allclose(mine, derived, atol=2e-5)
+
+
+def test_logits_are_computed_twice_on_tpus_only():
+  """There it is cheaper than memory; on other platforms the second product would be waste."""
+  x = jax.ShapeDtypeStruct((2, 3, 16, 8), jnp.float32)
+  traced = jax.jit(partial(attend, part=16)).trace(x, x, x)
+  count = lambda platform: traced.lower(lowering_platforms=(platform,)).as_text().count('optimization_barrier')
+  assert count('tpu') == 1
+  assert count('cpu') == count('cuda') == 0
+  products = traced.lower().compile().as_text().count(' dot(')
+  assert products == 2
+
+
+def test_rows_together():
+  assert rows_together(196, 8) == 14  # 112 tokens
+  assert rows_together(196, 16) == 7
+  assert rows_together(784, 16) == 8  # 448 pixels, 128 tokens
+  assert rows_together(197, 8) == 1  # a prime
+  assert rows_together(196, 96) == 1
+  assert rows_together(196, 200) == 1
+  assert rows_together(4, 1) == 4
+
+
+@pytest.mark.parametrize('attention', ['divided', 'space'])
+def test_padded_rows_change_nothing(attention):
+  """Frames of 144 patches and a class token are padded to 152 tokens, and these to no token of the result."""
+  model = TimeSformer(
+    patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=16, num_frames=2, image_size=48, attention=attention
+  )
+  rng = np.random.default_rng(0)
+  shapes = nn.meta.unbox(jax.eval_shape(model.init, key(0), jnp.zeros((1, 2, 48, 48, 3))))['params']
+  params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
+  clip = random_clip(1, 2, 48, 48)
+  loss = lambda params, clip: jnp.sum(model.apply({'params': params}, clip)[:, 0] ** 3)
+  value, grads = jit(jax.value_and_grad(loss))(params, clip)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('cover_jax.models.attention._LANES', 10**6)  # no padding, and all places together
+    want, want_grads = jit(jax.value_and_grad(lambda *x: loss(*x)))(params, clip)
+  np.testing.assert_allclose(value, want, rtol=1e-5)
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(want_grads))
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6 * largest), grads, want_grads)
+
+
+def test_gelu_is_exact():
+  x = np.linspace(-9, 9, 2001)
+  want = x / 2 * (1 + np.vectorize(math.erf)(x / 2**0.5))
+  np.testing.assert_allclose(gelu(x.astype(np.float32)), want, rtol=1e-6, atol=1e-6)
+  low = x.astype(jnp.bfloat16)  # numpy's
+  rounded = low.astype(np.float64)
+  want = rounded / 2 * (1 + np.vectorize(math.erf)(rounded / 2**0.5))
+  np.testing.assert_allclose(np.asarray(gelu(low), np.float32), want, rtol=2**-8, atol=1e-6)  # one rounding
 
 
 def test_drop_path_statistics():

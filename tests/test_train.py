@@ -39,7 +39,7 @@ def one_device():
   return run_steps(ONE_DEVICE)
 
 
-@pytest.mark.parametrize('mesh', [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize('mesh', [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)])
 def test_mesh_does_not_change_training(one_device, mesh):
   losses, params, state = run_steps(dict(zip(sharding.AXES, mesh, strict=True)))
   expected_losses, expected_params, _ = one_device
@@ -165,6 +165,39 @@ def test_evaluation_cut_by_a_kill_is_done_again(tmp_path):
   assert (parts / 'metrics.jsonl').read_text() == (whole / 'metrics.jsonl').read_text()
   tested = [row['step'] for row in metrics.read_jsonl(str(parts / 'metrics.jsonl')) if 'test/acts/top1' in row]
   assert tested == [10, 15]
+
+
+def test_stop_during_an_evaluation_saves_and_evaluates_again(tmp_path):
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  whole.mkdir(), parts.mkdir()
+  measure = lambda state: {'test/acts/loss': float(state.step), 'test/acts/top1': 0.5}
+  options = {'eval_every': 7, 'total_steps': 10, 'keep_every': 4, 'keep_best': 'test/acts/loss'}
+
+  def stopped(state):
+    raise training.Preempted
+
+  train_in(whole, evaluate=measure, **options)
+  with pytest.raises(training.Preempted, match='at step 7 of 10'):
+    train_in(parts, evaluate=stopped, **options | {'keep_best': ''})
+  assert checkpoints.describe(str(parts))['about']['step'] == 7
+  with pytest.raises(training.Preempted, match='at step 7 of 10'):  # again, before its first step
+    train_in(parts, evaluate=stopped, **options)
+  train_in(parts, evaluate=measure, **options)
+  assert (parts / 'metrics.jsonl').read_text() == (whole / 'metrics.jsonl').read_text()
+  for folder in (whole, parts):
+    kept = {
+      n: checkpoints.load(str(folder / checkpoints.FOLDER / n))['about']['step'] for n in ('step-4', 'step-8', 'best')
+    }
+    assert kept == {'step-4': 4, 'step-8': 8, 'best': 7}
+  with pytest.raises(UserError, match=r'keep_best.*test/acts/loss, test/acts/top1'):
+    train_in(parts, evaluate=measure, **options | {'keep_best': 'test/act/loss'})
+
+
+def test_a_request_to_stop_saves_that_step(tmp_path):
+  experiment, mesh, batches, _ = tiny.build(tiny.config(total_steps=6))
+  calls = itertools.count(1)
+  with pytest.raises(training.Preempted, match=r'ckpt-1\.flax at step 3 of 6'):
+    training.train(experiment, batches, str(tmp_path), mesh, stop=lambda: next(calls) == 3)
 
 
 def test_resume_restores_and_init_does_not(tmp_path):

@@ -1,5 +1,6 @@
 """A run small enough for a test: two streams of arrays in memory, a model of two narrow blocks."""
 
+import dataclasses
 import functools
 
 import ml_collections
@@ -8,7 +9,7 @@ import numpy as np
 from configs import defaults
 from cover_jax import experiment as experiments
 from cover_jax import sharding
-from data_pipelines import arrays, loader
+from data_pipelines import arrays, views
 from data_pipelines.contract import SourceInfo
 
 
@@ -60,21 +61,27 @@ def config(**changes) -> ml_collections.ConfigDict:
   return c
 
 
-def build(c: ml_collections.ConfigDict, devices=None):
-  """(experiment, mesh, step -> batches, test sets) of a config over the tiny sources."""
+def build(c: ml_collections.ConfigDict, devices=None, **protocol):
+  """(experiment, mesh, step -> batches, test sets) of a config; `protocol`: fields of the video sources in tests."""
   mesh = sharding.make_mesh(c.mesh, devices)
   infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in sources()]
   experiment = experiments.build(c, infos, batch_divisor=sharding.batch_divisor(mesh))
   streams = {
-    name: loader.Stream(s.sources, s.num_frames, s.size, s.batch_size, views=experiment.objectives[name].views)
+    name: views.Stream(s.sources, s.num_frames, s.size, s.batch_size, views=experiment.objectives[name].views)
     for name, s in experiment.streams.items()
   }
-  batches = lambda start: arrays.array_batches(sources(), streams, c.seed, start_step=start)
+  part, parts = sharding.data_part(mesh)
+  process = {'process_index': part, 'process_count': parts}
+  batches = lambda start: arrays.array_batches(sources(), streams, c.seed, start_step=start, **process)
 
   def test_set(i, source):
+    source = dataclasses.replace(source, **protocol) if source.modality == 'video' else source
     plan = experiment.stream_of(source.name)
-    stream = loader.Stream(plan.sources, plan.num_frames, plan.size, c.eval_batch_size)
-    return lambda: arrays.array_eval_batches(source, i, stream, c.eval_batch_size)
+    examples = views.examples_per_step(source, c.eval_batch_size, sharding.batch_divisor(mesh))
+    stream = views.Stream(plan.sources, plan.num_frames, plan.size, examples)
+    return views.make_test_set(
+      source, stream, lambda: arrays.array_eval_batches(source, i, stream, examples, **process)
+    )
 
   tests = {s.name: test_set(i, s) for i, s in enumerate(sources())}
   return experiment, mesh, batches, tests

@@ -5,9 +5,10 @@ paper: the class token takes no part in temporal attention (the paper's Eq. 11 h
 initialised at zero, `temporal_fc`, follows temporal attention, so that a new model is the image model it was
 seeded from.
 
-Tokens are one sequence [B, S, D]: the class token, then the patches in order (place, frame), frame fastest.
-That makes the tokens of one place a contiguous row for temporal attention; of the layouts tried on the TPU
-compiler it was the fastest.
+Between blocks, tokens are one sequence [B, S, D]: the patches in order (place, frame), frame fastest, then the class
+token. That makes the tokens of one place a contiguous row for temporal attention, and no patch is ever moved to make
+room for the class token. As a single block it was among the cheapest layouts tried on the TPU compiler; docs/block.md
+has the figures and what is open. The encoder returns the class token first, as usual.
 """
 
 import math
@@ -18,10 +19,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cover_jax.models.attention import Attention
+from cover_jax.models.attention import Attention, rows_together
 
 # What the backward pass may keep of a block instead of computing it again; None keeps nothing but its input.
-_REMAT_POLICIES = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+_REMAT_POLICIES = {
+  'full': None,
+  'attention': jax.checkpoint_policies.save_only_these_names('attention'),
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 _CHOICES = {
   'attention': ('divided', 'joint', 'space'),
   'image_temporal': ('run', 'skip'),
@@ -63,6 +68,11 @@ def resize_time_embedding(time_1xTxD: jax.Array, num_frames: int) -> jax.Array:
   return jax.image.resize(time_1xTxD, (1, num_frames, time_1xTxD.shape[2]), 'linear', antialias=False)
 
 
+def class_token_first(x: jax.Array, *axes: int) -> jax.Array:
+  """Moves the last entry of each axis, where the blocks have the class token, to the front."""
+  return jnp.roll(x, (1,) * len(axes), axes)
+
+
 def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
   """Stochastic depth: zeroes rows of x [R, ...] with probability `rate`, scales the rest by 1 / (1 - rate)."""
   kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
@@ -94,6 +104,16 @@ def _token_init(std: float) -> Any:
   return nn.with_logical_partitioning(nn.initializers.truncated_normal(std), (None, None, 'embed'))
 
 
+def gelu(x: jax.Array) -> jax.Array:
+  """The exact GELU, x * Phi(x), computed in float32.
+
+  `jax.nn.gelu` goes through erfc, which is exact to the last bit where GELU is nearly zero, and on a TPU costs a
+  sixteenth of the block. This one is off by 1e-7 |x| there, as PyTorch's is.
+  """
+  x_f32 = x.astype(jnp.float32)
+  return (0.5 * x_f32 * (1 + jax.lax.erf(x_f32 * math.sqrt(0.5)))).astype(x.dtype)
+
+
 class Mlp(nn.Module):
   """The two-layer perceptron of a block: [..., D] -> [..., mlp_dim] -> GELU -> [..., D]."""
 
@@ -106,7 +126,7 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     init = nn.initializers.truncated_normal(self.init_std)
     hidden = _dense('hidden', self.mlp_dim, ('embed', 'mlp'), self.dtype, init)(x)
-    hidden = nn.gelu(hidden, approximate=self.gelu_approximate)
+    hidden = nn.gelu(hidden, approximate=True) if self.gelu_approximate else gelu(hidden)
     return _dense('out', x.shape[-1], ('mlp', 'embed'), self.dtype, init)(hidden)
 
 
@@ -132,7 +152,7 @@ class Block(nn.Module):
   def __call__(self, x_BxSxD: jax.Array, drop_rate: jax.Array) -> tuple[jax.Array, None]:
     """One step of the scan: tokens [B, S, D] and this block's drop rate (a scalar) to tokens and nothing.
 
-    With 'space' attention each frame is a row of its own, [B * T, 1 + N, D].
+    The class token is the last. With 'space' attention each frame is a row of its own, [B * T, N + 1, D].
     """
     # Without this, XLA may shard activations along D as it likes, at a hundred times the memory.
     x_BxSxD = nn.with_logical_constraint(x_BxSxD, ('batch', None, None))
@@ -145,7 +165,7 @@ class Block(nn.Module):
     else:
       residual_BxSxD, probs_BxHxSxS = self._attend('space', x_BxSxD)
       frames = self.num_frames if self.attention == 'space' else 1
-      self._sow('space', einops.rearrange(probs_BxHxSxS, '(b t) h q k -> b t h q k', t=frames))
+      self._sow('space', einops.rearrange(class_token_first(probs_BxHxSxS, 2, 3), '(b t) h q k -> b t h q k', t=frames))
       x_BxSxD = x_BxSxD + drop(residual_BxSxD)
 
     normed_BxSxD = _layer_norm('norm_mlp', self.dtype)(x_BxSxD)
@@ -155,31 +175,35 @@ class Block(nn.Module):
   def _divided(self, x_BxSxD: jax.Array, drop: Any) -> jax.Array:
     """Temporal attention among the frames at one place, then spatial attention within each frame."""
     batch, frames, width = len(x_BxSxD), self.num_frames, x_BxSxD.shape[-1]
-    class_Bx1xD, patches_BxPxD = x_BxSxD[:, :1], x_BxSxD[:, 1:]
+    patches_BxPxD, class_Bx1xD = x_BxSxD[:, :-1], x_BxSxD[:, -1:]
+    places = patches_BxPxD.shape[1] // frames
 
-    rows_BNxTxD = einops.rearrange(patches_BxPxD, 'b (n t) d -> (b n) t d', t=frames)
-    residual_BNxTxD, probs_BNxHxTxT = self._attend('time', rows_BNxTxD)
+    # G places at a time, each attending to itself.
+    together = rows_together(places, frames)
+    groups_RxGTxD = einops.rearrange(patches_BxPxD, 'b (r gt) d -> (b r) gt d', gt=together * frames)
+    residual_RxGTxD, probs_BNxHxTxT = self._attend('time', groups_RxGTxD, parts=together)
     self._sow('time', einops.rearrange(probs_BNxHxTxT, '(b n) h q k -> b n h q k', b=batch))
-    # The path is dropped before `temporal_fc`, as released: a dropped row still gets its bias.
+    # The path is dropped before `temporal_fc`, as released: a dropped place still gets its bias.
+    dropped_BNxTxD = drop(einops.rearrange(residual_RxGTxD, 'r (g t) d -> (r g) t d', t=frames))
     temporal_fc = _dense('temporal_fc', width, ('embed', 'embed_out'), self.dtype, nn.initializers.zeros)
-    residual_BNxTxD = temporal_fc(drop(residual_BNxTxD))
+    residual_RxGTxD = temporal_fc(einops.rearrange(dropped_BNxTxD, '(r g) t d -> r (g t) d', g=together))
     if frames > 1 or self.image_temporal == 'run':
-      rows_BNxTxD = rows_BNxTxD + residual_BNxTxD
-    patches_BxPxD = einops.rearrange(rows_BNxTxD, '(b n) t d -> b (n t) d', b=batch)
+      groups_RxGTxD = groups_RxGTxD + residual_RxGTxD
+    patches_BxPxD = einops.rearrange(groups_RxGTxD, '(b r) gt d -> b (r gt) d', b=batch)
 
     # Each frame sees the one class token; what the frames tell it is averaged.
-    class_BTx1xD = einops.repeat(class_Bx1xD, 'b 1 d -> (b t) 1 d', t=frames)
     rows_BTxNxD = einops.rearrange(patches_BxPxD, 'b (n t) d -> (b t) n d', t=frames)
-    residual_BTxMxD, probs_BTxHxMxM = self._attend('space', jnp.concatenate([class_BTx1xD, rows_BTxNxD], axis=1))
-    self._sow('space', einops.rearrange(probs_BTxHxMxM, '(b t) h q k -> b t h q k', t=frames))
+    class_BTx1xD = einops.repeat(class_Bx1xD, 'b 1 d -> (b t) 1 d', t=frames)
+    residual_BTxMxD, probs_BTxHxMxM = self._attend('space', jnp.concatenate([rows_BTxNxD, class_BTx1xD], axis=1))
+    self._sow('space', einops.rearrange(class_token_first(probs_BTxHxMxM, 2, 3), '(b t) h q k -> b t h q k', t=frames))
     residual_BTxMxD = drop(residual_BTxMxD)
-    class_residual_Bx1xD = einops.reduce(residual_BTxMxD[:, :1], '(b t) 1 d -> b 1 d', 'mean', t=frames)
-    patch_residual_BxPxD = einops.rearrange(residual_BTxMxD[:, 1:], '(b t) n d -> b (n t) d', t=frames)
-    return jnp.concatenate([class_Bx1xD + class_residual_Bx1xD, patches_BxPxD + patch_residual_BxPxD], axis=1)
+    patch_residual_BxPxD = einops.rearrange(residual_BTxMxD[:, :-1], '(b t) n d -> b (n t) d', t=frames)
+    class_residual_Bx1xD = einops.reduce(residual_BTxMxD[:, -1:], '(b t) 1 d -> b 1 d', 'mean', t=frames)
+    return jnp.concatenate([patches_BxPxD + patch_residual_BxPxD, class_Bx1xD + class_residual_Bx1xD], axis=1)
 
-  def _attend(self, name: str, x_RxLxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def _attend(self, name: str, x_RxLxD: jax.Array, parts: int = 1) -> tuple[jax.Array, jax.Array]:
     normed_RxLxD = _layer_norm(f'norm_{name}', self.dtype)(x_RxLxD)
-    return Attention(self.num_heads, self.dtype, self.init_std, name=f'attention_{name}')(normed_RxLxD)
+    return Attention(self.num_heads, self.dtype, self.init_std, name=f'attention_{name}')(normed_RxLxD, parts)
 
   def _sow(self, name: str, probs: jax.Array):
     """Keeps attention probabilities where the caller asked for them with `mutable=['attention']`."""
@@ -206,8 +230,8 @@ class TimeSformer(nn.Module):
       time embedding is added either way.
     gelu_approximate: the tanh form, which google-research ViT weights had; TimeSformer's is exact.
     dtype: dtype of the computation. Parameters, softmax and LayerNorm statistics are float32.
-    remat: what the backward pass computes again: 'none', all but the products with weights ('dots'), or
-      'full'.
+    remat: what the backward pass computes again: 'none', all but the products with weights ('dots'), all but the
+      outputs of attention ('attention'), or 'full'.
     init_std: of the truncated normal that Linear kernels and the class token are drawn from. TimeSformer's 0.02
       suits widths near 768; a narrow model learns faster from about 1 / sqrt(width).
     position_init_std: the same for the position embedding.
@@ -262,18 +286,18 @@ class TimeSformer(nn.Module):
       time_init = _token_init(self.time_init_std)
       time_1xTxD = self.param('time_embedding', time_init, (1, self.num_frames, self.width))
       time_1xTx1xD = resize_time_embedding(time_1xTxD, frames)[:, :, None].astype(self.dtype)
-      patches_BxPxD = einops.rearrange(x[:, :, 1:] + time_1xTx1xD, 'b t n d -> b (n t) d')
+      patches_BxPxD = einops.rearrange(x[:, :, :-1] + time_1xTx1xD, 'b t n d -> b (n t) d')
       # The class token has neither a frame nor, before the first block, anything of the clip in it.
-      x = jnp.concatenate([x[:, 0, :1], patches_BxPxD], axis=1)
+      x = jnp.concatenate([patches_BxPxD, x[:, 0, -1:]], axis=1)
 
     x, _ = self._blocks(frames, train)(x, jnp.linspace(0, self.drop_path, self.depth))
     x = nn.with_logical_constraint(x, ('batch', None, None))
 
     if self.attention == 'space':
       x_BxTxMxD = einops.rearrange(x, '(b t) m d -> b t m d', b=batch)
-      patches_BxPxD = einops.rearrange(x_BxTxMxD[:, :, 1:], 'b t n d -> b (n t) d')
-      x = jnp.concatenate([x_BxTxMxD[:, :, 0].mean(axis=1, keepdims=True), patches_BxPxD], axis=1)
-    return _layer_norm('norm', self.dtype)(x)
+      patches_BxPxD = einops.rearrange(x_BxTxMxD[:, :, :-1], 'b t n d -> b (n t) d')
+      x = jnp.concatenate([patches_BxPxD, x_BxTxMxD[:, :, -1].mean(axis=1, keepdims=True)], axis=1)
+    return _layer_norm('norm', self.dtype)(class_token_first(x, 1))
 
   def _check(self, clip_BxTxHxWx3: jax.Array):
     for field, choices in _CHOICES.items():
@@ -297,7 +321,7 @@ class TimeSformer(nn.Module):
       )
 
   def _embed(self, clip_BxTxHxWx3: jax.Array) -> jax.Array:
-    """Class token and patches of every frame with their position embeddings, [B, T, 1 + N, D]."""
+    """Patches and class token of every frame with their position embeddings, [B, T, N + 1, D]."""
     batch, frames, height, width = clip_BxTxHxWx3.shape[:4]
     grid = height // self.patch_size, width // self.patch_size
     stored = (self.image_size // self.patch_size) ** 2
@@ -316,8 +340,9 @@ class TimeSformer(nn.Module):
     position_1xPxD = self.param('position_embedding', _token_init(self.position_init_std), (1, 1 + stored, self.width))
     patches_BTxNxD = einops.rearrange(patches_BTxRxCxD, 'f r c d -> f (r c) d')
     class_BTx1xD = jnp.broadcast_to(class_1x1xD.astype(self.dtype), (batch * frames, 1, self.width))
-    x_BTxMxD = jnp.concatenate([class_BTx1xD, patches_BTxNxD], axis=1)
-    x_BTxMxD = x_BTxMxD + resize_position_embedding(position_1xPxD, grid).astype(self.dtype)
+    x_BTxMxD = jnp.concatenate([patches_BTxNxD, class_BTx1xD], axis=1)
+    position_1xMxD = resize_position_embedding(position_1xPxD, grid).astype(self.dtype)
+    x_BTxMxD = x_BTxMxD + jnp.roll(position_1xMxD, -1, axis=1)
     return einops.rearrange(x_BTxMxD, '(b t) m d -> b t m d', b=batch)
 
   def _blocks(self, num_frames: int, train: bool) -> nn.Module:

@@ -2,7 +2,8 @@
 
     config.streams.video.objective = {'name': 'classification', 'label_smoothing': 0.1}
 
-loads `cover_jax.objectives.classification` and calls its `make`.
+loads `cover_jax.objectives.classification` and calls its `make`. A new objective is a new file with such a function,
+which names as keywords what it needs of the run (see `make` below) and then its own options with their defaults.
 """
 
 import dataclasses
@@ -52,12 +53,15 @@ class Objective:
     init_state: params of the run -> own state (EMA encoder, queue, ...), kept in the train state,
       sharded by the same rules and checkpointed with it.
     views: the clips wanted of each example; None for the single view 'clip'.
+    after_update: (params of the run, objective state) -> objective state, once after each optimizer step (a loss may
+      run several times for one): where an average of the parameters moves on.
   """
 
   loss: Callable[[Params, Any, Mapping[str, jax.Array], jax.Array], LossOutput]
   init_params: Callable[[jax.Array], Params] = lambda rng: {}
   init_state: Callable[[Params], Any] = lambda params: {}
   views: ViewSampler | None = None
+  after_update: Callable[[Params, Any], Any] = lambda params, state: state
 
 
 def make(
@@ -66,6 +70,9 @@ def make(
   encode: Encode,
   heads: Heads,
   sources: Sequence[SourceInfo],
+  stream: str,
+  num_frames: int,
+  width: int,
   where: str,
 ) -> Objective:
   """Makes the objective that a config names.
@@ -75,10 +82,13 @@ def make(
     encode: the encoder as a function of parameters and clips.
     heads: the classification heads of the stream's labelled sources.
     sources: the run's sources; `source` of a sub-batch indexes them.
+    stream: its name, under which the objective finds its own parameters in params['objectives'].
+    num_frames: T of the stream's clips.
+    width: D of the encoder's tokens.
     where: the config key, for messages.
 
   Returns:
-    The objective.
+    The objective, whose own `make` was given those of these arguments that it has as parameters, and the options.
 
   Raises:
     UserError: if there is no such objective or it does not take the options.
@@ -89,9 +99,11 @@ def make(
   if name not in known:
     raise UserError(f'{where}.name is {name!r}: expected one of {known}.')
   module = importlib.import_module(f'{__name__}.{name}')
-  given = dict(encode=encode, heads=heads, sources=sources, **options)
-  try:
-    inspect.signature(module.make).bind(**given)
-  except TypeError as error:
-    raise UserError(f'{where} does not fit the objective {name!r}: {error}.') from error
-  return module.make(**given)
+  of_run = {'encode': encode, 'heads': heads, 'sources': sources, 'stream': stream}
+  of_run |= {'num_frames': num_frames, 'width': width}
+  parameters = inspect.signature(module.make).parameters
+  unknown = sorted(key for key in options if key in of_run or key not in parameters)
+  if unknown:
+    expected = sorted(set(parameters) - set(of_run))
+    raise UserError(f'{where} does not fit the objective {name!r}: it has {unknown}, expected keys among {expected}.')
+  return module.make(**{key: value for key, value in of_run.items() if key in parameters}, **options)

@@ -5,12 +5,22 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from cover_jax.models.heads import Heads, cross_entropy, head_columns, rank_of_label
+from cover_jax import mixing
+from cover_jax.models.heads import Heads, cross_entropy, head_columns, is_labelled, rank_of_label
 from cover_jax.objectives import Encode, LossOutput, Objective
-from data_pipelines.contract import SourceInfo
+from data_pipelines.contract import SourceInfo, UserError
 
 
-def make(*, encode: Encode, heads: Heads, sources: Sequence[SourceInfo], label_smoothing: float = 0.0) -> Objective:
+def make(
+  *,
+  encode: Encode,
+  heads: Heads,
+  sources: Sequence[SourceInfo],
+  stream: str = '',
+  label_smoothing: float = 0.0,
+  mixup: float = 0.0,
+  cutmix: float = 0.0,
+) -> Objective:
   """Softmax cross-entropy of the class token under the sample's own head, averaged over the sub-batch.
 
   The paper's blog post says "distributed to the corresponding classifier"; softmax cross-entropy with one
@@ -20,18 +30,42 @@ def make(*, encode: Encode, heads: Heads, sources: Sequence[SourceInfo], label_s
     encode: the encoder.
     heads: the heads of this stream's labelled sources.
     sources: the run's sources.
+    stream: its name, for messages.
     label_smoothing: in [0, 1).
+    mixup, cutmix: x of the Beta(x, x) of the shares in which clips of one source are mixed; 0 for none. The loss is
+      the mean of both labels' losses in these shares; top-1 and top-5 are of the clip's own label.
 
   Returns:
     An objective that measures 'loss', 'top1' and 'top5'. Unlabelled examples count as zero loss.
+
+  Raises:
+    UserError: for a negative mixup or cutmix; its loss raises one if no source of the stream has classes.
   """
+  if min(mixup, cutmix) < 0:
+    raise UserError(f'mixup is {mixup} and cutmix is {cutmix}: expected numbers of at least 0.')
   columns = head_columns(heads.class_counts, [s.name for s in sources])
 
   def loss(params, state, batch, rng):
-    tokens_BxSxD = encode(params['encoder'], batch['clip'], rng=rng)
+    if not heads.class_counts:  # here, not in `make`: an exported model without heads still encodes
+      raise UserError(
+        f'Stream {stream!r} learns by classification, but none of its sources has classes: look at the data with '
+        '`python -m data_pipelines.inspect` (videos need a folder for each class), or give the stream another '
+        'objective.'
+      )
+    clip_BxTxHxWx3, label_B, source_B = batch['clip'], batch['label'], batch['source']
+    mix = None
+    if mixup or cutmix:
+      rng, mix_rng = jax.random.split(rng)
+      labelled_B = is_labelled(label_B, source_B, columns)  # or a label would be mixed with none
+      size = clip_BxTxHxWx3.shape[2:4]
+      mix = mixing.draw(mix_rng, 2 * source_B + labelled_B, *size, mixup=mixup, cutmix=cutmix)
+      clip_BxTxHxWx3 = mixing.mixed_clip(mix, clip_BxTxHxWx3)
+    tokens_BxSxD = encode(params['encoder'], clip_BxTxHxWx3, rng=rng)
     logits_BxK = heads.apply({'params': params['heads']}, tokens_BxSxD[:, 0])
-    label_B, source_B = batch['label'], batch['source']
-    loss_B = cross_entropy(logits_BxK, label_B, source_B, columns, label_smoothing=label_smoothing)
+    entropy = lambda label_B: cross_entropy(logits_BxK, label_B, source_B, columns, label_smoothing=label_smoothing)
+    loss_B = entropy(label_B)
+    if mix is not None:
+      loss_B = mixing.mixed_loss(mix, loss_B, entropy(label_B[mix.partner_B]))
     rank_B = rank_of_label(logits_BxK, label_B, source_B, columns)
     measures = {'loss': loss_B, 'top1': rank_B < 1, 'top5': rank_B < 5}
     return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)

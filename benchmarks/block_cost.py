@@ -1,0 +1,296 @@
+"""What a block costs on a TPU that is not here: the TPU compiler's own figures for our block and two others.
+
+    python -m benchmarks.block_cost --fast              # one block, forward and backward: minutes
+    python -m benchmarks.block_cost --depths=1,3        # the training step at two depths, and what that makes of 12
+    python -m benchmarks.block_cost --depths=12         # the whole step, unrolled: up to ten minutes a row on 2 cores
+    [--programs=ours,vivit,naive] [--topology=v5p:2x2x1] [--json=FILE]
+
+Needs the extra [plan] (libtpu), no TPU and no TensorFlow. B/8x224, 8 clips a chip, bfloat16, SGD with momentum.
+
+  GB    bytes accessed; counts copies into fast memory, too
+  opt   the compiler's `optimal_seconds`, a roofline of each operation, in ms; does not see the padding of tiles
+  cyc   estimated cycles of the scheduled program at 1.75 GHz, in ms; sees padding, ignores overlap
+
+They are deterministic and not validated on a chip; differences below 3 % are ties. Of a loop they count the body once,
+so depth is unrolled here.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+# Before JAX is imported: describe a TPU slice without one, and let other processes do so at the same time.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cover_jax.models import Heads, TimeSformer
+from cover_jax.models.timesformer import Block
+from data_pipelines.contract import UserError
+
+WIDTH, NUM_HEADS, MLP_DIM, DEPTH = 768, 12, 3072, 12
+FRAMES, SIZE, PLACES, CLASSES = 8, 224, 196, 400
+CLIPS_PER_CHIP = 8
+CLOCK = 1.75e9  # Hz, assumed
+PEAK = 459e12  # bfloat16 FLOP/s of a v5p chip
+
+# Scenic's own code, measured once with the same compiler (jax 0.10.2, libtpu 0.0.42.1, depth 12): what we compare to.
+SCENIC = {'TFLOP': 8.895, 'GB': 116.1, 'opt': 59.2, 'cyc': 68.1}
+GOALS = {'GB': 0.75, 'opt': 0.85, 'cyc': 0.95}  # of it
+
+Cost = dict[str, float]
+
+_OWN = flags.FlagValues()  # so that another module may have flags of these names
+_FAST = flags.DEFINE_bool('fast', False, 'One block only.', flag_values=_OWN)
+_DEPTHS = flags.DEFINE_list(
+  'depths', ['1', '3'], 'Depths of the training steps to compile; the last two extrapolate.', flag_values=_OWN
+)
+_PROGRAMS = flags.DEFINE_list('programs', ['ours', 'vivit', 'naive'], 'Rows of the table.', flag_values=_OWN)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', 'v5p:2x2x1', 'A slice; `opt` is meaningless on v5e and v6e.', flag_values=_OWN
+)
+_JSON = flags.DEFINE_string('json', '', 'File for the figures; none if empty.', flag_values=_OWN)
+
+_dense = partial(nn.DenseGeneral, dtype=jnp.bfloat16)
+_norm = partial(nn.LayerNorm, dtype=jnp.bfloat16)
+
+
+def _mlp(x: jax.Array) -> jax.Array:
+  return _dense(WIDTH, name='mlp_out')(nn.gelu(_dense(MLP_DIM, name='mlp_hidden')(x), approximate=False))
+
+
+class VivitBlock(nn.Module):
+  """The form of scenic's ViViT, factorised self-attention: space, time, MLP; no class token, no temporal_fc.
+
+  Tokens are float32 [B, T, N, D] between the residual branches, which compute in bfloat16.
+  """
+
+  @nn.compact
+  def __call__(self, x_BxTxNxD: jax.Array) -> jax.Array:
+    for axis, name in ((2, 'space'), (1, 'time')):
+      rows = jnp.moveaxis(_norm(name=f'norm_{name}')(x_BxTxNxD), axis, 2)
+      query, key, value = (_dense((NUM_HEADS, WIDTH // NUM_HEADS), name=f'{name}_{n}')(rows) for n in 'qkv')
+      rows = nn.dot_product_attention(query, key, value, dtype=jnp.bfloat16)
+      rows = _dense(WIDTH, axis=(-2, -1), name=f'{name}_out')(rows)
+      x_BxTxNxD = x_BxTxNxD + jnp.moveaxis(rows, 2, axis)
+    return x_BxTxNxD + _mlp(_norm(name='norm_mlp')(x_BxTxNxD))
+
+
+class NaiveBlock(nn.Module):
+  """TimeSformer as one would first write it: the class token apart, swapped axes, one wide projection, f32 softmax."""
+
+  def attend(self, x_RxLxD: jax.Array, name: str) -> jax.Array:
+    qkv = _dense((3, NUM_HEADS, WIDTH // NUM_HEADS), name=f'{name}_qkv')(_norm(name=f'norm_{name}')(x_RxLxD))
+    query, key, value = jnp.moveaxis(qkv, -3, 0)
+    logits = jnp.einsum('rlhk,rmhk->rhlm', query, key) / np.sqrt(WIDTH // NUM_HEADS)
+    probs = jax.nn.softmax(logits.astype(jnp.float32)).astype(x_RxLxD.dtype)
+    return _dense(WIDTH, axis=(-2, -1), name=f'{name}_out')(jnp.einsum('rhlm,rmhk->rlhk', probs, value))
+
+  @nn.compact
+  def __call__(self, tokens: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    class_Bx1xD, x_BxTxNxD = tokens
+    batch, frames, places, width = x_BxTxNxD.shape
+    rows = x_BxTxNxD.swapaxes(1, 2).reshape(batch * places, frames, width)
+    rows = _dense(WIDTH, name='temporal_fc')(self.attend(rows, 'time'))
+    x_BxTxNxD = x_BxTxNxD + rows.reshape(batch, places, frames, width).swapaxes(1, 2)
+    rows = x_BxTxNxD.reshape(batch * frames, places, width)
+    rows = self.attend(jnp.concatenate([jnp.repeat(class_Bx1xD, frames, axis=0), rows], axis=1), 'space')
+    class_Bx1xD = class_Bx1xD + rows[:, 0].reshape(batch, frames, width).mean(axis=1, keepdims=True)
+    x_BxTxNxD = x_BxTxNxD + rows[:, 1:].reshape(x_BxTxNxD.shape)
+    x_BxSxD = jnp.concatenate([class_Bx1xD, x_BxTxNxD.reshape(batch, frames * places, width)], axis=1)
+    x_BxSxD = x_BxSxD + _mlp(_norm(name='norm_mlp')(x_BxSxD))
+    return x_BxSxD[:, :1], x_BxSxD[:, 1:].reshape(x_BxTxNxD.shape)
+
+
+class Peer(nn.Module):
+  """A classifier of clips around one of the blocks above."""
+
+  block: Any
+  depth: int
+
+  @nn.compact
+  def __call__(self, clip_BxTxHxWx3: jax.Array) -> jax.Array:
+    batch = len(clip_BxTxHxWx3)
+    frames = clip_BxTxHxWx3.reshape(batch * FRAMES, SIZE, SIZE, 3)
+    x = nn.Conv(WIDTH, (16, 16), (16, 16), 'VALID', dtype=jnp.bfloat16, name='patches')(frames)
+    x = x.reshape(batch, FRAMES, PLACES, WIDTH)
+    x = x + self.param('position', nn.initializers.normal(0.02), x.shape[1:]).astype(jnp.bfloat16)
+    if self.block is NaiveBlock:
+      token = self.param('class', nn.initializers.zeros, (1, 1, WIDTH)).astype(jnp.bfloat16)
+      x = jnp.broadcast_to(token, (batch, 1, WIDTH)), x
+    else:
+      x = x.astype(jnp.float32)
+    for i in range(self.depth):
+      x = self.block(name=f'block_{i}')(x)
+    feature = _norm(name='norm')(x[0][:, 0] if self.block is NaiveBlock else x.mean(axis=(1, 2)))
+    return nn.Dense(CLASSES, name='head')(feature)
+
+
+def _init(module: nn.Module, *args: Any) -> Any:
+  return nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *args))['params']
+
+
+def one_block(program: str, batch: int) -> tuple[Callable[..., Any], Any, Any]:
+  """(function of parameters and tokens, the shapes of both) of one block."""
+  token = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((batch, *shape, WIDTH), dtype)
+  if program == 'ours':
+    x = token(1 + FRAMES * PLACES)
+    block = Block(NUM_HEADS, MLP_DIM, 'divided', FRAMES, False, 'run', False, jnp.bfloat16, 0.02)
+    return lambda params, x: block.apply({'params': params}, x, 0.0)[0], _init(block, x, 0.0), x
+  naive = program == 'naive'
+  x = (token(1), token(FRAMES, PLACES)) if naive else token(FRAMES, PLACES, dtype=jnp.float32)
+  block = NaiveBlock() if naive else VivitBlock()
+  return lambda params, x: block.apply({'params': params}, x), _init(block, x), x
+
+
+def classifier(program: str, depth: int, batch: int) -> tuple[Callable[..., jax.Array], Any, Any]:
+  """(logits of parameters and a clip, the shapes of both) of a whole model."""
+  clip = jax.ShapeDtypeStruct((batch, FRAMES, SIZE, SIZE, 3), jnp.float32)
+  if program != 'ours':
+    model = Peer(NaiveBlock if program == 'naive' else VivitBlock, depth)
+    return lambda params, clip: model.apply({'params': params}, clip), _init(model, clip), clip
+  encoder, heads = TimeSformer(depth=depth, dtype=jnp.bfloat16, scan_unroll=depth), Heads((('source', CLASSES),))
+  params = {
+    'encoder': _init(encoder, clip),
+    'heads': _init(heads, jax.ShapeDtypeStruct((batch, WIDTH), jnp.bfloat16)),
+  }
+
+  def logits(params, clip):
+    tokens_BxSxD = encoder.apply({'params': params['encoder']}, clip)
+    return heads.apply({'params': params['heads']}, tokens_BxSxD[:, 0])
+
+  return logits, params, clip
+
+
+def cost_of_compiled(compiled: jax.stages.Compiled) -> Cost:
+  """The figures of one compiled program, a chip."""
+  analysis, text = compiled.cost_analysis(), compiled.as_text()
+  cycles = [int(count) for count in re.findall(r'"estimated_cycles":"(\d+)"', text)]
+  optimal = analysis.get('optimal_seconds', -1.0)
+  return {
+    'TFLOP': analysis['flops'] / 1e12,
+    'GB': analysis['bytes accessed'] / 1e9,
+    # An operation that the compiler cannot judge has -1 second, or the largest integer.
+    'opt': optimal * 1e3 if optimal > 0 else float('nan'),
+    'cyc': sum(cycles) / CLOCK * 1e3 if max(cycles) < 2**40 else float('nan'),
+    'GiB': compiled.memory_analysis().temp_size_in_bytes / 2**30,
+  }
+
+
+def open_mesh(topology: str) -> Mesh:
+  """The chips of a slice that need not exist, along one axis 'data'."""
+  try:
+    chips = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
+  except Exception as error:  # the plugin raises several kinds
+    raise UserError(f'No TPU compiler for {topology!r}: install the extra [plan] (libtpu). {error}') from error
+  return Mesh(np.array(chips), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def _place(tree: Any, mesh: Mesh, spec: P) -> Any:
+  place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+  return jax.tree.map(place, tree)
+
+
+def block_cost(program: str, mesh: Mesh) -> Cost:
+  """Forward and backward of one block: gradients of the parameters and of the tokens."""
+  apply, params, x = one_block(program, CLIPS_PER_CHIP * mesh.size)
+
+  def gradients(params, x, cotangent):
+    return jax.vjp(apply, params, x)[1](cotangent)
+
+  x = _place(x, mesh, P('data'))
+  return cost_of_compiled(jax.jit(gradients).lower(_place(params, mesh, P()), x, x).compile())
+
+
+def step_cost(program: str, depth: int, mesh: Mesh) -> Cost:
+  """A training step: cross-entropy, gradients, SGD with momentum, everything donated."""
+  batch = CLIPS_PER_CHIP * mesh.size
+  logits, params, clip = classifier(program, depth, batch)
+
+  def step(params, momentum, clip, label):
+    # Without gather and scatter, which have no estimate.
+    target = jax.nn.one_hot(label, CLASSES)
+    loss = lambda params: -(target * jax.nn.log_softmax(logits(params, clip))).sum() / batch
+    value, gradients = jax.value_and_grad(loss)(params)
+    momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, gradients)
+    return jax.tree.map(lambda p, m: p - 0.005 * m, params, momentum), momentum, value
+
+  params = _place(params, mesh, P())
+  label = jax.ShapeDtypeStruct((batch,), jnp.int32)
+  lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, params, *_place((clip, label), mesh, P('data')))
+  return cost_of_compiled(lowered.compile())
+
+
+def extrapolate(shallow: Cost, deep: Cost, depths: tuple[int, int]) -> Cost:
+  """The cost at depth 12, linear in depth."""
+  a, b = depths
+  return {name: shallow[name] + (deep[name] - shallow[name]) * (DEPTH - a) / (b - a) for name in shallow}
+
+
+def row(name: str, cost: Cost, reference: Cost | None) -> str:
+  """One line of the table; with a reference, its ratios to it follow each figure."""
+  cells = []
+  for key in ('TFLOP', 'GB', 'opt', 'cyc'):
+    ratio = f' ({cost[key] / reference[key]:.2f}x)' if reference and key != 'TFLOP' else ''
+    cells.append(f'{key} {cost[key]:7.3f}{ratio:8}')
+  use = ''.join(f'  {cost["TFLOP"] * 1e12 / (cost[key] * 1e-3) / PEAK:.1%} by {key}' for key in ('opt', 'cyc'))
+  return f'{name:<28}{"  ".join(cells)}  {cost["GiB"]:.2f} GiB{use}'
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  _OWN.mark_as_parsed()
+  if unknown := set(_PROGRAMS.value) - {'ours', 'vivit', 'naive'}:
+    raise UserError(f'--programs names {", ".join(sorted(unknown))}; there are ours, vivit and naive.')
+  depths = [int(depth) for depth in _DEPTHS.value]
+  mesh = open_mesh(_TOPOLOGY.value)
+  results: dict[str, Cost] = {}
+
+  def show(name: str, make: Callable[[], Cost], reference: Cost | None = None) -> Cost:
+    start = time.time()
+    results[name] = make()
+    print(row(name, results[name], reference), f'  [{time.time() - start:.0f} s]', flush=True)
+    return results[name]
+
+  print(f'{_TOPOLOGY.value}, {CLIPS_PER_CHIP} clips a chip, jax {jax.__version__}; ratios are to scenic as recorded:')
+  print(row('scenic, depth 12', SCENIC | {'GiB': 7.58}, None))
+  print('goals'.ljust(28) + ', '.join(f'{key} {SCENIC[key] * share:.1f} ({share}x)' for key, share in GOALS.items()))
+  for program in _PROGRAMS.value:
+    if _FAST.value:
+      show(f'{program}, one block', partial(block_cost, program, mesh), {k: v / DEPTH for k, v in SCENIC.items()})
+      continue
+    steps = {
+      depth: show(
+        f'{program}, depth {depth}', partial(step_cost, program, depth, mesh), SCENIC if depth == 12 else None
+      )
+      for depth in depths
+    }
+    if len(depths) > 1:
+      a, b = depths[-2:]
+      show(f'{program}, {DEPTH} from {a} and {b}', lambda s=steps, a=a, b=b: extrapolate(s[a], s[b], (a, b)), SCENIC)
+  if _JSON.value:
+    with open(_JSON.value, 'w', encoding='utf-8') as f:
+      json.dump({'topology': _TOPOLOGY.value, 'jax': jax.__version__, 'scenic': SCENIC, 'rows': results}, f, indent=2)
+
+
+if __name__ == '__main__':
+  flags.FLAGS.append_flag_values(_OWN)
+  try:
+    app.run(main)
+  except UserError as error:
+    print(f'\nError: {error}', file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,350 @@
+"""Does VTDL teach anything? Its ablation on the embedded motions, with few labels, from several seeds.
+
+    python -m benchmarks.vtdl --output=DIR [--seeds=0,1,2] [--doc=docs/vtdl.md] [--quick]
+
+Each seed pre-trains one encoder a row of the table, without labels but for the last two rows, and then judges each in
+the same way: fine-tuning on 5 % and 20 % of the labels, and frozen features (retrieval, linear probe). Every result is
+kept as a JSON file in DIR, so that a run that was stopped goes on where it was; delete a file to do it again. Data is
+rendered in memory: no TensorFlow, nothing is written but results. Nothing is chosen on the test split: `--split` is the
+one that is reported, and settings were tried with `--split=validation`.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags
+
+from configs import finetune_digits, semi_supervised_digits, vtdl_digits
+from cover_jax import evaluate, frozen, sharding
+from cover_jax import experiment as experiments
+from cover_jax import train as training
+from cover_jax.experiment import Experiment
+from cover_jax.state import TrainState, create, state_shardings
+from data_pipelines import arrays, subsets, views
+from data_pipelines.builders import digits_rendering as rendering
+from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.sources import Source
+
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the results.', required=True)
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds, each a whole column of runs.')
+_SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'validation'], 'What to report on.')
+_ROWS = flags.DEFINE_list('rows', [], 'Only these rows; all of them if empty.')
+_STEPS = flags.DEFINE_integer('steps', 400, 'Of pre-training.')
+_FINETUNING_STEPS = flags.DEFINE_integer('finetuning_steps', 200, 'Of fine-tuning.')
+_DOC = flags.DEFINE_string('doc', '', 'Markdown file to write the table to, with a picture beside it.')
+_QUICK = flags.DEFINE_bool('quick', False, 'A few steps of everything, to see that it runs.')
+_SET = flags.DEFINE_multi_string('set', [], 'key=JSON value of the VTDL objective, to try settings.')
+
+FRACTIONS = (0.05, 0.2)
+_ABLATION = ('baseline', 'augmented', 'temporal', 'vtdl')
+_PLAIN = {'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'rotation': 0.0}
+_SOURCE_KEYS = ('sampler', 'stride', 'crop_scale', 'crop_ratio', 'rotation', 'flip')
+
+
+def get_vtdl(*, augmented: bool, **objective) -> ml_collections.ConfigDict:
+  """The pre-training of a row."""
+  config = vtdl_digits.get_config()
+  stream = config.streams.unlabelled
+  stream.objective.update(objective)
+  stream.objective.update({k: json.loads(v) for k, v in (s.split('=', 1) for s in _SET.value)})
+  if not augmented:
+    stream.augment = {}
+    config.sources.motions_unlabelled.update(_PLAIN)
+  config.total_steps = _STEPS.value
+  return config
+
+
+def get_supervised(fraction: float) -> ml_collections.ConfigDict:
+  """Pre-training with labels, for as many steps, with the same augmentation."""
+  config = finetune_digits.get_config()
+  config.sources.motions.label_fraction = fraction
+  config.total_steps = _STEPS.value
+  return config
+
+
+def get_semi() -> ml_collections.ConfigDict:
+  config = semi_supervised_digits.get_config()
+  config.total_steps = _STEPS.value
+  return config
+
+
+# Row -> (what it is, its pre-training). The first four VTDL rows are those of the release's own table.
+ROWS: Mapping[str, tuple[str, Callable[[], ml_collections.ConfigDict] | None]] = {
+  'random': ('random initialisation', None),
+  'baseline': (
+    'contrast with other videos, no augmentation',
+    lambda: get_vtdl(augmented=False, temporal_discrimination=False, tca_alpha=0.0),
+  ),
+  'augmented': (
+    '+ basic augmentation',
+    lambda: get_vtdl(augmented=True, temporal_discrimination=False, tca_alpha=0.0),
+  ),
+  'temporal': ('+ temporal discrimination', lambda: get_vtdl(augmented=True, tca_alpha=0.0)),
+  'vtdl': ('+ temporal consistent augmentation (VTDL)', lambda: get_vtdl(augmented=True)),
+  'supervised_few': ('supervised pre-training on the same 5 % of the labels', lambda: get_supervised(0.05)),
+  'supervised_all': ('supervised pre-training on all labels (ceiling)', lambda: get_supervised(1.0)),
+}
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The size that two CPU cores can afford; the same for every row."""
+  config.model.update({'width': 64, 'depth': 2, 'mlp_dim': 128, 'scan_unroll': 2})
+  config.eval_batch_size = 320
+  for stream in config.streams.values():
+    stream.batch_size = 32
+  config.batch_size = 32 * len(config.streams)
+  if _QUICK.value:
+    config.model.update({'width': 16, 'num_heads': 2, 'mlp_dim': 32})
+    config.total_steps = 3
+    config.optimizer.warmup_steps = 1
+  return config
+
+
+def videos(split: str) -> tuple[list[np.ndarray], list[int]]:
+  """All motions of a split, rendered."""
+  count = rendering.num_examples('motions', split) if not _QUICK.value else 48
+  examples = [rendering.render('motions', split, i) for i in range(count)]
+  return [e.frames for e in examples], [e.label for e in examples]
+
+
+def make_source(name: str, config: ml_collections.ConfigDict, data: tuple[list[np.ndarray], list[int]]) -> Source:
+  settings = {k: config[k] for k in _SOURCE_KEYS}
+  if config.get('label_key', 'label') is None:
+    return arrays.array_source(name, data[0], **settings)
+  source = arrays.array_source(name, *data, rendering.class_names('motions'), **settings)
+  return subsets.few_labels(source, config.label_fraction)
+
+
+def build(config: ml_collections.ConfigDict, sources: Sequence[Source]) -> tuple[Experiment, Any]:
+  mesh = sharding.make_mesh(config.mesh)
+  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in sources]
+  return experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh)), mesh
+
+
+def train(config: ml_collections.ConfigDict, data: Any, encoder: Any = None) -> tuple[Experiment, Any, TrainState, Any]:
+  """Runs a config on rendered data, seeded with an encoder if there is one: (run, mesh, final state, losses)."""
+  sources = [make_source(name, c, data) for name, c in config.sources.items()]
+  experiment, mesh = build(config, sources)
+  optimizer, _ = training.make_optimizer(experiment)
+  _, placed = state_shardings(experiment, optimizer, mesh)
+  state = create(experiment, optimizer, mesh, placed)
+  if encoder is not None:
+    params = {**state.params, 'encoder': jax.tree.map(jax.device_put, encoder, placed.params['encoder'])}
+    state = state.replace(params=params)
+  streams = {
+    name: views.Stream(s.sources, s.num_frames, s.size, s.batch_size, views=experiment.objectives[name].views)
+    for name, s in experiment.streams.items()
+  }
+  step, losses = training.compile_step(experiment, optimizer, mesh), []
+  for batch in arrays.array_batches(sources, streams, config.seed, num_steps=config.total_steps):
+    state, report = step(state, sharding.to_global(batch, mesh))
+    losses.append(report['losses'])
+  losses = [{k: float(v) for k, v in row.items()} for row in jax.device_get(losses)]
+  if not all(np.isfinite(v) for row in losses for v in row.values()):
+    raise UserError('A loss was not finite: lower config.optimizer.learning_rate.')
+  return experiment, mesh, state, losses
+
+
+def test_set(experiment: Experiment, source: Source) -> Any:
+  plan, source_id = experiment.stream_of(source.name), experiment.source_id(source.name)
+  size = views.examples_per_step(source, experiment.config.eval_batch_size, jax.device_count())
+  stream = views.Stream(plan.sources, plan.num_frames, plan.size, size)
+  return views.make_test_set(source, stream, lambda: arrays.array_eval_batches(source, source_id, stream, size))
+
+
+def finetuned(seed: int, fraction: float, encoder: Any, data: Mapping[str, Any]) -> float:
+  """Top-1 after fine-tuning on a share of the labels; the last step, whatever it is."""
+  config = finetune_digits.get_config()
+  config.total_steps = _FINETUNING_STEPS.value
+  config = shrink(config)
+  config.seed, config.sources.motions.label_fraction = seed, fraction
+  experiment, mesh, state, _ = train(config, data['train'], encoder)
+  return top1(experiment, mesh, state, data)
+
+
+def top1(experiment: Experiment, mesh: Any, state: TrainState, data: Mapping[str, Any]) -> float:
+  settings = ml_collections.ConfigDict({**experiment.config.sources.motions.to_dict(), 'label_fraction': 1.0})
+  source = make_source('motions', settings, data['report'])
+  run = evaluate.make_evaluate(experiment, {'motions': test_set(experiment, source)}, mesh)
+  return run(state.params)['motions'].top1
+
+
+def frozen_features(encoder: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+  """Retrieval, k-NN and linear probe, one clip of segments a video (they cover it whole)."""
+  config = shrink(finetune_digits.get_config())
+  config.sources.motions.label_fraction = 1.0
+  pair = [make_source('motions', config.sources.motions, data[split]) for split in ('train', 'report')]
+  experiment, mesh = build(config, pair[:1])
+  sets = [test_set(experiment, source) for source in pair]
+  features = [frozen.encode(experiment, encoder, s.batches(), mesh, config.frozen.pool) for s in sets]
+  return frozen.judge(*features, len(rendering.MOTIONS), config.frozen.to_dict())
+
+
+def run_row(row: str, seed: int, data: Mapping[str, Any]) -> dict[str, Any]:
+  """One cell: pre-training, then everything that judges it."""
+  start = time.monotonic()
+  pretraining = ROWS[row][1]
+  if pretraining is None:
+    config = shrink(finetune_digits.get_config())
+    config.seed = seed
+    experiment, mesh = build(config, [make_source('motions', config.sources.motions, data['train'])])
+    optimizer, _ = training.make_optimizer(experiment)
+    _, placed = state_shardings(experiment, optimizer, mesh)
+    encoder, losses = jax.device_get(create(experiment, optimizer, mesh, placed).params['encoder']), []
+  else:
+    config = shrink(pretraining())
+    config.seed = seed
+    _, _, state, losses = train(config, data['train'])
+    encoder = jax.device_get(state.params['encoder'])
+  pretrained = time.monotonic()
+  judged = frozen_features(encoder, data)
+  fine = {f'{f:g}': finetuned(seed, f, encoder, data) for f in FRACTIONS}
+  return {
+    'row': row,
+    'seed': seed,
+    'finetuned': fine,
+    'retrieval': judged['retrieval'],
+    'labels': judged['labels'],
+    'losses': [sum(r.values()) for r in losses][:: max(len(losses) // 20, 1)],
+    'seconds': {'pretraining': pretrained - start, 'judging': time.monotonic() - pretrained},
+  }
+
+
+def run_semi(seed: int, data: Mapping[str, Any]) -> dict[str, Any]:
+  """Co-training of 5 % of the labels with VTDL on all videos, and the labelled stream alone for as many steps."""
+  start, out = time.monotonic(), {'row': 'semi', 'seed': seed}
+  for name, drop in (('semi', None), ('labelled_alone', 'unlabelled')):
+    config = shrink(get_semi())
+    config.seed = seed
+    if drop:
+      del config.streams[drop], config.sources.motions_unlabelled
+      config.batch_size = config.streams.labelled.batch_size
+    experiment, mesh, state, _ = train(config, data['train'])
+    out[name] = top1(experiment, mesh, state, data)
+  return {**out, 'seconds': {'pretraining': time.monotonic() - start, 'judging': 0.0}}
+
+
+def measures(cell: Mapping[str, Any]) -> dict[str, float]:
+  """The columns of the table."""
+  full = cell['labels'][-1]
+  return {
+    **{f'fine-tuned, {float(f):.0%}': v for f, v in cell['finetuned'].items()},
+    'R@1': cell['retrieval']['R@1'],
+    'R@5': cell['retrieval']['R@5'],
+    'probe, 100%': full['probe'],
+    'k-NN, 100%': full['knn'],
+  }
+
+
+def spread(values: Sequence[float]) -> str:
+  """'mean ± sample standard deviation' in percent."""
+  deviation = f' ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
+  return f'{100 * np.mean(values):.1f}{deviation}'
+
+
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+  """Markdown: a line a row of the ablation, mean and spread over the seeds; then the semi-supervised runs."""
+  rows = {row: [measures(c) for c in cells if c['row'] == row] for row in ROWS}
+  rows = {row: found for row, found in rows.items() if found}
+  columns = list(next(iter(rows.values()))[0])
+  lines = [f'| pre-training | {" | ".join(columns)} | seeds |', '| --- |' + ' --- |' * (len(columns) + 1)]
+  for row, found in rows.items():
+    lines.append(f'| {ROWS[row][0]} | {" | ".join(spread([f[c] for f in found]) for c in columns)} | {len(found)} |')
+  semi = [c for c in cells if c['row'] == 'semi']
+  if semi:
+    lines += [
+      '',
+      '| trained from nothing with 5 % of the labels | top-1 | seeds |',
+      '| --- | --- | --- |',
+      f'| labelled stream alone | {spread([c["labelled_alone"] for c in semi])} | {len(semi)} |',
+      f'| co-trained with VTDL on all videos | {spread([c["semi"] for c in semi])} | {len(semi)} |',
+    ]
+  return '\n'.join(lines)
+
+
+def picture(cells: Sequence[Mapping[str, Any]], path: str) -> None:
+  """Fine-tuned top-1 of every row: bars are means over the seeds, dots are seeds."""
+  from cover_jax import visualise  # noqa: F401  sets matplotlib's backend
+  import matplotlib.pyplot as plt  # isort: skip
+
+  rows = [row for row in ROWS if any(c['row'] == row for c in cells)]
+  figure, axes = plt.subplots(1, len(FRACTIONS), figsize=(11, 0.5 * len(rows) + 1.2), sharey=True, layout='constrained')
+  for ax, fraction in zip(axes, FRACTIONS, strict=True):
+    for i, row in enumerate(rows):
+      values = [100 * c['finetuned'][f'{fraction:g}'] for c in cells if c['row'] == row]
+      ax.barh(
+        i, np.mean(values), color='tab:blue' if row in ('baseline', 'augmented', 'temporal', 'vtdl') else 'tab:grey'
+      )
+      ax.plot(values, [i] * len(values), 'k.', markersize=5)
+    ax.axvline(100 / len(rendering.MOTIONS), color='tab:red', linewidth=1)
+    ax.set(title=f'fine-tuned on {fraction:.0%} of the labels', xlabel='top-1, % (red line: chance)')
+    ax.set_yticks(range(len(rows)), [ROWS[row][0] for row in rows], fontsize=8)
+  axes[0].invert_yaxis()
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def write_doc(path: str, text: str, cells: Sequence[Mapping[str, Any]]) -> None:
+  """Replaces what is between the two markers of a Markdown file; the words around the table are written by people."""
+  begin, end = '<!-- table: begin -->', '<!-- table: end -->'
+  image = os.path.splitext(path)[0] + '.png'
+  picture(cells, image)
+  before, after = '# VTDL\n\n', '\n'
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as f:
+      old = f.read()
+    if begin in old and end in old:
+      before, after = old.split(begin)[0], old.split(end)[1]
+  with open(path, 'w', encoding='utf-8') as f:
+    f.write(f'{before}{begin}\n{text}\n\n![top-1 by row]({os.path.basename(image)})\n{end}{after}')
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  if unknown := sorted(set(_ROWS.value) - {*ROWS, 'semi'}):
+    raise UserError(f'--rows has {unknown}: expected some of {", ".join((*ROWS, "semi"))}.')
+  os.makedirs(_OUTPUT.value, exist_ok=True)
+  # The same few programs are compiled for every seed.
+  jax.config.update('jax_compilation_cache_dir', os.path.join(_OUTPUT.value, 'compiled'))
+  data: dict[str, Any] = {}
+  cells = []
+  for seed in map(int, _SEEDS.value):
+    for row in _ROWS.value or (*ROWS, 'semi'):
+      path = os.path.join(_OUTPUT.value, f'{_SPLIT.value}_{row}_{seed}.json')
+      if not os.path.exists(path):
+        data = data or {'train': videos('train'), 'report': videos(_SPLIT.value)}
+        print(f'{row}, seed {seed} ...', flush=True)
+        cell = run_semi(seed, data) if row == 'semi' else run_row(row, seed, data)
+        cell['settings'] = {f.name: f.value for f in (_SPLIT, _STEPS, _FINETUNING_STEPS, _SET, _QUICK)}
+        with open(path + '.tmp', 'w', encoding='utf-8') as f:
+          json.dump(cell, f, indent=1)
+        os.replace(path + '.tmp', path)
+      with open(path, encoding='utf-8') as f:
+        cells.append(json.load(f))
+  settings = {json.dumps(c['settings']) for c in cells}
+  if len(settings) > 1:
+    raise UserError(
+      f'{_OUTPUT.value} holds results of different settings: {sorted(settings)}; use one folder for each.'
+    )
+  seconds = sum(sum(c['seconds'].values()) for c in cells)
+  ablation = [c for c in cells if c['row'] != 'semi']
+  text = table(cells) if ablation else json.dumps(cells, indent=1)
+  text += f'\n\nTop-1 and recall on the {_SPLIT.value} split, %; {seconds / 60:.0f} minutes in all.'
+  print(f'\n{text}')
+  if _DOC.value and ablation:
+    write_doc(_DOC.value, text, ablation)
+
+
+if __name__ == '__main__':
+  try:
+    app.run(main)
+  except UserError as error:
+    print(f'\nError: {error}', file=sys.stderr)
+    sys.exit(2)

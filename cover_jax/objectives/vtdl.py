@@ -1,0 +1,235 @@
+"""VTDL: video-based temporal-discriminative learning (Wang, Lin, Ma, Yuen 2020, arXiv 2008.02129), without labels.
+
+A clip is to be told from the clips of other videos, kept in a queue of keys, and from another interval of its own
+video. Anchor and positive show the same frames, augmented independently; one of them is mixed with a still frame of
+its own, which leaves its motion alone (Temporal Consistent Augmentation).
+
+    config.streams.video.objective = {'name': 'vtdl', 'queue_size': 4096}
+    config.streams.video.augment = {'color_jitter': {..., 'clamp': False}}
+
+Checked against the authors' released code, not their body text. Defaults marked * are that code's; the others are ours,
+and so are the masks of the queue: the release starts from random keys and takes a video's own keys for negatives.
+Crop, flip and rotation (of the source) and colours (of the stream) are drawn for each of the three clips anew; colours
+are changed without cutting them to the range of pixels (`clamp`), so that TCA's property holds.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cover_jax import contrastive
+from cover_jax.contrastive import Negatives
+from cover_jax.objectives import Encode, LossOutput, Objective
+from data_pipelines.contract import UserError
+
+TCA_ON = {'query': ('anchor',), 'key': ('positive',), 'both': ('anchor', 'positive')}
+
+
+def make(
+  *,
+  encode: Encode,
+  stream: str,
+  num_frames: int,
+  width: int,
+  stride: int = 4,
+  min_gap: int = 2,
+  queue_size: int = 4096,
+  temperature: float = 0.07,
+  momentum: float = 0.999,
+  dim: int = 128,
+  head_layers: int = 1,
+  head_hidden: int = 2048,
+  pool: str = 'cls',
+  temporal_discrimination: bool = True,
+  tca_alpha: float = 0.1,
+  tca_on: str = 'query',
+  released_code: bool = False,
+) -> Objective:
+  """InfoNCE over [positive | queue | another interval of the same video].
+
+  Args:
+    encode: the encoder.
+    stream: under which the projection head lies in params['objectives'].
+    num_frames: T.
+    width: D of the encoder's tokens.
+    stride: stored frames from one frame of a clip to the next, 4*.
+    min_gap: stored frames at least between the starts of anchor and negative, 2*.
+    queue_size: K, keys of earlier steps. The release has 3,569 for HMDB51, 5,000 for UCF101, 12,500 for Kinetics.
+    temperature: 0.07*.
+    momentum: of the averaged encoder that makes the keys, 0.999*.
+    dim: of the vectors that are compared, 128*.
+    head_layers: linear layers of the projection head, 1*, with ReLU and `head_hidden` units between them.
+    head_hidden: see there.
+    pool: 'cls' or 'mean' of the patch tokens; a CNN's average pooling has no exact counterpart.
+    temporal_discrimination: whether the video's other interval is a negative.
+    tca_alpha: TCA mixes in a share of at most this, 0.1*; 0 for none.
+    tca_on: 'query'*, 'key' or 'both'. The abstract says the positive, the release does it to the anchor.
+    released_code: the release's quirks, for comparison with it: the clips start as `released_views` draws them, TCA
+      draws one share for the whole batch, the queue starts with random vectors that count, and keys of the same video
+      count as negatives. Its colour jitter, of which only one change of four takes effect, is not copied.
+
+  Returns:
+    An objective with the views 'anchor', 'positive' and, if it discriminates in time, 'negative'; its state is
+    {'teacher', 'queue'}. It measures 'loss', 'top1' (the positive is nearest), 'positive' (its cosine), 'queue' (the
+    mean cosine of the keys) and 'negative' (the cosine of the other interval).
+  """
+  where = f'config.streams.{stream}.objective'
+  if tca_on not in TCA_ON:
+    raise UserError(f"{where}.tca_on is {tca_on!r}: expected 'query', 'key' or 'both'.")
+  if pool not in ('cls', 'mean'):
+    raise UserError(f"{where}.pool is {pool!r}: expected 'cls' or 'mean'.")
+  for name, value, low, high in (
+    ('stride', stride, 1, np.inf),
+    ('min_gap', min_gap, 1, np.inf),
+    ('queue_size', queue_size, 0, np.inf),
+    ('temperature', temperature, 1e-4, np.inf),
+    ('momentum', momentum, 0, 1),
+    ('tca_alpha', tca_alpha, 0, 1),
+  ):
+    if not low <= value <= high:
+      raise UserError(f'{where}.{name} is {value}: expected a number from {low:g} to {high:g}.')
+  if num_frames < 2:
+    raise UserError(f'config.streams.{stream}.num_frames is {num_frames}: VTDL needs clips of at least 2 frames.')
+  if not queue_size and not temporal_discrimination:
+    raise UserError(f'{where} has queue_size=0 and temporal_discrimination=False: there is nothing to tell apart.')
+  head = contrastive.ProjectionHead(dim, head_layers, head_hidden)
+  mixed = TCA_ON[tca_on] if tca_alpha else ()
+
+  def online(params):
+    return {'encoder': params['encoder'], 'head': params['objectives'][stream]['head']}
+
+  def embed(params, clip, rng):
+    return head.apply({'params': params['head']}, contrastive.pool(encode(params['encoder'], clip, rng=rng), pool))
+
+  def loss(params, state, batch, rng):
+    encode_rng, *keys = jax.random.split(rng, 1 + len(mixed))
+    clips = {name: batch[name].astype(jnp.float32) for name in names}
+    for key, name in zip(keys, mixed, strict=True):
+      clips[name] = temporal_consistent(key, clips[name], tca_alpha, one_share=released_code)
+    key_BxD = jax.lax.stop_gradient(embed(state['teacher'], clips['positive'], None))
+    # Both clips of a video next to each other, so that on many devices none has to move.
+    seen = ('anchor', 'negative') if temporal_discrimination else ('anchor',)
+    pair = jnp.stack([clips[name] for name in seen], axis=1)
+    vectors_BxVxD = embed(online(params), pair.reshape(-1, *pair.shape[2:]), encode_rng).reshape(*pair.shape[:2], dim)
+
+    queue = state['queue']
+    mask_BxK = True if released_code else contrastive.usable(queue, batch['source'], batch['video_id'])
+    groups = {'queue': Negatives(queue.key_KxD, mask_BxK)} if queue_size else {}
+    if temporal_discrimination:
+      groups['negative'] = Negatives(vectors_BxVxD[:, 1:])
+    result = contrastive.info_nce(vectors_BxVxD[:, 0], key_BxD, list(groups.values()), temperature=temperature)
+    queue = contrastive.push(queue, key_BxD, batch['source'], batch['video_id'])
+    measures = {'loss': result.loss, 'top1': result.top1, 'positive': result.positive}
+    measures |= dict(zip(groups, result.negatives, strict=True))
+    return LossOutput(jnp.mean(result.loss, where=batch['mask']), {**state, 'queue': queue}, measures)
+
+  def init_params(rng):
+    return {'head': head.init(rng, jnp.zeros((1, width)))['params']}
+
+  def init_state(params):
+    queue = contrastive.empty_queue(queue_size, dim)
+    if released_code:
+      side = (dim / 3) ** -0.5
+      queue = queue._replace(
+        key_KxD=jax.random.uniform(jax.random.key(0), (queue_size, dim), minval=-side, maxval=side)
+      )
+    return {'teacher': jax.tree.map(jnp.copy, online(params)), 'queue': queue}
+
+  def after_update(params, state):
+    return {**state, 'teacher': contrastive.ema_update(state['teacher'], online(params), momentum)}
+
+  sample = released_views if released_code else triplet
+  names = ('anchor', 'positive', 'negative') if temporal_discrimination else ('anchor', 'positive')
+
+  def views(video_frames, rng):
+    drawn = sample(video_frames, rng, length=num_frames, stride=stride, min_gap=min_gap)
+    return {name: drawn[name] for name in names}
+
+  return Objective(jax.named_call(loss, name='vtdl'), init_params, init_state, views, after_update)
+
+
+def temporal_consistent(
+  rng: jax.Array, clip_BxTxHxWx3: jax.Array, alpha: float, *, one_share: bool = False
+) -> jax.Array:
+  """Mixes one frame of the clip into all of its frames: x'_t = (1 - s) x_t + s x_k.
+
+  x_k does not depend on t, so differences in time of any order are those of the clip times 1 - s: what moves and how
+  stays, what stands still changes. Nothing is cut to the range of pixels, which would break this.
+
+  Args:
+    rng: a key.
+    clip_BxTxHxWx3: float.
+    alpha: the share s is uniform in [0, alpha].
+    one_share: draw one s for the whole batch instead of one a clip; k is drawn for each clip in any case.
+  """
+  frame_key, share_key = jax.random.split(rng)
+  batch, frames = clip_BxTxHxWx3.shape[:2]
+  k_B = jax.random.randint(frame_key, (batch,), 0, frames)
+  share = alpha * jax.random.uniform(share_key, (1 if one_share else batch, 1, 1, 1, 1))
+  still_Bx1xHxWx3 = jnp.take_along_axis(clip_BxTxHxWx3, k_B[:, None, None, None, None], axis=1)
+  return clip_BxTxHxWx3 + share * (still_Bx1xHxWx3 - clip_BxTxHxWx3)
+
+
+def triplet(
+  video_frames: int, rng: np.random.Generator | None, *, length: int, stride: int, min_gap: int
+) -> dict[str, np.ndarray]:
+  """Frame numbers of anchor, positive (the same) and negative (another interval of the video).
+
+  Where the video is long enough, both intervals lie within it, and each pair of starts that are at least `min_gap`
+  apart can come: the anchor's start is uniform over those that have a partner, the negative's over its partners. In a
+  shorter video the negative starts half the video later and both begin again at the video's end, as in the release;
+  the two then overlap.
+
+  Args:
+    video_frames: in the video, at least 2: one frame has no other interval.
+    rng: None for the deterministic choice, the first and the last possible start.
+    length, stride: of the clips.
+    min_gap: in frames.
+
+  Returns:
+    {'anchor', 'positive', 'negative'}: int64 [length], within [0, video_frames).
+
+  Raises:
+    UserError: if the video has one frame.
+  """
+  if video_frames < 2:
+    raise UserError('VTDL found a video of one frame, which has no other interval: leave images and stills out.')
+  last = max(video_frames - (length - 1) * stride - 1, 0)
+  start_S = np.arange(last + 1)
+  with_partner_S = start_S[(start_S >= min_gap) | (start_S <= last - min_gap)]
+  pick = lambda of: of[int(rng.random() * len(of))] if rng is not None else of[-1]
+  if len(with_partner_S):
+    anchor = pick(with_partner_S) if rng is not None else 0
+    negative = pick(start_S[np.abs(start_S - anchor) >= min_gap])
+  else:
+    anchor = pick(start_S) if rng is not None else 0
+    negative = anchor + video_frames // 2
+  steps = stride * np.arange(length, dtype=np.int64)
+  first, second = (anchor + steps) % video_frames, (negative + steps) % video_frames
+  return {'anchor': first, 'positive': first.copy(), 'negative': second}
+
+
+def released_views(
+  video_frames: int, rng: np.random.Generator | None, *, length: int, stride: int, min_gap: int
+) -> dict[str, np.ndarray]:
+  """Frame numbers as the released code draws them for UCF101 and HMDB51.
+
+  Starts leave room for clips of twice the length (32 frames where clips have 16), so that many videos have only one
+  start; a negative that starts less than `min_gap` from the anchor starts a third of the video later; a clip that comes
+  within `stride` of the video's end goes on at its first frame.
+  """
+  n = video_frames
+  room = max(n - 2 * length * stride, 0) + 1
+  draw = lambda: 1 + int(rng.random() * room) if rng is not None else 1
+  anchor, negative = draw(), draw()
+  if abs(negative - anchor) < min_gap:
+    negative = (negative + n // 3) % n or 1
+
+  def walk(start):  # frames count from 1 there
+    frames, p = [], start
+    for _ in range(length):
+      frames.append(p - 1)
+      p = p + stride if p + stride < n - stride + 1 else 1
+    return np.minimum(np.array(frames, np.int64), n - 1)
+
+  return {'anchor': walk(anchor), 'positive': walk(anchor), 'negative': walk(negative)}

@@ -1,0 +1,273 @@
+"""Plans a run on devices that this machine does not have: does it fit, what does it cost, how long would it take?
+
+    python -m cover_jax.plan --config=configs/cover_l16.py --topology=v5e:16x16,v5p:4x4x4 [--levers] [--output=FILE]
+
+Compiles the run's own train step with the real compiler of a TPU slice (libtpu: pip install "cover_jax[plan]"), reads
+memory and communication from the result, and bounds the time of a step by the chips' data sheets. No data is opened.
+docs/plan.md says how to read it.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from absl import app, flags
+
+from cover_jax import chips, command_line, experiment, plan_costs, plan_report, sharding
+from cover_jax.chips import Slice
+from cover_jax.experiment import Experiment
+from cover_jax.plan_costs import Memory, OutOfMemory
+from data_pipelines import sizes
+from data_pipelines.contract import SourceInfo, UserError
+
+_CONFIG = command_line.define_config()
+_OWN = flags.FlagValues()  # so that another module may have flags of these names
+_TOPOLOGY = flags.DEFINE_list(
+  'topology', ['v5e:4x4'], 'Slices: v5e:4x8, v5p:4x4x4, v4:..., v6e:..., cpu:8, local.', flag_values=_OWN
+)
+_LEVERS = flags.DEFINE_bool(
+  'levers', False, 'Compile what remat, fsdp and accumulation would change, too.', flag_values=_OWN
+)
+_SEARCH = flags.DEFINE_bool(
+  'search', True, 'Search the largest batch that fits: about four more compilations.', flag_values=_OWN
+)
+_COSTS = flags.DEFINE_bool(
+  'costs', True, 'Estimate time and bytes: two more small compilations a stream.', flag_values=_OWN
+)
+_SIZES = flags.DEFINE_string(
+  'sizes', '', 'Of sources that are not prepared here: SOURCE=EXAMPLES/CLASSES,...', flag_values=_OWN
+)
+_OUTPUT = flags.DEFINE_string('output', '', 'Writes all numbers to this JSON file, too.', flag_values=_OWN)
+
+LEVERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+  *((f'remat {policy}', {'model.remat': policy}) for policy in ('none', 'dots', 'attention', 'full')),
+  *((f'fsdp {n}', {'mesh.data': -1, 'mesh.fsdp': n}) for n in (1, 8)),
+  *((f'accumulation {n}', {'accumulation_steps': n}) for n in (1, 2, 4)),
+  ('float32', {'dtype': 'float32'}),
+)
+
+
+def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """A copy of a config with dotted keys changed."""
+  config = ml_collections.ConfigDict(copy.deepcopy(config.to_dict()), type_safe=False)
+  for key, value in changes.items():
+    *parents, last = key.split('.')
+    node = config
+    for parent in parents:
+      node = node[parent]
+    node[last] = value
+  return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+  """Builds and compiles variants of one config for one slice.
+
+  Attributes:
+    config: the run's.
+    infos: its sources.
+    slice: the devices.
+  """
+
+  config: ml_collections.ConfigDict
+  infos: Sequence[SourceInfo]
+  slice: Slice
+
+  def build(self, **changes: Any) -> tuple[Experiment, jax.sharding.Mesh]:
+    """The run with changed keys, its batch rounded to what the slice divides.
+
+    Raises:
+      UserError: if it cannot be.
+    """
+    config = changed(self.config, changes)
+    mesh = sharding.make_mesh(config.mesh, self.slice.devices)
+    # The config may be written for fewer devices: what a user would have to change, and is told (`batch_note`).
+    unit = sharding.batch_divisor(mesh) * config.accumulation_steps
+    config.batch_multiple = math.lcm(config.batch_multiple, unit)
+    return experiment.build(config, self.infos, batch_divisor=sharding.batch_divisor(mesh)), mesh
+
+  def memory(self, **changes: Any) -> Memory | OutOfMemory:
+    run, mesh = self.build(**changes)
+    return plan_costs.memory(plan_costs.compile_step(run, mesh), run, mesh)
+
+
+def largest_batch(planner: Planner, now: Memory | OutOfMemory, limit: float | None) -> dict[str, Any] | None:
+  """Searches the largest batch that fits: memory is nearly linear in it, so few compilations do.
+
+  Args:
+    planner: of the slice.
+    now: the memory of the config's own batch.
+    limit: bytes of a chip; None if unknown, then there is nothing to search.
+
+  Returns:
+    {'batch_sizes': of the largest batch seen to fit, 'exact': whether the next larger one was seen not to fit, 'tried':
+    what was compiled}; None without a limit.
+  """
+  if limit is None:
+    return None
+  run, mesh = planner.build()
+  unit = sharding.batch_divisor(mesh) * run.config.accumulation_steps
+  own = {name: s.batch_size for name, s in run.streams.items()}
+
+  def batch_sizes(n: int) -> dict[str, int]:
+    """About n units a step, each stream's share as in the config and at least one unit."""
+    return {name: unit * max(1, round(n * b / sum(own.values()))) for name, b in own.items()}
+
+  def look(n: int) -> Memory | OutOfMemory:
+    return planner.memory(**{f'streams.{name}.batch_size': b for name, b in batch_sizes(n).items()})
+
+  seen = {sum(own.values()) // unit: now}
+  for _ in range(6):
+    low = max((n for n, found in seen.items() if isinstance(found, Memory)), default=len(own) - 1)
+    high = min((n for n, found in seen.items() if isinstance(found, OutOfMemory)), default=None)
+    if high is not None and high - low <= max(1, low // 32):
+      break
+    guess = _on_the_line(seen, limit)
+    if guess is None or not low < guess or (high is not None and guess >= high):
+      guess = 2 * max(low, 1) if high is None else (low + high) // 2
+    seen[guess] = look(guess)
+  fits = [n for n, found in seen.items() if isinstance(found, Memory)]
+  best = max(fits, default=None)
+  return {
+    'batch_sizes': batch_sizes(best) if best else None,
+    'exact': best is not None and isinstance(seen.get(best + 1), OutOfMemory),
+    'tried': [
+      {'batch_sizes': batch_sizes(n), 'fits': isinstance(found, Memory), 'bytes': _bytes(found)}
+      for n, found in sorted(seen.items())
+    ],
+  }
+
+
+def _bytes(found: Memory | OutOfMemory) -> float:
+  return found.total if isinstance(found, Memory) else found.needed
+
+
+def _on_the_line(seen: Mapping[int, Memory | OutOfMemory], limit: float) -> int | None:
+  """Where the line through the two points nearest to the limit meets it."""
+  nearest = sorted(seen, key=lambda n: abs(_bytes(seen[n]) - limit))[:2]
+  if len(nearest) < 2:
+    return None
+  a, b = nearest
+  slope = (_bytes(seen[b]) - _bytes(seen[a])) / (b - a)
+  return a + math.floor((limit - _bytes(seen[a])) / slope) if slope > 0 else None
+
+
+def levers(planner: Planner) -> list[dict[str, Any]]:
+  """What each lever alone does to memory, products and communication; the config itself comes first."""
+  rows, known = [], set()
+  for name, changes in (('as configured', {}), *LEVERS):
+    row = {'lever': name, 'changes': dict(changes)}
+    try:
+      run, mesh = planner.build(**changes)
+    except UserError as error:
+      rows.append(row | {'refused': str(error)})
+      continue
+    program = repr(run.model), tuple(mesh.shape.items()), run.config.accumulation_steps
+    if program not in known:  # else the lever is what the config has
+      known.add(program)
+      rows.append(row | _lever(run, mesh))
+  return rows
+
+
+def _lever(run: Experiment, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  compiled = plan_costs.compile_step(run, mesh)
+  row = {
+    'memory': plan_costs.memory(compiled, run, mesh),
+    'product_flops': plan_costs.step_products(run) / mesh.size,
+  }
+  if not isinstance(compiled, OutOfMemory):
+    row['sent_bytes'] = sum(c.sent_bytes for c in plan_costs.communication(compiled, mesh))
+  return row
+
+
+def plan(planner: Planner, *, with_costs: bool, with_search: bool, with_levers: bool) -> dict[str, Any]:
+  """Everything about one slice, as plain data; see docs/plan.md for the keys."""
+  run, mesh = planner.build()
+  chip = planner.slice.chip
+  compiled = plan_costs.compile_step(run, mesh)
+  memory = plan_costs.memory(compiled, run, mesh)
+  result = {
+    'topology': planner.slice.name,
+    'chip': dataclasses.asdict(chip),
+    'mesh': dict(mesh.shape),
+    'batch_multiple': run.config.batch_multiple,
+    'configured_batch_multiple': planner.config.batch_multiple,
+    'accumulation_steps': run.config.accumulation_steps,
+    'streams': {name: dataclasses.asdict(s) for name, s in run.streams.items()},
+    'total_steps': run.total_steps,
+    'fits': isinstance(memory, Memory) and (chip.hbm_bytes is None or memory.total <= chip.hbm_bytes),
+    'memory': memory,
+  }
+  if isinstance(memory, Memory):
+    result['collectives'] = plan_costs.communication(compiled, mesh)
+  if with_costs:
+    costs = plan_costs.step_costs(planner.build)
+    result['costs'] = costs
+    if 'collectives' in result:
+      result['time'] = plan_costs.step_time(costs, result['collectives'], chip, run, mesh)
+  if with_search:
+    result['largest_batch'] = largest_batch(planner, memory, chip.hbm_bytes)
+  if with_levers:
+    result['levers'] = levers(planner)
+  return result
+
+
+def run(argv: list[str]) -> None:
+  """Does what the flags ask for."""
+  _OWN.mark_as_parsed()
+  if len(argv) > 1:
+    raise UserError(f'Unexpected argument {argv[1]!r}: give settings as --config.key=value.')
+  if _CONFIG.value is None:
+    raise UserError('--config is needed: see `python -m cover_jax.plan --help`.')
+  config = command_line.read(_CONFIG)
+  chips.prepare(_TOPOLOGY.value)
+  given = sizes.parse(_SIZES.value, config.sources)
+  known = {name: sizes.size_of(name, source, given) for name, source in config.sources.items()}
+  infos = [sizes.info(name, size) for name, size in known.items()]
+  slices = [chips.open_slice(name) for name in _TOPOLOGY.value]
+  print(plan_report.sources(known))
+  results = []
+  for one in slices:
+    options = {'with_costs': _COSTS.value, 'with_search': _SEARCH.value, 'with_levers': _LEVERS.value}
+    results.append(plan(Planner(config, infos, one), **options))
+    print(plan_report.slice_report(results[-1]), flush=True)
+  if len(results) > 1:
+    print(plan_report.comparison(results))
+  if _OUTPUT.value:
+    versions = {name: sys.modules[name].__version__ for name in ('jax', 'jaxlib')}
+    text = json.dumps({'versions': versions, 'sources': known, 'slices': results}, indent=2, default=_plain)
+    _write(_OUTPUT.value, text + '\n')
+
+
+def _plain(x: Any) -> Any:
+  return dataclasses.asdict(x) | ({'total': x.total} if isinstance(x, Memory) else {})
+
+
+def _write(path: str, text: str) -> None:
+  try:
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, 'w', encoding='utf-8') as f:
+      f.write(text)
+  except OSError as error:
+    raise UserError(f'--output={path} cannot be written ({error.strerror}): choose another place.') from error
+
+
+def main() -> None:
+  """The command line."""
+  flags.FLAGS.append_flag_values(_OWN)
+  try:
+    app.run(run, flags_parser=command_line.parse)
+  except UserError as error:
+    print(f'\nError: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  main()

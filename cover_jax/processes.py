@@ -1,0 +1,158 @@
+"""A run of several processes: how they find each other, stop together and notice that one of them died.
+
+Each host runs the same command. Process 0 is the coordinator and the only one that writes logs, metrics and reports.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import itertools
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from data_pipelines.contract import UserError
+
+# Set by `srun` and `mpirun` in the processes that they start, and not by `salloc`.
+_LAUNCHERS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+_FLAGS = '--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1'
+# What collectives and the coordination service say when the other end is gone.
+_LOST = re.compile(r'gloo|nccl|coordination.?service|heartbeat|barrier|DEADLINE_EXCEEDED', re.IGNORECASE)
+
+
+def start(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  heartbeat_seconds: int = 100,
+) -> None:
+  """Joins the other processes of the run, if there are any. Call it before anything that touches a device.
+
+  What is not given comes from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or what
+  a Cloud TPU VM, SLURM or Open MPI says. Where none of them says anything the run is one process.
+
+  Args:
+    coordinator: 'host:port' of process 0.
+    num_processes: of the run.
+    process_id: of this process.
+    heartbeat_seconds: a process that is silent for so long counts as dead, and the others stop.
+
+  Raises:
+    UserError: if only some of the three are given, or the others cannot be reached.
+  """
+  environ = os.environ
+  coordinator = coordinator or environ.get('JAX_COORDINATOR_ADDRESS') or None
+  num_processes = _number(num_processes, 'JAX_NUM_PROCESSES')
+  process_id = _number(process_id, 'JAX_PROCESS_ID')
+  given = [coordinator, num_processes, process_id]
+  if given == [None] * 3:
+    if not _launched_as_one_of_many(environ):
+      return
+  elif None in given:
+    raise UserError(f'Only some of the flags for several processes are given: give all of {_FLAGS}, or none.')
+  elif not 0 <= process_id < num_processes or ':' not in coordinator:
+    raise UserError(
+      f'--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id} is not a process of a '
+      f'run: give {_FLAGS}.'
+    )
+  elif num_processes == 1:
+    return
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      heartbeat_timeout_seconds=heartbeat_seconds,
+    )
+  except (RuntimeError, ValueError) as error:
+    raise UserError(
+      f'The processes of the run did not find each other ({str(error).splitlines()[0]}): give {_FLAGS}.'
+    ) from error
+  # Connects the devices while all are here: later a process that compiles longer than another might be given up.
+  multihost_utils.sync_global_devices('start')
+  if jax.process_index() != 0:
+    logging.set_verbosity(logging.WARNING)
+  logging.info('Process %d of %d, %d devices each', jax.process_index(), jax.process_count(), jax.local_device_count())
+
+
+def _number(value: int | None, name: str) -> int | None:
+  text = os.environ.get(name)
+  if value is not None or not text:
+    return value
+  if not text.isdigit():
+    raise UserError(f'The environment variable {name} is {text!r}: expected a number.')
+  return int(text)
+
+
+def _launched_as_one_of_many(environ: Mapping[str, str]) -> bool:
+  """Whether this process was started as one of several by something that JAX knows how to ask."""
+  if any(int(environ.get(name) or 1) > 1 for name in _LAUNCHERS):
+    return True
+  return _on_tpu_vm() and environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu')
+
+
+def _on_tpu_vm() -> bool:
+  """Whether there are TPU chips here. The metadata server then tells JAX the hosts of the slice, one or many."""
+  chips = glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*')
+  return bool(chips) and importlib.util.find_spec('libtpu') is not None
+
+
+def watch_preemption() -> Callable[[], bool]:
+  """Makes `stop() -> bool`: whether the run was asked to stop, by SIGTERM to any of its processes.
+
+  All processes must call it equally often; it turns true at the same call in each, at most a few calls after the
+  signal. No call waits for a device or another process: JAX's preemption service agrees on the call in the background.
+  """
+  if jax.process_count() == 1:
+    event = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGTERM, lambda *_: event.set())
+    return event.is_set
+  calls, reached = itertools.count(1), False
+
+  def stop() -> bool:
+    nonlocal reached
+    # It is true at one call only; and JAX has its own handler of SIGTERM, which ours would replace.
+    reached = multihost_utils.reached_preemption_sync_point(next(calls)) or reached
+    return reached
+
+  return stop
+
+
+def lost_peer(error: BaseException) -> bool:
+  """Whether an error says that another process of the run is gone."""
+  return jax.distributed.is_initialized() and bool(_LOST.search(f'{type(error).__name__}: {error}'))
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process. One of several waits five seconds for the others to end as well, and not for ever."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if not jax.distributed.is_initialized():
+    sys.exit(code)
+  farewell = threading.Thread(target=_shutdown, daemon=True)
+  farewell.start()
+  farewell.join(5)
+  os._exit(code)  # Python's own exit would wait for processes that wait for this one
+
+
+def _shutdown() -> None:
+  with contextlib.suppress(Exception):
+    jax.distributed.shutdown()
+
+
+def gather(tree: Any) -> Any:
+  """Arrays of all processes as numpy arrays, in every process. Every process must call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)

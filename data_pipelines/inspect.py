@@ -1,0 +1,171 @@
+"""What is in a prepared dataset, as text and as a picture: look at it before you train on it.
+
+    python -m data_pipelines.inspect kinetics/400 --data_dir=DIR --out=sheet.png
+
+prints each split with its examples found and expected and its classes, and draws a contact sheet: a row an example,
+frames from its beginning to its end, with its id and class.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from data_pipelines import sources
+from data_pipelines.contract import UserError
+from data_pipelines.sources import Source
+
+_CAPTION = 18  # pixels
+_RARE = 5  # classes shown of the largest and the smallest
+
+
+def open_splits(dataset: str, data_dir: str | None = None, **keys: str) -> dict[str, Source]:
+  """All splits of a prepared dataset; `keys` are 'frames_key' and 'label_key', where `open_source` needs them.
+
+  Raises:
+    UserError: it is not prepared, or its frames cannot be read one by one.
+  """
+  import tensorflow_datasets as tfds
+
+  config = {'dataset': dataset, 'data_dir': data_dir, **keys}
+  first = sources.open_source(dataset, config | {'split': 'all'}, 'split')  # one clear error, if any
+  splits = tfds.builder(dataset, data_dir=data_dir).info.splits
+  found = {s: sources.open_source(s, config | {'split': s}, 'split') for s in splits if splits[s].num_examples}
+  assert sum(s.num_examples for s in found.values()) == first.num_examples
+  return found
+
+
+def describe(source: Source, all_classes: bool = False) -> list[str]:
+  """Lines of text: how many examples of how many expected, their frames, their classes."""
+  expected = '' if source.expected is None else f' of {source.expected:,} expected'
+  lines = [f'{source.name}: {source.num_examples:,} examples{expected}']
+  frames, width, height = (_span(n) for n in (source.num_frames, source.width, source.height))
+  rate = '' if source.fps is None else f', {_span(source.fps)} frames a second'
+  lines.append(f'  {frames} frames of {width} x {height} pixels{rate}')
+  if source.video_names is not None:
+    lines.append(f'  {len(np.unique(source.video_names)):,} original videos')
+  unlabelled = int(np.sum(source.label < 0))
+  if unlabelled:
+    lines.append(f'  {unlabelled:,} without a label')
+  if source.class_names:
+    lines += [f'  {line}' for line in _classes(source, all_classes)]
+  return lines
+
+
+def _span(values: np.ndarray) -> str:
+  low, high = (f'{v:,.5g}' if isinstance(v, float) else f'{v:,}' for v in (values.min().item(), values.max().item()))
+  return low if low == high else f'{low} to {high}'
+
+
+def _classes(source: Source, every: bool) -> list[str]:
+  count = np.bincount(source.label[source.label >= 0], minlength=len(source.class_names))
+  order = np.argsort(-count, kind='stable')
+  lines = [
+    f'{np.sum(count > 0)} of {len(count)} classes have examples, {_span(count)} each, median {np.median(count):g}'
+  ]
+  shown = order if every or len(order) <= 2 * _RARE else np.concatenate([order[:_RARE], order[-_RARE:]])
+  return lines + [f'{count[i]:7,}  {source.class_names[i]}' for i in shown]
+
+
+def contact_sheet(splits: Sequence[Source], path: str, rows: int = 6, columns: int = 6, height: int = 120) -> None:
+  """Draws a random choice of examples of each split, one in each row.
+
+  Args:
+    splits: the sources.
+    path: PNG to write.
+    rows: examples of each split, at most.
+    columns: frames of an example, from its first to its last; an image has one.
+    height: of a frame in pixels; its shape is kept.
+
+  Raises:
+    UserError: the data changed under the source, or a frame cannot be decoded.
+  """
+  strips = []
+  for source in splits:
+    # By chance, but always the same: evenly spaced examples would all be of one class where classes alternate.
+    chosen = np.random.default_rng(0).permutation(source.num_examples)[:rows]
+    for example in np.sort(chosen):
+      strips.append(_strip(source, int(example), columns, height))
+  sheet = Image.new('RGB', (max(s.width for s in strips), sum(s.height for s in strips)), 'white')
+  top = 0
+  for strip in strips:
+    sheet.paste(strip, (0, top))
+    top += strip.height
+  sheet.save(path)
+
+
+def _strip(source: Source, example: int, columns: int, height: int) -> Image.Image:
+  count = int(source.num_frames[example])
+  numbers = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
+  frames = []
+  for number, encoded in zip(numbers, sources.read(source, example, numbers), strict=True):
+    try:
+      frame = Image.open(io.BytesIO(encoded)).convert('RGB')
+    except (OSError, ValueError, Image.DecompressionBombError) as e:
+      raise UserError(
+        f'Frame {number} of example {example} of {source.name!r} cannot be decoded ({e}): build the dataset again.'
+      ) from None
+    frames.append(frame.resize((max(1, round(frame.width * height / frame.height)), height)))
+  font = ImageFont.load_default(12)
+  caption = _caption(source, example, count)
+  # A caption of characters that the font lacks is still drawn, with boxes in their place.
+  width = max(sum(f.width + 2 for f in frames), int(font.getlength(caption)) + 8)
+  strip = Image.new('RGB', (width, height + _CAPTION + 4), 'white')
+  ImageDraw.Draw(strip).text((4, 2), caption, font=font, fill='black')
+  left = 0
+  for frame in frames:
+    strip.paste(frame, (left, _CAPTION))
+    left += frame.width + 2
+  return strip
+
+
+def _caption(source: Source, example: int, count: int) -> str:
+  label = int(source.label[example])
+  name = str(example) if source.ids is None else source.ids[example].decode('utf-8', 'replace')
+  told = [
+    source.name,
+    name,
+    source.class_names[label] if label >= 0 else 'no label',
+    f'{source.width[example]} x {source.height[example]}',
+  ]
+  if source.modality == 'video':
+    told.append(f'{count} frames' + ('' if source.fps is None else f' at {source.fps[example]:g}/s'))
+  return ' | '.join(told)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line."""
+  parser = argparse.ArgumentParser(prog='python -m data_pipelines.inspect', description=__doc__.split('\n')[0])
+  parser.add_argument('dataset', help='as TFDS names it: name/config:version')
+  parser.add_argument('--data_dir', help='where it was prepared; TFDS has a default')
+  parser.add_argument('--frames_key', help='feature with the frames, where there are several')
+  parser.add_argument('--label_key', help='feature with the label, where there are several')
+  parser.add_argument('--out', help='PNG of the contact sheet')
+  parser.add_argument('--rows', type=int, default=6, help='examples of each split on the sheet')
+  parser.add_argument('--columns', type=int, default=6, help='frames of an example on the sheet')
+  parser.add_argument('--classes', action='store_true', help='all classes, not only the largest and smallest')
+  options = parser.parse_args(argv)
+  try:
+    if min(options.rows, options.columns) < 1:
+      raise UserError(f'--rows={options.rows} --columns={options.columns}; expected at least 1 of each.')
+    keys = {k: v for k in ('frames_key', 'label_key') if (v := getattr(options, k)) is not None}
+    splits = open_splits(options.dataset, options.data_dir, **keys)
+    for source in splits.values():
+      print('\n'.join(describe(source, options.classes)))
+    if options.out:
+      try:
+        contact_sheet(list(splits.values()), options.out, options.rows, options.columns)
+      except (OSError, ValueError) as e:  # Pillow: no such directory, no such format
+        raise UserError(f'--out={options.out} cannot be written ({e}); expected the path of a .png file.') from None
+      print(f'Contact sheet: {options.out}')
+  except UserError as error:
+    print(f'Error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,50 @@
+"""One process of several: the command line, with the tiny run of arrays in memory as its job.
+
+    python -m tests.process_worker --workdir=DIR [--coordinator=... --num_processes=N --process_id=I]
+
+The environment variable TINY_RUN holds JSON: {'changes': of the tiny config, 'step_seconds': a delay of each batch}.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+from cover_jax import evaluate as evaluation
+from cover_jax import jobs, main, processes
+from cover_jax import train as training
+from tests import tiny
+
+
+def train(_, workdir):
+  """What `jobs.train` does, on arrays in memory; leaves the confusion matrices that each process got."""
+  os.makedirs(workdir, exist_ok=True)
+  options = json.loads(os.environ['TINY_RUN'])
+  experiment, mesh, batches, tests = tiny.build(tiny.config(**options['changes']))
+  stop = processes.watch_preemption()
+  watched = {n: dataclasses.replace(t, batches=training.stoppable(t.batches, stop)) for n, t in tests.items()}
+  evaluate = evaluation.make_evaluate(experiment, watched, mesh)
+  results = {}
+
+  def evaluate_now(state):
+    results.update(evaluate(state.params))
+    return evaluation.scalars(results)
+
+  def delayed(start):
+    for batch in batches(start):
+      time.sleep(options.get('step_seconds', 0))
+      yield batch
+
+  state = training.train(experiment, delayed, workdir, mesh, evaluate_now, stop)
+  processes.gather(state.params)
+  matrices = {name: r.confusion_KxK for name, r in results.items()}
+  np.savez(os.path.join(workdir, f'confusion-{processes.jax.process_index()}.npz'), **matrices)
+
+
+if __name__ == '__main__':
+  jobs.train = train
+  sys.argv.append('--config=configs/digits_cover.py:debug')
+  main.main()

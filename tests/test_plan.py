@@ -1,0 +1,394 @@
+"""Plans: what is counted is right, what does not fit is a result, and the whole tool runs on fake devices."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cover_jax import chips, hlo_costs, plan, plan_costs, plan_report, sharding
+from cover_jax.models.timesformer import TimeSformer
+from cover_jax.plan_costs import Memory, OutOfMemory
+from data_pipelines import sizes
+from data_pipelines.contract import SourceInfo, UserError
+from tests import tiny
+
+GiB = 2**30
+
+
+def planner(count=8, **changes):
+  """A planner of the tiny run on fake CPU devices."""
+  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()]
+  return plan.Planner(tiny.config(**changes), infos, chips.Slice(f'cpu:{count}', chips.CPU, jax.devices()[:count]))
+
+
+# Counting products.
+
+
+def test_products_of_loops_convolutions_and_recomputation():
+  x, w = jnp.ones((4, 8)), jnp.ones((3, 8, 8))
+  one = 2 * 4 * 8 * 8
+
+  def loop(x, w):
+    return jax.lax.scan(lambda c, w: (c @ w, None), x, w)[0].sum()
+
+  assert hlo_costs.product_flops(loop, x, w) == 3 * one
+  # Forwards one product, backwards two; the gradient of the first block's input is not wanted.
+  assert hlo_costs.product_flops(jax.grad(loop, argnums=(0, 1)), x, w) == 3 * 3 * one
+
+  def twice(x, w):
+    return jax.checkpoint(lambda x: jnp.sin(x @ w[0]) @ w[1])(x).sum()
+
+  without, recomputed = (
+    hlo_costs.product_flops(jax.value_and_grad(f), x, w) for f in (lambda x, w: (jnp.sin(x @ w[0]) @ w[1]).sum(), twice)
+  )
+  assert recomputed == without + one  # the first product again; nothing needs the second one
+
+  image, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((4, 4, 3, 5))
+  convolve = lambda image, kernel: jax.lax.conv_general_dilated(
+    image, kernel, (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  patches = 2 * (2 * 2 * 2) * (4 * 4 * 3) * 5
+  assert hlo_costs.product_flops(convolve, image, kernel) == patches
+  both = jax.grad(lambda image, kernel: convolve(image, kernel).sum() ** 2, argnums=(0, 1))
+  assert hlo_costs.product_flops(both, image, kernel) == pytest.approx(3 * patches, rel=0.01)
+  assert hlo_costs.product_flops(lambda x, w: ((x @ w[0]), x)[1], x, w) == 0  # nothing uses it
+
+
+@pytest.mark.parametrize(
+  ('fields', 'frames', 'gmac'),
+  [
+    # TimeSformer-B, HR and L as published: 196, 1703 and 2380; and CoVeR's 17.62 T in 3 views.
+    ({}, 8, 195.8),
+    ({}, 16, None),
+    ({'image_size': 448}, 16, 1702.7),
+    ({'num_frames': 96}, 96, 2379.9),
+    ({'width': 1024, 'depth': 24, 'num_heads': 16, 'mlp_dim': 4096, 'image_size': 448}, 16, 5872.7),
+  ],
+)
+def test_products_of_the_published_models(fields, frames, gmac):
+  model = TimeSformer(**fields)
+  size = (model.image_size, model.image_size)
+  counted = plan_costs.forward_products(model, frames, size)
+  if gmac is not None:
+    assert counted / 1e9 == pytest.approx(gmac, rel=1e-3)
+  clip = jax.ShapeDtypeStruct((1, frames, *size, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), clip)
+  # The model may do somewhat more than the paper's products, never less.
+  assert 0.999 * counted < hlo_costs.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
+
+
+@pytest.mark.parametrize('fields', [{'attention': 'joint'}, {'attention': 'space'}, {'image_temporal': 'skip'}, {}])
+@pytest.mark.parametrize('frames', [1, 4])
+def test_products_of_the_variants(fields, frames):
+  model = TimeSformer(depth=2, **fields)
+  clip = jax.ShapeDtypeStruct((1, frames, 224, 224, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), clip)
+  counted = plan_costs.forward_products(model, frames, (224, 224))
+  assert 0.999 * counted < hlo_costs.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
+
+
+# Counting communication.
+
+HLO = """
+HloModule step
+
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %c = s32[]{:T(128)} constant(6)
+  %p = (s32[], f32[8]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %c), direction=LT
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %ag = bf16[16,4]{1,0:T(8,128)(2,1)S(1)} all-gather(%x), replica_groups=mesh['a'=4,'b'=2] {'b'}, dimensions={0}
+  %start = (f32[4], f32[8]) all-gather-start(%y), replica_groups=[4,2]<=[8], dimensions={0}
+  %done = f32[8] all-gather-done(%start)
+  ROOT %t = (s32[], f32[8]) tuple(%i, %done)
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %while = (s32[], f32[8]) while(%init), condition=%cond, body=%body, metadata={op_name="jit(f)/while"}
+  %ar = (f32[100], bf16[10,10]) all-reduce(%g, %h), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %rs = f32[25]{0} reduce-scatter(%g), replica_groups=[2,4]<=[8], dimensions={0}
+  %alone = f32[7] all-reduce(%g), replica_groups=[8,1]<=[8], to_apply=%add
+  ROOT %r = f32[8] get-tuple-element(%while), index=1
+}
+"""
+
+
+def test_collectives_by_hand():
+  gather, reduce, scatter = hlo_costs.collectives(HLO, 8)
+  assert (gather.kind, gather.count) == ('all-gather', 12)
+  assert gather.result_bytes == 6 * (16 * 4 * 2) + 6 * (8 * 4)
+  assert gather.sent_bytes == gather.result_bytes / 2  # two take part
+  assert (reduce.kind, reduce.count, reduce.result_bytes) == ('all-reduce', 1, 600)
+  assert reduce.sent_bytes == 600 * 2 * 3 / 4
+  assert (scatter.kind, scatter.result_bytes, scatter.sent_bytes) == ('reduce-scatter', 100, 300)
+
+
+def test_a_loop_of_unknown_length_is_not_guessed():
+  with pytest.raises(ValueError, match='not known'):
+    hlo_costs.collectives(HLO.replace('direction=LT', 'direction=NE'), 8)
+  known = HLO.replace('body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
+  assert hlo_costs.collectives(known.replace('direction=LT', 'direction=NE'), 8)[0].count == 6
+
+
+def test_data_parallel_step_reduces_its_gradients_and_nothing_large_else():
+  run, mesh = planner().build()
+  compiled = plan_costs.compile_step(run, mesh)
+  params = plan_costs.memory(compiled, run, mesh).parameters
+  by_kind = {c.kind: c for c in plan_costs.communication(compiled, mesh)}
+  # The gradients of both streams, which the CPU's compiler reduces one by one before it adds them.
+  assert 0.9 * params < by_kind['all-reduce'].result_bytes < 2.1 * params
+  assert by_kind['all-reduce'].sent_bytes == pytest.approx(2 * 7 / 8 * by_kind['all-reduce'].result_bytes)
+  assert sum(c.result_bytes for c in by_kind.values()) < 2.2 * params
+
+
+# Memory.
+
+
+def test_memory_by_kind():
+  one, eight = planner(mesh__fsdp=1), planner(mesh__data=1, mesh__fsdp=8)
+  found = {}
+  for name, p in {'whole': one, 'split': eight}.items():
+    run, mesh = p.build()
+    found[name] = plan_costs.memory(plan_costs.compile_step(run, mesh), run, mesh)
+  whole, split = found['whole'], found['split']
+  arrays = plan_costs._abstract(*one.build())[0]
+  params = sum(4 * x.size for x in jax.tree.leaves(arrays.params))
+  assert whole.parameters == whole.ema == params
+  assert 2 * params <= whole.optimizer < 2 * params + 100  # Adam's two moments and counters
+  assert whole.batch == 8 / 8 * (4 + 1) * 16 * 16 * 3 + 2 * (4 + 4 + 1 + 4 + 4)
+  assert split.batch == whole.batch and split.parameters < 0.3 * whole.parameters
+  assert whole.temporaries > 0 and whole.total > 4 * params
+
+
+class _Refused:
+  def __init__(self, text):
+    self.text = text
+
+  def compile(self):
+    raise jax.errors.JaxRuntimeError(self.text)
+
+
+@pytest.mark.parametrize(
+  ('text', 'needed', 'available'),
+  [
+    ('RESOURCE_EXHAUSTED: ... memory space hbm. Used 19.30G of 15.75G hbm. Exceeded by 3.55G.', 19.30, 15.75),
+    ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (2.50T) exceeds '
+     'available HBM (95.74G).', 2560, 95.74),
+  ],
+)  # fmt: skip
+def test_out_of_memory_is_a_result(text, needed, available):
+  found = plan_costs._compile(_Refused(text))
+  assert (found.needed / GiB, found.available / GiB) == pytest.approx((needed, available))
+  found = dataclasses.replace(found, kinds={'parameters': GiB})
+  result = {'memory': found, 'chip': {'hbm_bytes': found.available}}
+  assert f'needs {needed:.2f} of {available:.2f} GiB' in plan_report.verdict(result)
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    plan_costs._compile(_Refused('INTERNAL: something else'))
+
+
+# The search.
+
+
+class _Linear:
+  """A planner whose memory is linear in the batch; counts compilations."""
+
+  def __init__(self, fixed, slope, limit, **changes):
+    self.fixed, self.slope, self.limit, self.compiled = fixed, slope, limit, 0
+    self.real = planner(**changes)
+
+  def build(self):
+    return self.real.build()
+
+  def memory(self, **changes):
+    self.compiled += 1
+    batch = sum(changes.values()) if changes else sum(s.batch_size for s in self.build()[0].streams.values())
+    needed = self.fixed + self.slope * batch
+    return OutOfMemory(needed, self.limit) if needed > self.limit else Memory(0, 0, 0, 0, 0, 0, needed, 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(fixed=st.floats(0, 90), slope=st.floats(0.01, 10))
+def test_search_finds_the_largest_batch(fixed, slope):
+  fake = _Linear(fixed, slope, 100.0)
+  found = plan.largest_batch(fake, fake.memory(), 100.0)
+  sizes_tried = [sum(t['batch_sizes'].values()) for t in found['tried']]
+  assert sizes_tried == sorted(sizes_tried) and fake.compiled <= 7
+  if fixed + slope * 16 > 100:
+    assert found['batch_sizes'] is None
+    return
+  total = sum(found['batch_sizes'].values())
+  assert all(b % 8 == 0 and b > 0 for b in found['batch_sizes'].values())
+  assert fixed + slope * total <= 100
+  # Not exact to the example, but no more than a few units below the limit.
+  assert fixed + slope * (total + 24 + total / 16) > 100
+
+
+def test_no_limit_no_search():
+  assert plan.largest_batch(planner(), Memory(0, 0, 0, 0, 0, 0, 1, 0), None) is None
+
+
+# Costs.
+
+
+def test_costs_of_deep_models_from_shallow_ones():
+  """The line through 1 and 2 blocks meets the unrolled program of 4."""
+  p = planner(1, mesh__data=1, model__depth=4, model__drop_path=0.0)
+  build = lambda **changes: _only_video(*p.build(**changes))
+  costs = plan_costs.step_costs(build)
+  run, mesh = build(**{'model.scan_unroll': 4})
+  stream = costs.streams['video']
+  flops, size = plan_costs._stream_cost(run, mesh, 'video')
+  assert stream.flops * stream.examples == pytest.approx(flops, rel=0.03)
+  assert stream.bytes * stream.examples == pytest.approx(size, rel=0.05)
+  assert costs.flops == pytest.approx(flops, rel=0.03) and costs.bytes > size
+
+
+def _only_video(run, mesh):
+  return dataclasses.replace(run, streams={'video': run.streams['video']}), mesh
+
+
+def test_recomputation_costs_products():
+  plain, full = (
+    plan_costs.step_products(planner(1, mesh__data=1, model__depth=6, model__remat=r).build()[0])
+    for r in ('none', 'full')
+  )
+  assert 1.2 < full / plain < 1.4  # a third more, less what the backward pass does not need again
+
+
+def test_accumulation_does_not_change_costs(monkeypatch):
+  products = lambda run, mesh, name: (float(run.streams[name].batch_size * run.model.depth),) * 2
+  monkeypatch.setattr(plan_costs, '_stream_cost', products)
+  plain, micro = (plan_costs.step_costs(planner(2, mesh__data=2, accumulation_steps=n).build) for n in (1, 2))
+  assert micro == plain
+  assert plain.flops == (8 + 8) * 2  # examples times blocks, on one chip
+
+
+def test_time_from_the_data_sheet():
+  run, mesh = planner().build()
+  costs = plan_costs.StepCosts({}, update_bytes=0.0, flops=2e12, bytes=3e11, model_flops=8e12)
+  links = [hlo_costs.Collective('all-reduce', 1, 1e9, 2e9)]
+  time = plan_costs.step_time(costs, links, chips.CPU, run, mesh)
+  assert (time['compute'], time['memory'], time['links']) == pytest.approx((2.0, 3.0, 0.2))
+  assert (time['at_least'], time['estimate']) == pytest.approx((3.0, 5.2))
+  assert time['mfu'] == pytest.approx(8e12 / (8 * 1e12 * 5.2))
+  assert time['days'] == pytest.approx(20 * 5.2 / 86400)
+
+
+# Slices and sizes.
+
+
+@pytest.mark.parametrize('name', ['v9:2x2', 'v5e', 'v5e:', 'cpu:0', 'cpu:x', 'gpu:8', ''])
+def test_unknown_slices_are_refused(name):
+  with pytest.raises(UserError, match='expected a generation'):
+    chips.open_slice(name)
+
+
+def test_without_the_compiler_one_sentence_says_what_to_install(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(UserError, match=r'pip install "cover_jax\[plan\]"'):
+    chips.open_slice('v5e:2x2')
+
+
+def test_sizes():
+  config = {'dataset': 'kinetics/400:1.0.0', 'data_dir': '/nonexistent', 'train': 'train'}
+  assert sizes.size_of('k', config, {})[:3] == ('video', 240_000, 400)
+  given_sizes = sizes.parse('k=12/3', {'k': config})
+  assert sizes.size_of('k', config, given_sizes)[1:] == (12, 3, '--sizes')
+  assert sizes.info('k', given_sizes['k']) == SourceInfo('k', 'video', 12, ('class 0', 'class 1', 'class 2'))
+  for unknown in (config | {'train': 'train[:10%]'}, config | {'dataset': 'no_such_data'}):
+    with pytest.raises(UserError, match='--sizes=k=EXAMPLES/CLASSES'):
+      sizes.size_of('k', unknown, {})
+  for text in ('k=12', 'other=1/2', 'k=0/3', 'k=a/b'):
+    with pytest.raises(UserError, match='expected SOURCE=EXAMPLES/CLASSES'):
+      sizes.parse(text, {'k': config})
+
+
+# All of it.
+
+
+def test_levers_that_change_nothing_or_cannot_be_are_said(monkeypatch):
+  monkeypatch.setattr(
+    plan, '_lever', lambda run, mesh: {'memory': Memory(0, 0, 0, 0, 0, 0, 1, 0), 'product_flops': 1.0}
+  )
+  rows = plan.levers(planner(2, mesh__data=2, model__remat='full'))
+  names = [row['lever'] for row in rows]
+  assert names[0] == 'as configured' and 'remat full' not in names and 'fsdp 1' not in names
+  refused = {row['lever']: row['refused'] for row in rows if 'refused' in row}
+  assert 'fsdp 8' in refused and 'devices' in refused['fsdp 8']
+  assert 'fsdp 8' in plan_report._levers(rows)
+
+
+def test_config_for_fewer_devices_says_what_to_change(monkeypatch):
+  monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: OutOfMemory(2 * GiB, GiB))
+  options = {'with_costs': False, 'with_search': False, 'with_levers': False}
+  result = plan.plan(planner(8, batch_multiple=4, batch_size=64), **options)
+  assert 'set config.batch_multiple=8' in plan_report.slice_report(result)
+  assert not result['fits'] and '| the rest |' in plan_report.slice_report(result)
+  assert '| cpu:8 | 8 | 2.00 | no |' in plan_report.comparison([result, result])
+
+
+def command(*args):
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+  return subprocess.run(
+    [sys.executable, '-m', 'cover_jax.plan', *args], capture_output=True, text=True, env=environment, timeout=300
+  )
+
+
+def test_command_line(tmp_path):
+  given_sizes = '--sizes=objects=800/10,motions=400/4,moments=400/4,digits=1000/10'
+  path = tmp_path / 'plan.json'
+  done = command('--config=configs/digits_cover.py:debug', '--topology=cpu:2', given_sizes, f'--output={path}')
+  assert done.returncode == 0, done.stderr
+  expected = '## cpu:2 (data 2 x fsdp 1 x tensor 1)', '--sizes', 'temporaries', 'all-reduce', 'MFU'
+  assert all(part in done.stdout for part in expected)
+  saved = json.loads(path.read_text())
+  assert saved['sources']['objects'][1:3] == [800, 10]
+  (two,) = saved['slices']
+  assert two['fits'] and two['memory']['total'] > 0 and two['time']['days'] > 0
+  assert set(two['costs']['streams']) == {'video', 'image'}
+
+
+def test_mistakes_on_the_command_line_are_one_sentence():
+  done = command('--config=configs/digits_cover.py:debug', '--topology=v9:2x2')
+  assert done.returncode == 2 and 'Error: --topology=v9:2x2' in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu: pip install "cover_jax[plan]"')
+def test_tpu_compiler(tmp_path):
+  """The real compiler of a v5e slice, in a process of its own: a step that fits, and a batch that does not."""
+  given_sizes = '--sizes=objects=800/10,motions=400/4,moments=400/4,digits=1000/10'
+  path = tmp_path / 'plan.json'
+  args = '--config=configs/digits_cover.py:debug', '--topology=v5e:2x2', given_sizes, '--nocosts', '--nosearch'
+  done = command(*args, f'--output={path}')
+  assert done.returncode == 0, done.stderr
+  (found,) = json.loads(path.read_text())['slices']
+  assert found['fits'] and 0 < found['memory']['total'] < 0.1 * GiB
+  assert {c['kind'] for c in found['collectives']} == {'all-reduce'}
+  done = command(*args, '--config.batch_size=4000000', f'--output={path}')
+  assert done.returncode == 0, done.stderr
+  assert '**Does not fit**: needs ' in done.stdout and ' of 15.75 GiB' in done.stdout
+  (found,) = json.loads(path.read_text())['slices']
+  assert not found['fits'] and found['memory']['needed'] > found['memory']['available']
+
+
+def test_sharding_of_plans_is_that_of_runs():
+  """The abstract arguments lie where a run puts them."""
+  run, mesh = planner(8, mesh__data=2, mesh__fsdp=4).build()
+  abstract_state, batch = plan_costs._abstract(run, mesh)
+  kernel = abstract_state.params['encoder']['blocks']['mlp']['hidden']['kernel']
+  assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, 'fsdp', 'tensor')
+  assert batch['video']['clip'].sharding.spec == sharding.BATCH
+  assert np.prod(batch['video']['clip'].sharding.shard_shape(batch['video']['clip'].shape)) == 1 * 4 * 16 * 16 * 3

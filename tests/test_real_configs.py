@@ -1,0 +1,133 @@
+"""Every experiment on real data sets: from folders in their official formats to two steps of training and a report."""
+
+import io
+import json
+import tarfile
+
+import pytest
+
+from configs import cover_b16, cover_l16, defaults, timesformer_k400, timesformer_k600, timesformer_ssv2, transfer
+from data_pipelines.contract import UserError
+from tests import miniature
+
+_FULL = {
+  'timesformer_k400': (timesformer_k400, 'hr', 'l'),
+  'timesformer_k600': (timesformer_k600,),
+  'timesformer_ssv2': (timesformer_ssv2, 'hr'),
+  'cover_b16': (cover_b16, 'k600', 'k700'),
+  'cover_l16': (cover_l16, 'k700'),
+  'transfer': (transfer,),
+}
+
+
+def _tar(path, files):
+  with tarfile.open(path, 'w') as tar:
+    for name, content in files.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+
+
+def _imagenet(media, folder):
+  """ILSVRC2012's two archives, as TFDS's own builder wants them: one archive a class in the one of training."""
+  folder.mkdir(parents=True)
+  jpegs = [(media / f'images/{name}.jpg').read_bytes() for name in ('bird', 'dog', 'frame_320x240')]
+  synsets = ('n01440764', 'n01443537', 'n01484850')
+  train = {}
+  for synset, jpeg in zip(synsets, jpegs, strict=True):
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode='w') as tar:
+      for i in range(3):
+        info = tarfile.TarInfo(f'{synset}_{i}.JPEG')
+        info.size = len(jpeg)
+        tar.addfile(info, io.BytesIO(jpeg))
+    train[f'{synset}.tar'] = inner.getvalue()
+  _tar(folder / 'ILSVRC2012_img_train.tar', train)
+  _tar(folder / 'ILSVRC2012_img_val.tar', {f'ILSVRC2012_val_{i + 1:08d}.JPEG': jpeg for i, jpeg in enumerate(jpegs)})
+
+
+@pytest.fixture(scope='module')
+def prepared(media, tmp_path_factory):
+  """A TFDS folder with a miniature of every data set that the configs name."""
+  import tensorflow_datasets as tfds
+
+  import data_pipelines.builders  # noqa: F401  registers the builders
+
+  root = tmp_path_factory.mktemp('real')
+  makers = {
+    'kinetics/400': lambda folder: miniature.kinetics(media, folder, '400'),
+    'kinetics/600': lambda folder: miniature.kinetics(media, folder, '600'),
+    'kinetics/700': lambda folder: miniature.kinetics(media, folder, '700'),
+    'something_something_v2': lambda folder: miniature.something_something_v2(media, folder),
+    'moments_in_time/v1': lambda folder: miniature.moments_in_time(media, folder, 'v1'),
+    'imagenet2012': lambda folder: _imagenet(media, folder),
+  }
+  for dataset, make in makers.items():
+    folder = root / 'manual' / dataset.replace('/', '_')
+    make(folder)
+    builder = tfds.builder(dataset, data_dir=root / 'tfds')
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+  return root / 'tfds'
+
+
+@pytest.mark.parametrize(
+  'experiment',
+  [
+    'timesformer_k400',
+    'timesformer_k600',
+    'timesformer_ssv2',
+    'cover_b16',
+    'cover_b16:k600',
+    'cover_l16:k700',
+    'transfer:mit',
+  ],
+)
+def test_trains_two_steps_on_the_official_formats(experiment, prepared, tmp_path):
+  from cover_jax import jobs
+
+  name, _, variant = experiment.partition(':')
+  config = _FULL[name][0].get_config(f'{variant},debug')
+  for source in config.sources.values():
+    source.data_dir = str(prepared)
+  jobs.train(config, str(tmp_path))
+  report = json.loads((tmp_path / 'evaluation/report.json').read_text())
+  assert report['step'] == 2 and report['sources'].keys() == set(config.sources)
+  for source, result in report['sources'].items():
+    if source != 'imagenet':
+      # One of the three validation clips that each miniature lists has no file.
+      assert (result['examples'], result['expected']) == (2, 3), source
+      assert '3 crops' in result['protocol']
+
+
+def _all_variants():
+  for name, (module, *words) in _FULL.items():
+    for variant in ['mit', 'ssv2'] if module is transfer else ['', *words]:
+      yield pytest.param(module, variant, id=f'{name}:{variant}')
+
+
+@pytest.mark.parametrize(('module', 'variant'), _all_variants())
+def test_full_size_configs_build(module, variant):
+  """What a config says at full size makes a run: models, streams, batch sizes; nothing is computed."""
+  from cover_jax import experiment as experiments
+  from data_pipelines.contract import SourceInfo
+
+  config = module.get_config(variant)
+  sizes = {'ssv2': (168_913, 174), 'mit': (791_297, 339), 'imagenet': (1_281_167, 1000)}
+  infos = []
+  for source in config.sources:
+    count, classes = sizes.get(source, (240_000, 400))
+    modality = 'image' if source == 'imagenet' else 'video'
+    infos.append(SourceInfo(source, modality, count, tuple(f'{source} {k}' for k in range(classes))))
+  run = experiments.build(config, infos, batch_divisor=config.mesh.fsdp)
+  assert sum(s.batch_size for s in run.streams.values()) == config.batch_size
+  assert run.total_steps > 1000
+
+
+def test_unknown_variants_are_refused():
+  for module, *_ in _FULL.values():
+    with pytest.raises(UserError, match='no variant'):
+      module.get_config('k9,debug')
+  with pytest.raises(UserError, match='name one of'):
+    transfer.get_config('debug')
+  with pytest.raises(UserError, match='word,word'):
+    defaults.variants('hr')
