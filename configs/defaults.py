@@ -20,7 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.streams = ml_collections.ConfigDict()
   # How often a source is drawn: size ** (1 / temperature). 1 is proportional to size (CoVeR), float('inf') uniform.
   # `weights` {source: weight}, naming every source, in any unit, overrides it; 0 leaves a source out of training.
-  config.mixture = ml_collections.ConfigDict({'temperature': 1.0, 'weights': {}})
+  # `one_source_a_step` fills a stream's whole sub-batch from one source, drawn with these weights (PolyViT's way);
+  # else every sub-batch mixes them (CoVeR's).
+  config.mixture = ml_collections.ConfigDict({'temperature': 1.0, 'weights': {}, 'one_source_a_step': False})
   # Examples a step over all streams and devices, split between the streams in proportion to their sources'
   # weights, rounded to `batch_multiple`: a multiple of the devices, and the same number gives the same data on
   # any of its divisors.

@@ -161,6 +161,7 @@ def open_experiment(
       size=stream.size,
       batch_size=stream.batch_size,
       weights={experiment.sources[i].name: experiment.weights[experiment.sources[i].name] for i in stream.sources},
+      one_source_a_step=config.mixture.one_source_a_step,
       views=experiment.objectives[name].views,
       rand_augment=stream.rand_augment,
     )

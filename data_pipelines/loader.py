@@ -28,7 +28,8 @@ def stream_mixture(name: str, sources: Sequence[Source], stream: Stream, seed: i
   own = {sources[i].name: sources[i].num_examples for i in stream.sources}
   weights = sampling_weights(own, stream.temperature, stream.weights)
   runs = tuple(sources[i].runs for i in stream.sources)
-  return Mixture(tuple(own.values()), tuple(weights.values()), seed, zlib.crc32(name.encode()), runs)
+  block = stream.batch_size if stream.one_source_a_step else 1
+  return Mixture(tuple(own.values()), tuple(weights.values()), seed, zlib.crc32(name.encode()), runs, block)
 
 
 def augmentation_rng(mixture: Mixture, position: int) -> np.random.Generator:

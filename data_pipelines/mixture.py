@@ -139,6 +139,8 @@ class Mixture:
   example is seen exactly once per pass over its source, whatever the weights; with weights proportional to size
   a pass and an epoch are the same thing. (Our choice.)
 
+  With blocks, all this holds of blocks: `block` positions in a row are of one source, drawn as one.
+
   Attributes:
     sizes: number of examples of each source.
     weights: share of each source, in any unit; zero is never drawn.
@@ -146,6 +148,7 @@ class Mixture:
     stream: a number of the stream's own, so that streams over the same source are shuffled differently.
     runs: for each source, None, or the lengths of the runs (files) that can only be read in order: then its passes
       keep the order within each run (`_merge`). Empty: None for all.
+    block: positions in a row that one source fills: 1, or the batch size, so that each step trains one source.
   """
 
   sizes: tuple[int, ...]
@@ -153,12 +156,19 @@ class Mixture:
   seed: int
   stream: int = 0
   runs: tuple[tuple[int, ...] | None, ...] = ()
+  block: int = 1
+
+  @cached_property
+  def _blocks(self) -> np.ndarray:
+    """int64 [S]: blocks of each source in an epoch."""
+    weights = np.array(self.weights, np.float64)
+    examples = int(np.array(self.sizes, np.int64)[weights > 0].sum())
+    return _apportion(weights, max(round(examples / self.block), np.count_nonzero(weights)))
 
   @cached_property
   def virtual_sizes(self) -> np.ndarray:
-    """int64 [S]: draws of each source in an epoch; the sizes themselves where weights are proportional."""
-    weights = np.array(self.weights, np.float64)
-    return _apportion(weights, int(np.array(self.sizes, np.int64)[weights > 0].sum()))
+    """int64 [S]: draws of each source in an epoch; the sizes themselves for proportional weights and blocks of 1."""
+    return self._blocks * self.block
 
   @cached_property
   def epoch_size(self) -> int:
@@ -169,7 +179,7 @@ class Mixture:
   def _permutations(self):
     # Deck 0 shuffles the epoch, deck 1 + s the examples of source s. Neighbouring positions share an epoch or
     # straddle two, so a few permutations of each deck are enough.
-    decks = [(self._epoch, self.epoch_size), *((_permutation, size) for size in self.sizes)]
+    decks = [(self._epoch, int(self._blocks.sum())), *((_permutation, size) for size in self.sizes)]
     for source, runs in enumerate(self.runs):
       if runs is not None:
         decks[1 + source] = (_merge, runs)
@@ -179,16 +189,16 @@ class Mixture:
     ]
 
   def _epoch(self, *deck_and_epoch: int) -> np.ndarray:
-    """The draws of an epoch, shuffled; those of a source with runs stand in their order."""
+    """The blocks of an epoch, shuffled; those of a source with runs stand in their order."""
     drawn = _permutation(*deck_and_epoch)
-    ends = np.cumsum(self.virtual_sizes)
-    for runs, begin, end in zip(self.runs, ends - self.virtual_sizes, ends, strict=False):
+    ends = np.cumsum(self._blocks)
+    for runs, begin, end in zip(self.runs, ends - self._blocks, ends, strict=False):
       if runs is not None:
         drawn[(begin <= drawn) & (drawn < end)] = np.arange(begin, end)
     return drawn
 
   def _shuffle(self, deck: int, number: np.ndarray) -> np.ndarray:
-    size = (self.epoch_size, *self.sizes)[deck]
+    size = (int(self._blocks.sum()), *self.sizes)[deck]
     epoch, place = np.divmod(number, size)
     shuffled = np.empty_like(number)
     for e in np.unique(epoch):
@@ -206,10 +216,12 @@ class Mixture:
     """
     position = np.asarray(position, np.int64)
     flat = position.ravel()
-    drawn = self._shuffle(0, flat)
-    ends = np.cumsum(self.virtual_sizes)
+    turn, place = np.divmod(flat, self.block)
+    drawn = self._shuffle(0, turn)
+    ends = np.cumsum(self._blocks)
     source = np.searchsorted(ends, drawn, side='right')
-    number = flat // self.epoch_size * self.virtual_sizes[source] + drawn - (ends - self.virtual_sizes)[source]
+    block = turn // self._blocks.sum() * self._blocks[source] + drawn - (ends - self._blocks)[source]
+    number = block * self.block + place
     example = np.empty_like(flat)
     for s in np.unique(source):
       example[source == s] = self._shuffle(1 + s, number[source == s])

@@ -24,6 +24,7 @@ class Stream:
     size: (H, W) of a clip, or both as one int.
     batch_size: examples a step over all processes.
     temperature, weights: how sources are weighed against each other (`mixture.sampling_weights`; weights by name).
+    one_source_a_step: a sub-batch is of one source only, drawn anew each step with these weights.
     views: frame numbers of several named clips an example; None: one, 'clip', from the source's own sampler.
     rand_augment: its geometric half for training clips; None for none.
   """
@@ -34,6 +35,7 @@ class Stream:
   batch_size: int
   temperature: float = 1.0
   weights: Mapping[str, float] | None = None
+  one_source_a_step: bool = False
   views: ViewSampler | None = None
   rand_augment: affine.RandAugment | None = None
 

@@ -1,5 +1,6 @@
 """The order of examples: exact epochs, exact proportions, no state."""
 
+import dataclasses
 import math
 import time
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines import arrays, views
 from data_pipelines.contract import UserError
 from data_pipelines.mixture import MERGED, Mixture, philox, quotas, sampling_weights
 
@@ -221,3 +223,36 @@ def test_merged_runs_are_shuffled_and_anew_in_each_pass():
   run = mixture.locate(np.arange(2000))[1].reshape(2, 1000) // 100
   assert len(set(run[0][:100])) == MERGED and not np.array_equal(run[0], run[1])
   assert len(set(run[0][:16])) >= 5  # neighbours come from many runs
+
+
+@quick
+@given(weighted(), SEEDS, st.integers(2, 7))
+def test_a_block_is_of_one_source_and_passes_stay_exact(case, seed, block):
+  sizes, weights = case
+  mixture = Mixture(sizes, weights, seed, block=block)
+  blocks = mixture.virtual_sizes // block
+  assert mixture.epoch_size % block == 0 and ((blocks > 0) == (np.array(weights) > 0)).all()
+  source, example = mixture.locate(np.arange(4 * mixture.epoch_size))
+  by_block = source.reshape(-1, block)
+  assert (by_block == by_block[:, :1]).all()
+  for epoch in by_block[:, 0].reshape(4, -1):
+    assert (np.bincount(epoch, minlength=len(sizes)) == blocks).all()
+  for s, size in enumerate(sizes):
+    seen = np.bincount(example[source == s], minlength=size)
+    assert seen.min() == 4 * mixture.virtual_sizes[s] // size and seen.max() - seen.min() <= 1
+
+
+def test_one_source_a_step_fills_each_sub_batch_of_the_loader():
+  labels = [0] * 24
+  videos = [np.zeros((4, 16, 16, 3), np.uint8)] * 24
+  sources = [arrays.array_source(name, videos[:n], labels[:n], ('a',)) for name, n in (('few', 8), ('many', 24))]
+  stream = views.Stream((0, 1), 2, 16, 8, one_source_a_step=True)
+  steps = [b['video']['source'] for b in arrays.array_batches(sources, {'video': stream}, 3, num_steps=16)]
+  assert all(len(set(step)) == 1 for step in steps)
+  assert sum(step[0] == 1 for step in steps) == 12  # three quarters of the steps
+  assert any(len(set(step)) == 2 for step in _mixed(sources, stream))
+
+
+def _mixed(sources, stream):
+  mixed = dataclasses.replace(stream, one_source_a_step=False)
+  return [b['video']['source'] for b in arrays.array_batches(sources, {'video': mixed}, 3, num_steps=16)]
