@@ -43,6 +43,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     'position_init_std': 1.0,
     'time_init_std': 2.0,
     'scan_unroll': 3,
+    'tokens_together': 0,  # a CPU's choice
   }
   config.optimizer.learning_rate = 1.5e-3
   config.optimizer.options = {'b2': 0.98}

@@ -6,6 +6,7 @@ released code): temporal attention is a copy of spatial attention, `temporal_fc`
 seeded from. CoVeR seeds "all non-temporal parameters".
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from cover_jax.interop import Weights
 from cover_jax.interop.huggingface import TEMPORAL, split_heads
 from cover_jax.models.timesformer import TimeSformer, resize_position_embedding, resize_time_embedding
 from cover_jax.optim import parameter_name
-from cover_jax.state import TrainState, create, init_params
+from cover_jax.state import TrainState, around, create, init_params
 from data_pipelines.contract import UserError
 
 TEMPORAL_ATTENTION = ('copy', 'random', 'zero')
@@ -57,16 +58,6 @@ def start(
   def draw(rng):
     return nn.meta.unbox(init_params(experiment, rng))
 
-  def around(params):
-    """What `init_state` makes of its parameters, of these ones."""
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state=optimizer.init(params),
-      ema=jax.tree.map(jnp.copy, params) if config.ema_decay else {},
-      objectives={name: o.init_state(params) for name, o in experiment.objectives.items()},
-    )
-
   with sharding.use(mesh, config.logical_axis_rules):
     fresh = jax.jit(draw, out_shardings=placed.params)(jax.random.key(config.seed))
     params, rows = seed(
@@ -81,7 +72,7 @@ def start(
       for note in notes(weights, experiment.model):
         logging.warning('%s', note)
     params = sharding.put(params, placed.params)
-    return jax.jit(around, out_shardings=placed)(params)
+    return jax.jit(functools.partial(around, experiment, optimizer), out_shardings=placed)(params)
 
 
 def seed(

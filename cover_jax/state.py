@@ -50,11 +50,16 @@ def init_params(experiment: Experiment, rng: jax.Array) -> dict[str, Any]:
 
 def init_state(experiment: Experiment, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
   """Makes the state at step 0, with Linen's axis names still on the arrays."""
-  params = init_params(experiment, rng)
+  return around(experiment, optimizer, init_params(experiment, rng))
+
+
+def around(experiment: Experiment, optimizer: optax.GradientTransformation, params: Mapping[str, Any]) -> TrainState:
+  """The state at step 0 with these parameters."""
+  learning, _ = optim.split(tuple(experiment.config.optimizer.learning_rate_rules), params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=optimizer.init(optim.split(tuple(experiment.config.optimizer.learning_rate_rules), params)[0]),
+    opt_state=optimizer.init(learning),
     ema=jax.tree.map(jnp.copy, params) if experiment.config.ema_decay else {},
     objectives={name: o.init_state(params) for name, o in experiment.objectives.items()},
   )

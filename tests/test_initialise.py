@@ -589,6 +589,15 @@ def test_own_checkpoint(trained, tmp_path, which):
   assert len(kernel.sharding.device_set) == jax.device_count()
 
 
+def test_a_seeded_encoder_can_be_frozen(trained, tmp_path):
+  rules = (('^encoder/', 0.0), ('.*', 1.0))
+  seeded = start(tmp_path, init_from__path=trained, optimizer__learning_rate_rules=rules)
+  fresh = start(tmp_path, optimizer__learning_rate_rules=rules)
+  assert jax.tree.structure(seeded) == jax.tree.structure(fresh)
+  moments = jax.tree_util.tree_leaves_with_path(seeded.opt_state)
+  assert moments and not any('encoder' in jax.tree_util.keystr(path) for path, _ in moments)
+
+
 def test_own_checkpoint_without_average_or_with_other_attention(trained, tmp_path):
   pretend_to_train(tmp_path, ema_decay=0.0, model__attention='space')
   with pytest.raises(UserError, match='holds no ema parameters'):

@@ -232,7 +232,7 @@ def dropping_gradients(trained):
 
 
 @pytest.mark.parametrize(
-  'options', [{'scan_unroll': 2}, {'remat': 'dots'}, {'remat': 'full', 'scan_unroll': 2}], ids=str
+  'options', [{'scan_unroll': 2}, {'tokens_together': 0}, {'remat': 'dots'}, {'remat': 'full', 'scan_unroll': 2}], ids=str
 )
 def test_unrolling_and_rematerialisation_change_nothing(options, dropping_gradients):
   (value, grads), (other_value, other_grads) = dropping_gradients(), dropping_gradients(**options)

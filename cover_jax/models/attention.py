@@ -16,8 +16,8 @@ _multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 _LANES = 128
 
 
-def rows_together(num_rows: int, length: int) -> int:
-  """How many rows of `length` tokens `attend` should treat as parts of one: the most that fill 128 tokens.
+def rows_together(num_rows: int, length: int, most: int = _LANES) -> int:
+  """How many rows of `length` tokens `attend` should treat as parts of one.
 
   The 8 x 8 logits of eight frames would be padded to 8 x 128 on a TPU, and laid out anew for every product. Those of
   14 places at once, masked to the diagonal blocks, cost fewer cycles although most of them are thrown away.
@@ -25,11 +25,12 @@ def rows_together(num_rows: int, length: int) -> int:
   Args:
     num_rows: rows that may be joined, those of one clip.
     length: tokens in each.
+    most: tokens that they may have together.
 
   Returns:
-    A divisor of `num_rows`; 1 where a row fills half of 128 tokens by itself.
+    The largest divisor of `num_rows` that leaves them at most so many tokens; 1 if two rows have more.
   """
-  return max(n for n in range(1, num_rows + 1) if num_rows % n == 0 and (n == 1 or n * length <= _LANES))
+  return max(n for n in range(1, num_rows + 1) if num_rows % n == 0 and (n == 1 or n * length <= most))
 
 
 def _same_part(length: int, part: int) -> jax.Array | None:
