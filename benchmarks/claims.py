@@ -1,0 +1,324 @@
+"""CoVeR's claims in miniature: does co-training win on the embedded data, by how much, and is it real?
+
+    python -m benchmarks.claims --output=DIR [--doc=docs/claims.md] [--seeds=0,1,2,3,4] [--workers=2] [--quick]
+
+Runs every training of the study (`claims_runs.py`, on configs/claims_digits.py) in memory, without TensorFlow: first
+each arm with each learning rate on seeds of the search, judged on the validation split; then with the best one on the
+seeds that count, judged on the test split, too. What is finished is a line of `cells.jsonl` in DIR (with --doc: beside
+the document), so the same command goes on where it was stopped; so does another machine that has the file. Weights
+and compiled programs lie in DIR and may be deleted.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks import claims_report, claims_runs
+from benchmarks.claims_runs import LEARNING_RATES, Run
+from configs import claims_digits
+from data_pipelines.contract import UserError
+
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for weights, compiled programs and, without --doc, results.')
+_DOC = flags.DEFINE_string('doc', '', 'Markdown file to write the tables to; cells and pictures go beside it.')
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds of the runs that count.')
+_WORKERS = flags.DEFINE_integer('workers', os.cpu_count() or 1, 'Runs at a time, each on one core; 1 on a GPU.')
+_MINUTES = flags.DEFINE_float('minutes', 0.0, 'Start no further run after so long; 0: until all is done.')
+_QUICK = flags.DEFINE_bool('quick', False, 'A small study: short runs, two seeds, no search and no sweep.')
+
+SEARCH_SEEDS = (100, 101)
+STEPS, FINETUNING_STEPS = 700, 150
+QUICK_STEPS, QUICK_FINETUNING_STEPS = 250, 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One training to be done or done: its result is one line of the file of cells."""
+
+  run: str
+  seed: int
+  learning_rate: float
+  start_rate: float | None  # of the run that it starts from
+
+
+Results = dict[Cell, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """What is to be run: the runs, the seeds that count, those of the search and its learning rates."""
+
+  runs: Mapping[str, Run]
+  seeds: tuple[int, ...]
+  search_seeds: tuple[int, ...]
+  learning_rates: tuple[float, ...]
+
+  def rate(self, name: str, results: Results) -> float | None:
+    """The learning rate of a run: the best of the search on the validation split; None if that is not over."""
+    name = self.runs[name].rate_of or name
+    if len(self.learning_rates) == 1:
+      return self.learning_rates[0]
+    scores = {}
+    for cell in self._search(name, results) or [None]:
+      if cell not in results:
+        return None
+      scores.setdefault(cell.learning_rate, []).append(_score(results[cell]['validation']))
+    return max(scores, key=lambda rate: sum(scores[rate]))
+
+  def _search(self, name: str, results: Results) -> list[Cell]:
+    """The cells of a run's search; none yet where the run that it starts from is still searched."""
+    start = self.runs[name].start
+    start_rate = self.rate(start, results) if start else None
+    if start and start_rate is None:
+      return []
+    return [Cell(name, seed, rate, start_rate) for rate in self.learning_rates for seed in self.search_seeds]
+
+  def cells(self, results: Results) -> list[Cell]:
+    """All cells that are known to be wanted by now, in the order in which they are best run."""
+    wanted = []
+    if len(self.learning_rates) > 1:
+      for name, run in self.runs.items():
+        if not run.rate_of:
+          wanted += self._search(name, results)
+    for late in (False, True):  # the sweep comes last
+      for seed in self.seeds:
+        for name, run in self.runs.items():
+          rate, start_rate = self.rate(name, results), self.rate(run.start, results) if run.start else None
+          if bool(run.rate_of) == late and rate is not None and (not run.start or start_rate is not None):
+            wanted.append(Cell(name, seed, rate, start_rate))
+    return wanted
+
+  def cost(self, done: Results) -> float:
+    """Of what is left to do."""
+    whole = sum(
+      run.cost * (len(self.seeds) + (0 if run.rate_of or len(self.learning_rates) == 1 else self.searches_per_run))
+      for run in self.runs.values()
+    )
+    return whole - sum(self.runs[cell.run].cost for cell in done if cell.run in self.runs)
+
+  @property
+  def searches_per_run(self) -> int:
+    return len(self.learning_rates) * len(self.search_seeds)
+
+
+def _score(top1: Mapping[str, float]) -> float:
+  """What the search maximises: the mean over the video sources; of a run on images, the images."""
+  videos = [value for source, value in top1.items() if source in claims_digits.VIDEOS]
+  return sum(videos) / len(videos) if videos else sum(top1.values())
+
+
+def weights_path(folder: str, cell: Cell) -> str:
+  return os.path.join(folder, 'weights', f'{cell.run.replace("/", "_")}-{cell.seed}-{cell.learning_rate:g}.flax')
+
+
+def start_cell(study: Study, cell: Cell) -> Cell | None:
+  """The cell whose weights a cell starts from."""
+  start = study.runs[cell.run].start
+  return Cell(start, cell.seed, cell.start_rate, None) if start else None
+
+
+def ready(study: Study, results: Results, folder: str) -> list[Cell]:
+  """The cells that can run now, without those that are done; a start whose weights are gone is run again."""
+  cells = []
+  for cell in study.cells(results):
+    if cell in results:
+      continue
+    start = start_cell(study, cell)
+    if start is None or (start in results and os.path.exists(weights_path(folder, start))):
+      cells.append(cell)
+    elif start in results:
+      cells.append(start)
+  return list(dict.fromkeys(cells))
+
+
+@functools.cache
+def _drawn(source: str, split: str):
+  from benchmarks import in_memory
+
+  return in_memory.draw(source, split)
+
+
+def _start_worker(folder: str) -> None:
+  # Seeds share their programs, so most of them are compiled once.
+  import jax
+
+  jax.config.update('jax_compilation_cache_dir', os.path.join(folder, 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def train_cell(run: Run, cell: Cell, start: str, keep: str, test: bool) -> dict[str, Any]:
+  """Trains one run in this process and judges it.
+
+  Args:
+    run: what to train.
+    cell: its seed and learning rates.
+    start: file of the weights to start from; '' for random ones.
+    keep: file for the weights; '' for none.
+    test: whether to look at the test split, too.
+
+  Returns:
+    The cell's line: top-1 by split and source, the mean loss of the last 20 steps, seconds and device.
+  """
+  import jax
+
+  from benchmarks import in_memory
+
+  begin = time.monotonic()
+  config = run.config(cell.learning_rate)
+  config.init_from.path = start
+  sources = [in_memory.make_source(s, c, _drawn(s, 'train'), cell.seed) for s, c in config.sources.items()]
+  experiment, mesh, state, losses = in_memory.train(config, sources, cell.seed)
+  whole = claims_digits.make(run.sources, dict.fromkeys(run.shares, 1.0)).sources
+  judged = {
+    split: in_memory.top1(
+      experiment,
+      mesh,
+      state.params,
+      [in_memory.make_source(s, c, _drawn(s, split)) for s, c in whole.items()],
+    )
+    for split in ('validation', *(['test'] if test else []))
+  }
+  if keep:
+    os.makedirs(os.path.dirname(keep), exist_ok=True)
+    in_memory.save(keep, experiment, state)
+  last = losses[-20:]
+  return {
+    **dataclasses.asdict(cell),
+    'steps': run.steps,
+    'examples': {source.name: source.num_examples for source in sources},
+    **judged,
+    'loss': {stream: sum(row[stream] for row in last) / len(last) for stream in last[0]},
+    'seconds': round(time.monotonic() - begin, 1),
+    'device': f'{jax.devices()[0].device_kind} ({platform.machine()})',
+  }
+
+
+def read(path: str, settings: Mapping[str, Any]) -> Results:
+  """The cells of a file, which must be of this study; a last line that was cut off is left out."""
+  results: Results = {}
+  if not os.path.exists(path):
+    return results
+  with open(path, encoding='utf-8') as f:
+    lines = f.read().split('\n')
+  rows = [json.loads(line) for line in lines[:-1]]  # what follows the last line break is no whole line
+  if rows and rows[0] != settings:
+    raise UserError(
+      f'{path} holds results of other settings, {json.dumps(rows[0])} and not {json.dumps(settings)}: give another '
+      '--output or --doc, or delete the file.'
+    )
+  for row in rows[1:]:
+    results[Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell)})] = row
+  return results
+
+
+def append(path: str, row: Mapping[str, Any]) -> None:
+  """Adds a line; what a kill left half written goes."""
+  if os.path.exists(path):
+    with open(path, 'rb+') as f:
+      f.truncate(f.read().rfind(b'\n') + 1)
+  with open(path, 'a', encoding='utf-8') as f:
+    f.write(json.dumps(row) + '\n')
+
+
+def execute(study: Study, results: Results, cells_path: str, folder: str) -> None:
+  """Runs what is left, several cells at a time, and says how long the rest will take."""
+  begin, spent, whole = time.monotonic(), 0.0, study.cost({})
+  context = multiprocessing.get_context('spawn')
+  with futures.ProcessPoolExecutor(_WORKERS.value, context, _start_worker, (folder,)) as pool:
+    running: dict[futures.Future, Cell] = {}
+    while True:
+      late = _MINUTES.value and time.monotonic() - begin > 60 * _MINUTES.value
+      for cell in [] if late else ready(study, results, folder):
+        if len(running) == _WORKERS.value:
+          break
+        if cell not in running.values():
+          running[_submit(pool, study, cell, folder)] = cell
+      if not running:
+        return
+      for done in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+        cell, row = running.pop(done), done.result()
+        if cell not in results:
+          results[cell] = row
+          append(cells_path, row)
+        spent += study.runs[cell.run].cost
+        left = study.cost(results) * (time.monotonic() - begin) / spent
+        top1 = ' '.join(f'{source} {value:.1%}' for source, value in row['validation'].items())
+        print(
+          f'{1 - study.cost(results) / whole:5.1%} done, {left / 60:.0f} min left · {cell.run}, seed {cell.seed}, '
+          f'rate {cell.learning_rate:g}: validation {top1} ({row["seconds"]:.0f} s)',
+          flush=True,
+        )
+
+
+def _submit(pool: futures.Executor, study: Study, cell: Cell, folder: str) -> futures.Future:
+  start = start_cell(study, cell)
+  is_start = any(run.start == cell.run for run in study.runs.values())
+  return pool.submit(
+    train_cell,
+    study.runs[cell.run],
+    cell,
+    weights_path(folder, start) if start else '',
+    weights_path(folder, cell) if is_start else '',
+    cell.seed in study.seeds,
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  if _OUTPUT.value is None:
+    raise UserError('--output is missing: name a folder for weights and compiled programs.')
+  steps, finetuning_steps = (QUICK_STEPS, QUICK_FINETUNING_STEPS) if _QUICK.value else (STEPS, FINETUNING_STEPS)
+  try:
+    seeds = tuple(int(seed) for seed in _SEEDS.value)
+  except ValueError as error:
+    raise UserError(f'--seeds is {",".join(_SEEDS.value)}: expected whole numbers, such as 0,1,2.') from error
+  if clash := set(seeds) & set(SEARCH_SEEDS):
+    raise UserError(f'--seeds has {sorted(clash)}, which the search uses: take others.')
+  study = Study(
+    claims_runs.study(steps, finetuning_steps, sweep=not _QUICK.value),
+    seeds[:2] if _QUICK.value else seeds,
+    SEARCH_SEEDS,
+    LEARNING_RATES[1:2] if _QUICK.value else LEARNING_RATES,
+  )
+  base = claims_digits.make(claims_runs.ALL)
+  what = [[dataclasses.asdict(run) for run in study.runs.values()], base.model.to_dict(), base.optimizer.to_dict()]
+  settings = {
+    'steps': steps,
+    'finetuning_steps': finetuning_steps,
+    'learning_rates': study.learning_rates,
+    'search_seeds': SEARCH_SEEDS,
+    'batch': claims_digits.BATCH,
+    'runs_sha256': hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16],
+  }
+  settings = json.loads(json.dumps(settings))
+  os.makedirs(_OUTPUT.value, exist_ok=True)
+  files = os.path.splitext(_DOC.value)[0] if _DOC.value else os.path.join(_OUTPUT.value, 'cells')
+  cells_path = files + '.jsonl'
+  results = read(cells_path, settings)
+  if not os.path.exists(cells_path):
+    append(cells_path, settings)
+  if _WORKERS.value > 1:  # one core each; the workers inherit it
+    single = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {single}'
+  execute(study, results, cells_path, _OUTPUT.value)
+  final = [results[cell] for cell in study.cells(results) if cell in results and cell.seed in study.seeds]
+  searched = {name: study.rate(name, results) for name, run in study.runs.items() if not run.rate_of}
+  print('\n' + claims_report.write(files, _DOC.value, final, searched, list(results.values())))
+
+
+if __name__ == '__main__':
+  try:
+    app.run(main)
+  except UserError as error:
+    print(f'\nError: {error}', file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,97 @@
+"""The trainings of the study of CoVeR's claims, as data; `claims.py` runs them, `claims_report.py` reads them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from configs import claims_digits
+from configs.claims_digits import SHARES, VIDEOS
+from data_pipelines.builders import digits_rendering as rendering
+
+LEARNING_RATES = (7.5e-4, 1.5e-3, 3e-3)
+SWEEP = (1 / 4, 1 / 2, 2, 4)  # times the target's labels that the config has
+ALL = (*VIDEOS, 'digits')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training, but for its seed and learning rate.
+
+  Attributes:
+    name: of the run.
+    sources: which it learns from.
+    steps: how many.
+    start: the run whose weights it starts from; '' for random ones.
+    changes: dotted keys of the config and their values.
+    shares: of each source's labels.
+    rate_of: the run whose search decides the learning rate; '' for its own.
+  """
+
+  name: str
+  sources: tuple[str, ...]
+  steps: int
+  start: str = ''
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  shares: Mapping[str, float] = dataclasses.field(default_factory=lambda: SHARES)
+  rate_of: str = ''
+
+  def config(self, learning_rate: float) -> ml_collections.ConfigDict:
+    config = claims_digits.make(self.sources, self.shares)
+    config.total_steps = self.steps
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, self.steps // 4)
+    config.update_from_flattened_dict(self.changes)
+    return config
+
+  @property
+  def cost(self) -> float:
+    """About how long it takes, in frames."""
+    frames = {'video': 8 * claims_digits.BATCH['video'], 'image': claims_digits.BATCH['image']}
+    return self.steps * sum(frames[m] for m in {'image' if s == 'digits' else 'video' for s in self.sources})
+
+
+def sweep_shares(source: str) -> tuple[float, ...]:
+  """The shares of a source's labels that the sweep tries, beside the config's."""
+  return tuple(factor * SHARES[source] for factor in SWEEP if factor * SHARES[source] <= 1)
+
+
+def study(steps: int, finetuning_steps: int, sweep: bool) -> dict[str, Run]:
+  """All runs of a seed, each after the one that it starts from.
+
+  Args:
+    steps: of every co-trained run.
+    finetuning_steps: of study 2.
+    sweep: whether to vary the size of the target's training set.
+
+  Returns:
+    {name: run}.
+  """
+  size = {s: SHARES[s] * rendering.num_examples(s, 'train') for s in VIDEOS}
+  passes = {s: math.ceil(steps * size[s] / sum(size.values())) for s in VIDEOS}
+  runs = [
+    # Study 1. Alone: as many passes over the target as a co-trained run makes, and as many steps.
+    *(Run(f'alone/{s}', (s,), passes[s]) for s in VIDEOS),
+    *(Run(f'alone_long/{s}', (s,), steps) for s in VIDEOS),
+    Run('videos', VIDEOS, steps),
+    Run('videos_images', ALL, steps),
+    Run('one_source_a_step', VIDEOS, steps, changes={'mixture.one_source_a_step': True}),
+    Run('square_root', VIDEOS, steps, changes={'mixture.temperature': 2.0}),
+    Run('uniform', VIDEOS, steps, changes={'mixture.temperature': float('inf')}),
+    # Study 3. The first stage is a ViT on the images; the temporal attention then starts as a copy of the spatial one.
+    Run('first_stage', ('digits',), steps, changes={'model.attention': 'space'}),
+    Run('seeded_videos', VIDEOS, steps, start='first_stage'),
+    Run('seeded_videos_images', ALL, steps, start='first_stage'),
+  ]
+  # Study 2. From each model trained on one source, and from the co-trained ones.
+  for b in VIDEOS:
+    for a in (*(f'alone_long/{s}' for s in VIDEOS), 'videos', 'videos_images'):
+      runs.append(Run(f'{a}>{b}', (b,), finetuning_steps, start=a))
+  if sweep:
+    for s in VIDEOS:
+      for share in sweep_shares(s):
+        for arm, sources in ((f'alone_long/{s}', (s,)), ('videos_images', ALL)):
+          runs.append(Run(f'{arm}@{s}={share:g}', sources, steps, shares={**SHARES, s: share}, rate_of=arm))
+  return {run.name: run for run in runs}

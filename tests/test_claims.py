@@ -1,0 +1,150 @@
+"""The study of CoVeR's claims: what is run when, what is kept, and the statistics."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import claims, claims_report, claims_runs
+from benchmarks.claims import Cell, Study
+from configs.claims_digits import VIDEOS
+from data_pipelines.contract import UserError
+
+
+def study(**changes) -> Study:
+  runs = claims_runs.study(20, 4, sweep=True)
+  return dataclasses.replace(Study(runs, (0, 1), (100, 101), (0.1, 0.2)), **changes)
+
+
+def line(study: Study, cell: Cell) -> dict:
+  """A made-up result: the higher rate is better for co-trained runs, the lower one for the others."""
+  rng = np.random.default_rng(hash((cell.run, cell.seed)) % 2**32)
+  run = study.runs[cell.run]
+  good = (cell.learning_rate == 0.2) == (len(run.sources) > 1)
+  top1 = {source: 0.4 + 0.3 * good + 0.05 * rng.random() for source in run.sources}
+  row = {**dataclasses.asdict(cell), 'validation': top1, 'seconds': 1.0, 'device': 'cpu'}
+  return {**row, 'test': top1} if cell.seed in study.seeds else row
+
+
+def run_all(study: Study, folder, results=None) -> tuple[dict, list[Cell]]:
+  """Runs all cells with made-up results, one after the other, and leaves the files of the weights."""
+  results, order = {} if results is None else results, []
+  (folder / 'weights').mkdir(exist_ok=True)
+  while cells := claims.ready(study, results, str(folder)):
+    cell = cells[0]
+    start = claims.start_cell(study, cell)
+    if start is not None:
+      with open(claims.weights_path(str(folder), start)) as f:
+        assert f.read() == f'{start}'
+    with open(claims.weights_path(str(folder), cell), 'w') as f:
+      f.write(f'{cell}')
+    results[cell] = line(study, cell)
+    order.append(cell)
+  return results, order
+
+
+def test_every_arm_is_searched_alike_and_run_with_its_best_rate(tmp_path):
+  s = study()
+  results, order = run_all(s, tmp_path)
+  assert len(order) == len(set(order)) == len(results)
+  searched = {name for name, run in s.runs.items() if not run.rate_of}
+  for name, run in s.runs.items():
+    search = [c for c in order if c.run == name and c.seed in s.search_seeds]
+    final = [c for c in order if c.run == name and c.seed in s.seeds]
+    assert len(search) == (4 if name in searched else 0)
+    assert sorted(c.seed for c in final) == [0, 1]
+    best = 0.2 if len(run.sources) > 1 else 0.1
+    assert {c.learning_rate for c in final} == {best}
+    if run.start:
+      best = 0.2 if len(s.runs[run.start].sources) > 1 else 0.1
+      assert {c.start_rate for c in (*search, *final)} == {best}
+  assert all('test' not in results[c] for c in order if c.seed in s.search_seeds)
+  assert s.cost(results) == pytest.approx(0)
+  assert s.cost({}) == pytest.approx(sum(s.runs[c.run].cost for c in order))
+
+
+def test_weights_that_were_deleted_are_made_again(tmp_path):
+  s = study()
+  results, _ = run_all(s, tmp_path)
+  gone = next(c for c in results if c.run == 'videos>motions' and c.seed == 1)
+  start = claims.start_cell(s, gone)
+  assert start in results and start.run == 'videos'
+  del results[gone]
+  (tmp_path / 'weights' / claims.weights_path('', start).split('/')[-1]).unlink()
+  assert claims.ready(s, results, str(tmp_path)) == [start]
+
+
+def test_the_file_of_cells_survives_a_kill_and_refuses_other_settings(tmp_path):
+  path, s = str(tmp_path / 'cells.jsonl'), study()
+  cell = Cell('videos', 0, 0.1, None)
+  claims.append(path, {'steps': 20})
+  claims.append(path, line(s, cell))
+  with open(path, 'a') as f:
+    f.write('{"run": "vid')  # a kill in the middle of a line
+  assert list(claims.read(path, {'steps': 20})) == [cell]
+  other = Cell('videos', 1, 0.1, None)
+  claims.append(path, line(s, other))
+  assert list(claims.read(path, {'steps': 20})) == [cell, other]
+  with pytest.raises(UserError, match='other settings'):
+    claims.read(path, {'steps': 21})
+
+
+def test_difference_is_the_paired_t_interval():
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(0.5, 0.1, 5), rng.normal(0.3, 0.1, 5)
+  d = claims_report.difference(dict(enumerate(a)), {**dict(enumerate(b)), 7: 0.9})
+  low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+  np.testing.assert_allclose((d.mean - d.half, d.mean + d.half), (low, high))
+  assert d.pairs == 5
+  verdict = lambda *values: claims_report.difference(dict(enumerate(values)), dict.fromkeys(range(5), 0.0)).verdict
+  assert verdict(0.1, 0.11, 0.12) == 'yes' and verdict(-0.1, -0.11, -0.12) == 'no'
+  assert verdict(-0.1, 0.2, 0.1) == 'open' and verdict(0.1) == 'open'
+
+
+def test_report_fills_the_document_and_keeps_its_words(tmp_path):
+  s = study()
+  results, _ = run_all(s, tmp_path)
+  final = [row for cell, row in results.items() if cell.seed in s.seeds]
+  doc = tmp_path / 'claims.md'
+  doc.write_text(f'# Words\n\n{claims_report.BEGIN}\nold\n{claims_report.END}\n\nMore words.\n')
+  text = claims_report.write(str(tmp_path / 'claims'), str(doc), final, {'videos': 0.2}, list(results.values()))
+  written = doc.read_text()
+  assert written.startswith('# Words\n') and written.endswith('\nMore words.\n') and 'old' not in written
+  assert text in written and (tmp_path / 'claims.png').stat().st_size > 10_000
+  accuracy = claims_report.accuracies(final)
+  expected = claims_report.difference(accuracy('videos', 'motions'), accuracy('alone/motions', 'motions'))
+  row = next(row for row in text.split('\n') if row.startswith('| co-trained on videos - alone, as many passes'))
+  assert str(expected) in row
+  sizes = [size for size, _ in claims_report.points(accuracy, 'objects', 'alone_long')]
+  assert sizes == sorted(sizes) and len(sizes) == 1 + len(claims_runs.sweep_shares('objects'))
+
+
+def test_arms_see_the_target_as_often_or_train_as_long():
+  runs = claims_runs.study(700, 150, sweep=False)
+  for source in VIDEOS:
+    assert runs[f'alone_long/{source}'].steps == runs['videos'].steps == runs['videos_images'].steps
+  assert sum(runs[f'alone/{source}'].steps for source in VIDEOS) == pytest.approx(700, abs=len(VIDEOS))
+
+
+@pytest.mark.parametrize('name', ['one_source_a_step', 'seeded_videos_images'])
+def test_a_run_trains_from_its_start_and_is_judged(tmp_path, name, monkeypatch):
+  monkeypatch.setattr(claims, '_drawn', lambda source, split: _few(source, split))
+  runs = claims_runs.study(2, 1, sweep=False)
+  small = {'model.width': 16, 'model.num_heads': 2, 'model.mlp_dim': 16, 'model.depth': 1, 'model.scan_unroll': 1}
+  runs = {n: dataclasses.replace(r, changes={**r.changes, **small}) for n, r in runs.items()}
+  start = ''
+  if runs[name].start:
+    start = str(tmp_path / 'start.flax')
+    claims.train_cell(runs[runs[name].start], Cell('first_stage', 0, 1e-3, None), '', start, False)
+  row = claims.train_cell(runs[name], Cell(name, 0, 1e-3, 1e-3), start, '', True)
+  assert set(row['validation']) == set(row['test']) == set(runs[name].sources)
+  assert np.isfinite(list(row['loss'].values())).all() and row['steps'] == 2
+  assert json.loads(json.dumps(row)) == row
+
+
+def _few(source, split):
+  from benchmarks import in_memory
+
+  return in_memory.draw(source, split, 90)
