@@ -225,14 +225,25 @@ def picture(accuracy: Accuracy, path: str) -> None:
   plt.close(figure)
 
 
-def write(base: str, doc: str, final: Cells, rates: Mapping[str, float | None], everything: Cells) -> str:
-  """Draws `base`.png, puts the tables between the two markers of `doc` if there is one, and returns the tables."""
+def write(base: str, doc: str, final: Cells, rates: Mapping[str, float | None], everything: Cells, done: float) -> str:
+  """Draws `base`.png, puts the tables between the two markers of `doc` if there is one, and returns the tables.
+
+  Args:
+    base: path of the pictures, without its ending.
+    doc: Markdown file, or ''.
+    final: cells of the seeds that count.
+    rates: what the search chose for each run.
+    everything: all cells.
+    done: share of the study, 0 to 1.
+  """
   accuracy = accuracies(final)
   seeds = sorted({c['seed'] for c in final})
   seconds = sum(c['seconds'] for c in everything)
   devices = sorted({c['device'] for c in everything})
+  unfinished = [] if done > 0.999 else [f'**The study is not finished: {done:.0%} of its steps are run.**']
   text = '\n\n'.join(
     [
+      *unfinished,
       f'{len(everything)} runs, {seconds / 3600:.1f} hours of one core or device ({", ".join(devices)}); seeds '
       f'{", ".join(map(str, seeds)) or "none yet"}. Differences are over the seeds that both arms have: mean ± half of '
       'the 95 % interval (Student\'s t); "yes" and "no" exclude zero.',

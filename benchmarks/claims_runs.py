@@ -11,8 +11,8 @@ from configs import claims_digits
 from configs.claims_digits import SHARES, VIDEOS
 from data_pipelines.builders import digits_rendering as rendering
 
-LEARNING_RATES = (7.5e-4, 1.5e-3, 3e-3)
-SWEEP = (1 / 4, 1 / 2, 2, 4)  # times the target's labels that the config has
+LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+SWEEP = (1 / 4, 4)  # times the target's labels that the config has
 ALL = (*VIDEOS, 'digits')
 
 

@@ -109,8 +109,9 @@ def test_report_fills_the_document_and_keeps_its_words(tmp_path):
   final = [row for cell, row in results.items() if cell.seed in s.seeds]
   doc = tmp_path / 'claims.md'
   doc.write_text(f'# Words\n\n{claims_report.BEGIN}\nold\n{claims_report.END}\n\nMore words.\n')
-  text = claims_report.write(str(tmp_path / 'claims'), str(doc), final, {'videos': 0.2}, list(results.values()))
+  text = claims_report.write(str(tmp_path / 'claims'), str(doc), final, {'videos': 0.2}, list(results.values()), 0.4)
   written = doc.read_text()
+  assert 'not finished: 40%' in written
   assert written.startswith('# Words\n') and written.endswith('\nMore words.\n') and 'old' not in written
   assert text in written and (tmp_path / 'claims.png').stat().st_size > 10_000
   accuracy = claims_report.accuracies(final)
