@@ -36,7 +36,7 @@ GiB = 2**30
 # `hbm_bytes` is the limit in the compiler's own out-of-memory message (libtpu 0.0.42.1). The documents give links in
 # both directions together (v5e 400, v5p 1200, v6e 800 GB/s). v4's links are from memory: 2400 Gbps, one way.
 TPUS = {
-  'v4': Chip('v4', 275e12, 1228e9, 300e9, 30.75 * GiB, f'{_DOCS}/v4'),
+  'v4': Chip('v4', 275e12, 1200e9, 300e9, 30.75 * GiB, f'{_DOCS}/v4'),
   'v5e': Chip('v5e', 197e12, 819e9, 200e9, 15.75 * GiB, f'{_DOCS}/v5e'),
   'v5p': Chip('v5p', 459e12, 2765e9, 600e9, 95.74 * GiB, f'{_DOCS}/v5p'),
   'v6e': Chip('v6e', 918e12, 1638e9, 400e9, 31.25 * GiB, f'{_DOCS}/v6e'),
@@ -89,7 +89,8 @@ def open_slice(name: str) -> Slice:
   """
   kind, _, shape = name.partition(':')
   if name == 'local':
-    return Slice(name, _local_chip(jax.devices()[0]), jax.devices())
+    devices = _local_devices()
+    return Slice(name, _local_chip(devices[0]), devices)
   if kind == 'cpu' and shape.isdigit() and int(shape) > 0:
     devices = jax.devices('cpu')
     if len(devices) < int(shape):
@@ -118,9 +119,22 @@ def _tpu_devices(name: str, kind: str, shape: str) -> list[jax.Device]:
     raise UserError(f'--topology={name} is not a slice of {kind}: {str(error).splitlines()[0]}.') from error
 
 
+def _local_devices() -> list[jax.Device]:
+  try:
+    devices = jax.devices()
+  except RuntimeError as error:  # JAX_PLATFORMS asks for what is not here
+    raise UserError(f'--topology=local: JAX cannot start here: {str(error).splitlines()[0]}.') from error
+  if devices[0].platform == 'cpu':
+    raise UserError(
+      '--topology=local: JAX sees no GPU here, only a CPU. Install its GPU part (pip install "cover_jax[cuda]") and '
+      'leave JAX_PLATFORMS unset, or name a slice as in v5e:4x4, or cpu:8 to try the tool.'
+    )
+  return devices
+
+
 def _local_chip(device: jax.Device) -> Chip:
-  if device.platform == 'cpu':
-    return CPU
+  if device.platform == 'tpu':
+    raise UserError('--topology=local is for GPUs: name the TPU slice instead, as in v5e:4x4.')
   known = [chip for part, chip in GPUS.items() if part in device.device_kind]
   if not known:
     raise UserError(

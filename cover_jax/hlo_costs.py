@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import jaxprs_in_params
@@ -14,7 +14,11 @@ _KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collectiv
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16}  # the others end in their number of bits: f32, s8, f8e4m3fn
 _ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
-_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
+_INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
+
+
+class Unreadable(ValueError):
+  """A program whose communication this module cannot count."""
 
 
 def product_flops(function: Any, *args: Any) -> float:
@@ -74,10 +78,15 @@ def collectives(hlo_text: str, devices: int) -> list[Collective]:
     devices: that take part where the text names no groups.
 
   Raises:
-    ValueError: if a loop that communicates does not say how often it runs.
+    Unreadable: if a loop that communicates does not say how often it runs, or a collective not among how many.
   """
-  totals = {}
+  totals, channels = {}, set()
   for kind, result, rest, times in _communication(hlo_text):
+    # The TPU's compiler writes an asynchronous collective again in each fusion that moves it on, and in its end.
+    if channel := re.search(r'\bchannel_id=(\d+)', rest):
+      if channel[1] in channels:
+        continue
+      channels.add(channel[1])
     n = _group_size(rest, devices)
     size = _bytes(result)
     # Bytes a chip sends for a result of `size`: a ring passes (n - 1)/n of the whole array, twice to reduce it.
@@ -93,28 +102,49 @@ def collectives(hlo_text: str, devices: int) -> list[Collective]:
   return [Collective(kind, *totals[kind]) for kind in _KINDS if kind in totals]
 
 
-def _communication(hlo_text: str) -> Iterator[tuple[str, str, str, int]]:
-  """(kind, result type, the rest of the line, how often it runs) of every collective."""
-  computations: dict[str, list[tuple[str, str, str, str]]] = {}
-  main, lines = '', None
+class _Instruction(NamedTuple):
+  type: str
+  op: str
+  rest: str  # of the line: operands and attributes
+
+
+class _Computation(NamedTuple):
+  instructions: dict[str, _Instruction]
+  root: list[str]  # the name of its result
+
+
+def _parse(hlo_text: str) -> tuple[dict[str, _Computation], str]:
+  """Computations by name, and the name of the main one."""
+  computations: dict[str, _Computation] = {}
+  main, current = '', None
   for line in hlo_text.splitlines():
     if match := _COMPUTATION.match(line):
-      lines = computations.setdefault(match[1], [])
+      current = computations.setdefault(match[1], _Computation({}, []))
       main = match[1] if line.startswith('ENTRY') else main
-    elif lines is not None and (match := _INSTRUCTION.match(line)):
-      lines.append(match.groups())
+    elif current is not None and (match := _INSTRUCTION.match(line)):
+      is_root, name, *what = match.groups()
+      current.instructions[name] = _Instruction(*what)
+      if is_root:
+        current.root.append(name)
+  return computations, main
+
+
+def _communication(hlo_text: str) -> Iterator[tuple[str, str, str, int]]:
+  """(kind, result type, the rest of the line, how often it runs) of every collective, in the order of the program."""
+  computations, main = _parse(hlo_text)
 
   def walk(name: str, times: int | None) -> Iterator[tuple[str, str, str, int]]:
-    for _, result, op, rest in computations[name]:
+    for result, op, rest in computations[name].instructions.values():
       kind = op.removesuffix('-start')
       if kind in _KINDS:
         if times is None:
-          raise ValueError(f'{kind} runs in a loop whose number of turns is not known: {name}')
+          raise Unreadable(f'{kind} runs in a loop whose number of turns is not known: {name}')
         yield kind, _results(kind, result) if op.endswith('-start') else result, rest, times
       if op == 'while':
-        body, condition = _named(rest, 'body'), _named(rest, 'condition')
-        turns = _turns(rest, computations[condition])
-        yield from walk(body, None if turns is None or times is None else turns * times)
+        turns = _turns(rest, computations[name], computations)
+        yield from walk(_named(rest, 'body'), None if turns is None or times is None else turns * times)
+      elif op == 'fusion' and (scattered := _scattered(computations.get(_named(rest, 'calls')))):
+        yield 'reduce-scatter', result, scattered, times
       elif op in ('call', 'fusion', 'conditional', 'async-start'):
         for inner in re.findall(r'(?:to_apply|calls|\w+_computation)=%?([\w.\-]+)', rest):
           yield from walk(inner, times)
@@ -125,31 +155,101 @@ def _communication(hlo_text: str) -> Iterator[tuple[str, str, str, int]]:
   return walk(main, 1)
 
 
+def _scattered(fused: _Computation | None) -> str | None:
+  """The line of the all-reduce in a fusion that keeps a part of it: the way in which a TPU program writes a scatter."""
+  if fused is None or fused.instructions[fused.root[0]].op != 'dynamic-slice':
+    return None
+  reduced = fused.instructions.get(_operands(fused.instructions[fused.root[0]].rest)[0])
+  return reduced.rest if reduced is not None and reduced.op == 'all-reduce' else None
+
+
 def _named(rest: str, key: str) -> str:
   return re.search(rf'\b{key}=%?([\w.\-]+)', rest)[1]
 
 
-def _turns(rest: str, condition: list[tuple[str, str, str, str]]) -> int | None:
-  """How often a loop runs: as the compiler says, else the constant that its counter is compared with."""
-  if said := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', rest):
+def _turns(loop: str, around: _Computation, computations: Mapping[str, _Computation]) -> int | None:
+  """How often a loop runs: as the compiler says, else from its counter; None where neither tells.
+
+  Args:
+    loop: the rest of the line of the `while`.
+    around: the computation that it is in.
+    computations: all.
+  """
+  if said := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
     return int(said[1])
-  constants = [rest for _, result, op, rest in condition if op == 'constant' and result.startswith('s32[]')]
-  compares = [rest for _, _, op, rest in condition if op == 'compare']
-  if len(constants) == 1 and len(compares) == 1 and 'direction=LT' in compares[0]:
-    return int(re.match(r'(\d+)', constants[0])[1])
-  return None
+  condition, body = (computations[_named(loop, key)] for key in ('condition', 'body'))
+  compare = condition.instructions[condition.root[0]]
+  if compare.op != 'compare' or 'direction=LT' not in compare.rest:
+    return None
+  counter, bound = (_through_copies(name, condition) for name in _operands(compare.rest))
+  index = _element(counter)
+  if index is None:
+    return None
+  start = _carried(_operands(loop)[0], index, around)
+  step = _carried(body.root[0], index, body)
+  if step is None or step.op != 'add':
+    return None
+  # The counter and what is added to it, which may be in either place.
+  added = [x for x in (_through_copies(name, body) for name in _operands(step.rest)) if _element(x) != index]
+  numbers = [_constant(x) for x in (start, bound, *added)]
+  if len(numbers) != 3 or None in numbers or numbers[2] <= 0:
+    return None
+  return max(-(-(numbers[1] - numbers[0]) // numbers[2]), 0)
+
+
+def _operands(rest: str) -> list[str]:
+  """The names of an instruction's operands."""
+  depth = 1
+  for end, c in enumerate(rest):
+    depth += (c == '(') - (c == ')')
+    if depth == 0:
+      return re.findall(r'%([\w.\-]+)', rest[:end])
+  return []
+
+
+def _through_copies(name: str, computation: _Computation) -> _Instruction | None:
+  found = computation.instructions.get(name)
+  while found is not None and found.op == 'copy':
+    found = computation.instructions.get(_operands(found.rest)[0])
+  return found
+
+
+def _carried(name: str, index: int, computation: _Computation) -> _Instruction | None:
+  """What makes one element of a tuple that a loop carries."""
+  made = computation.instructions.get(name)
+  if made is None or made.op != 'tuple':
+    return None
+  return _through_copies(_operands(made.rest)[index], computation)
+
+
+def _element(instruction: _Instruction | None) -> int | None:
+  """Which element of a tuple an instruction takes."""
+  if instruction is None or instruction.op != 'get-tuple-element':
+    return None
+  return int(re.search(r'\bindex=(\d+)', instruction.rest)[1])
+
+
+def _constant(instruction: _Instruction | None) -> int | None:
+  if instruction is None or instruction.op != 'constant':
+    return None
+  number = re.match(r'(-?\d+)\)', instruction.rest)
+  return int(number[1]) if number else None
 
 
 def _group_size(rest: str, devices: int) -> int:
-  """Devices that take part in one collective, from any of the three ways in which HLO writes groups."""
-  if axes := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', rest):
+  """Devices that take part in one collective, from any of the ways in which HLO writes groups."""
+  groups = re.search(r'replica_groups=(.*)', rest)
+  if not groups or groups[1].startswith('{}'):
+    return devices
+  # mesh['a'=8,'b'=32], device_ids=([32,8]T(1,0)) {'a'}: along the named axes, whatever the order of the devices.
+  if axes := re.match(r'mesh\[([^\]]*)\](?:, device_ids=\(\S*\))? \{([^}]*)\}', groups[1]):
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes[1])}
     return math.prod(sizes[name] for name in re.findall(r"'([^']+)'", axes[2]))
-  if iota := re.search(r'replica_groups=\[(\d+),(\d+)\]<=', rest):
+  if iota := re.match(r'\[(\d+),(\d+)\]<=', groups[1]):
     return int(iota[2])
-  if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', rest):
+  if listed := re.match(r'\{\{([\d,]*)\}', groups[1]):
     return len(listed[1].split(','))
-  return devices
+  raise Unreadable(f'The devices of a collective are written in an unknown way: {groups[1][:80]}')
 
 
 def _results(kind: str, type_text: str) -> str:

@@ -7,20 +7,21 @@ memory and communication from the result, and bounds the time of a step by the c
 docs/plan.md says how to read it.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 from absl import app, flags
 
-from cover_jax import chips, command_line, experiment, plan_costs, plan_report, sharding
+from cover_jax import chips, command_line, experiment, hlo_costs, plan_costs, plan_report, sharding
 from cover_jax.chips import Slice
 from cover_jax.experiment import Experiment
 from cover_jax.plan_costs import Memory, OutOfMemory
@@ -121,17 +122,23 @@ def largest_batch(planner: Planner, now: Memory | OutOfMemory, limit: float | No
     return {name: unit * max(1, round(n * b / sum(own.values()))) for name, b in own.items()}
 
   def look(n: int) -> Memory | OutOfMemory:
-    return planner.memory(**{f'streams.{name}.batch_size': b for name, b in batch_sizes(n).items()})
+    same = next((found for m, found in seen.items() if batch_sizes(m) == batch_sizes(n)), None)
+    return same or planner.memory(**{f'streams.{name}.batch_size': b for name, b in batch_sizes(n).items()})
 
   seen = {sum(own.values()) // unit: now}
   for _ in range(6):
     low = max((n for n, found in seen.items() if isinstance(found, Memory)), default=len(own) - 1)
     high = min((n for n, found in seen.items() if isinstance(found, OutOfMemory)), default=None)
-    if high is not None and high - low <= max(1, low // 32):
+    near = max(1, low // 32)
+    if high is not None and high - low <= near:
       break
-    guess = _on_the_line(seen, limit)
-    if guess is None or not low < guess or (high is not None and guess >= high):
+    in_units = {sum(batch_sizes(n).values()) // unit: _bytes(found) for n, found in seen.items()}
+    guess = _on_the_line(in_units, _fixed(now), limit)
+    if guess is None:
       guess = 2 * max(low, 1) if high is None else (low + high) // 2
+    # Where the line ends at a batch that was seen, the next one says whether it is the last.
+    guess = max(guess, low + near)
+    guess = guess if high is None else min(guess, high - near)
     seen[guess] = look(guess)
   fits = [n for n, found in seen.items() if isinstance(found, Memory)]
   best = max(fits, default=None)
@@ -149,18 +156,32 @@ def _bytes(found: Memory | OutOfMemory) -> float:
   return found.total if isinstance(found, Memory) else found.needed
 
 
-def _on_the_line(seen: Mapping[int, Memory | OutOfMemory], limit: float) -> int | None:
-  """Where the line through the two points nearest to the limit meets it."""
-  nearest = sorted(seen, key=lambda n: abs(_bytes(seen[n]) - limit))[:2]
-  if len(nearest) < 2:
-    return None
-  a, b = nearest
-  slope = (_bytes(seen[b]) - _bytes(seen[a])) / (b - a)
-  return a + math.floor((limit - _bytes(seen[a])) / slope) if slope > 0 else None
+def _fixed(found: Memory | OutOfMemory) -> float:
+  """The bytes that no batch needs: at the start of the search, all that is known of a batch of nothing."""
+  kinds = dataclasses.asdict(found) if isinstance(found, Memory) else found.kinds
+  return float(sum(kinds.get(kind, 0) for kind in ('parameters', 'optimizer', 'ema', 'objectives')))
 
 
-def levers(planner: Planner) -> list[dict[str, Any]]:
-  """What each lever alone does to memory, products and communication; the config itself comes first."""
+def _on_the_line(bytes_of: Mapping[int, float], fixed: float, limit: float) -> int | None:
+  """The batch where the line through the two points nearest to the limit meets it."""
+  points = sorted(bytes_of.items(), key=lambda point: abs(point[1] - limit))[:2]
+  if len(points) < 2:
+    points.append((0, fixed))
+  (n, size), (other, other_size) = points
+  slope = (other_size - size) / (other - n)
+  return n + math.floor((limit - size) / slope) if slope > 0 else None
+
+
+def levers(
+  planner: Planner, compiled: jax.stages.Compiled | OutOfMemory, save: Callable[[list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
+  """What each lever alone does to memory, products and communication; the config itself comes first.
+
+  Args:
+    planner: of the slice.
+    compiled: the config's own step.
+    save: gets the rows so far, after each.
+  """
   rows, known = [], set()
   for name, changes in (('as configured', {}), *LEVERS):
     row = {'lever': name, 'changes': dict(changes)}
@@ -172,23 +193,35 @@ def levers(planner: Planner) -> list[dict[str, Any]]:
     program = repr(run.model), tuple(mesh.shape.items()), run.config.accumulation_steps
     if program not in known:  # else the lever is what the config has
       known.add(program)
-      rows.append(row | _lever(run, mesh))
+      rows.append(row | _lever(run, mesh, plan_costs.compile_step(run, mesh) if changes else compiled))
+      save(rows)
   return rows
 
 
-def _lever(run: Experiment, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  compiled = plan_costs.compile_step(run, mesh)
+def _lever(run: Experiment, mesh: jax.sharding.Mesh, compiled: jax.stages.Compiled | OutOfMemory) -> dict[str, Any]:
   row = {
     'memory': plan_costs.memory(compiled, run, mesh),
     'product_flops': plan_costs.step_products(run) / mesh.size,
   }
   if not isinstance(compiled, OutOfMemory):
-    row['sent_bytes'] = sum(c.sent_bytes for c in plan_costs.communication(compiled, mesh))
+    with contextlib.suppress(hlo_costs.Unreadable):
+      row['sent_bytes'] = sum(c.sent_bytes for c in plan_costs.communication(compiled, mesh))
   return row
 
 
-def plan(planner: Planner, *, with_costs: bool, with_search: bool, with_levers: bool) -> dict[str, Any]:
-  """Everything about one slice, as plain data; see docs/plan.md for the keys."""
+def plan(
+  planner: Planner,
+  *,
+  with_costs: bool,
+  with_search: bool,
+  with_levers: bool,
+  save: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+  """Everything about one slice, as plain data; `save` gets what is known so far, each time that there is more.
+
+  Raises:
+    UserError: if the config cannot run on this slice.
+  """
   run, mesh = planner.build()
   chip = planner.slice.chip
   compiled = plan_costs.compile_step(run, mesh)
@@ -205,17 +238,24 @@ def plan(planner: Planner, *, with_costs: bool, with_search: bool, with_levers: 
     'fits': isinstance(memory, Memory) and (chip.hbm_bytes is None or memory.total <= chip.hbm_bytes),
     'memory': memory,
   }
+  save(result)
   if isinstance(memory, Memory):
-    result['collectives'] = plan_costs.communication(compiled, mesh)
+    try:
+      result['collectives'] = plan_costs.communication(compiled, mesh)
+    except hlo_costs.Unreadable as error:  # the rest of the plan stands
+      result['unreadable'] = str(error)
+    save(result)
   if with_costs:
     costs = plan_costs.step_costs(planner.build)
     result['costs'] = costs
     if 'collectives' in result:
       result['time'] = plan_costs.step_time(costs, result['collectives'], chip, run, mesh)
+    save(result)
   if with_search:
     result['largest_batch'] = largest_batch(planner, memory, chip.hbm_bytes)
+    save(result)
   if with_levers:
-    result['levers'] = levers(planner)
+    result['levers'] = levers(planner, compiled, lambda rows: save(result | {'levers': rows}))
   return result
 
 
@@ -232,14 +272,29 @@ def run(argv: list[str]) -> None:
   known = {name: sizes.size_of(name, source, given) for name, source in config.sources.items()}
   infos = [sizes.info(name, size) for name, size in known.items()]
   slices = [chips.open_slice(name) for name in _TOPOLOGY.value]
-  print(plan_report.sources(known))
-  results = []
+  print(plan_report.sources(known), flush=True)
+  done, failed = [], {}
+  options = {'with_costs': _COSTS.value, 'with_search': _SEARCH.value, 'with_levers': _LEVERS.value}
   for one in slices:
-    options = {'with_costs': _COSTS.value, 'with_search': _SEARCH.value, 'with_levers': _LEVERS.value}
-    results.append(plan(Planner(config, infos, one), **options))
-    print(plan_report.slice_report(results[-1]), flush=True)
-  if len(results) > 1:
-    print(plan_report.comparison(results))
+    save = lambda result: _save(known, [*done, result])
+    try:
+      done.append(plan(Planner(config, infos, one), **options, save=save))
+    except UserError as error:
+      failed[one.name] = str(error)  # of this slice; the others may do
+      continue
+    except jax.errors.JaxRuntimeError as error:
+      failed[one.name] = f'the compiler failed: {str(error).splitlines()[0]}'
+      continue
+    _save(known, done)
+    print(plan_report.slice_report(done[-1]), flush=True)
+  if len(done) > 1:
+    print(plan_report.comparison(done))
+  if failed:
+    raise UserError('\n'.join(f'--topology={name}: {why}' for name, why in failed.items()))
+
+
+def _save(known: Mapping[str, sizes.Size], results: Sequence[Mapping[str, Any]]) -> None:
+  """Writes --output: a plan takes long, and what is known stays known where it is interrupted."""
   if _OUTPUT.value:
     versions = {name: sys.modules[name].__version__ for name in ('jax', 'jaxlib')}
     text = json.dumps({'versions': versions, 'sources': known, 'slices': results}, indent=2, default=_plain)
@@ -253,8 +308,9 @@ def _plain(x: Any) -> Any:
 def _write(path: str, text: str) -> None:
   try:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path, 'w', encoding='utf-8') as f:
+    with open(f'{path}.part', 'w', encoding='utf-8') as f:
       f.write(text)
+    os.replace(f'{path}.part', path)
   except OSError as error:
     raise UserError(f'--output={path} cannot be written ({error.strerror}): choose another place.') from error
 

@@ -35,6 +35,8 @@ def slice_report(result: Mapping[str, Any]) -> str:
     parts.append(_costs(result))
   if 'collectives' in result:
     parts.append(_collectives(result['collectives']))
+  if 'unreadable' in result:
+    parts.append(f'Communication cannot be counted, so there is no time of a step: {result["unreadable"]}.')
   if 'time' in result:
     parts.append(_time(result))
   if 'levers' in result:

@@ -45,10 +45,11 @@ def start(
     coordinator: 'host:port' of process 0.
     num_processes: of the run.
     process_id: of this process.
-    heartbeat_seconds: a process that is silent for so long counts as dead, and the others stop.
+    heartbeat_seconds: a process that is silent for so long counts as dead, and the others stop. Where one has not come
+      after three times as long, JAX aborts the others (exit code 134).
 
   Raises:
-    UserError: if only some of the three are given, or the others cannot be reached.
+    UserError: if only some of the three are given, or they cannot be.
   """
   environ = os.environ
   coordinator = coordinator or environ.get('JAX_COORDINATOR_ADDRESS') or None
@@ -67,11 +68,16 @@ def start(
     )
   elif num_processes == 1:
     return
+  patience = 3 * heartbeat_seconds
+  # The last line before JAX's own, which does not say what it waited for.
+  others = f'the other processes at {coordinator}' if coordinator else 'the other processes'
+  logging.info('Waiting for %s, up to %d seconds', others, patience)
   try:
     jax.distributed.initialize(
       coordinator,
       num_processes,
       process_id,
+      initialization_timeout=patience,
       heartbeat_timeout_seconds=heartbeat_seconds,
     )
   except (RuntimeError, ValueError) as error:

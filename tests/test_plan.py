@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from data_pipelines.contract import SourceInfo, UserError
 from tests import tiny
 
 GiB = 2**30
+SIZES = '--sizes=objects=800/10,motions=400/4,moments=400/4,digits=1000/10'  # which need not be built here
 
 
 def planner(count=8, **changes):
@@ -30,116 +32,7 @@ def planner(count=8, **changes):
   return plan.Planner(tiny.config(**changes), infos, chips.Slice(f'cpu:{count}', chips.CPU, jax.devices()[:count]))
 
 
-# Counting products.
-
-
-def test_products_of_loops_convolutions_and_recomputation():
-  x, w = jnp.ones((4, 8)), jnp.ones((3, 8, 8))
-  one = 2 * 4 * 8 * 8
-
-  def loop(x, w):
-    return jax.lax.scan(lambda c, w: (c @ w, None), x, w)[0].sum()
-
-  assert hlo_costs.product_flops(loop, x, w) == 3 * one
-  # Forwards one product, backwards two; the gradient of the first block's input is not wanted.
-  assert hlo_costs.product_flops(jax.grad(loop, argnums=(0, 1)), x, w) == 3 * 3 * one
-
-  def twice(x, w):
-    return jax.checkpoint(lambda x: jnp.sin(x @ w[0]) @ w[1])(x).sum()
-
-  without, recomputed = (
-    hlo_costs.product_flops(jax.value_and_grad(f), x, w) for f in (lambda x, w: (jnp.sin(x @ w[0]) @ w[1]).sum(), twice)
-  )
-  assert recomputed == without + one  # the first product again; nothing needs the second one
-
-  image, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((4, 4, 3, 5))
-  convolve = lambda image, kernel: jax.lax.conv_general_dilated(
-    image, kernel, (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
-  patches = 2 * (2 * 2 * 2) * (4 * 4 * 3) * 5
-  assert hlo_costs.product_flops(convolve, image, kernel) == patches
-  both = jax.grad(lambda image, kernel: convolve(image, kernel).sum() ** 2, argnums=(0, 1))
-  assert hlo_costs.product_flops(both, image, kernel) == pytest.approx(3 * patches, rel=0.01)
-  assert hlo_costs.product_flops(lambda x, w: ((x @ w[0]), x)[1], x, w) == 0  # nothing uses it
-
-
-@pytest.mark.parametrize(
-  ('fields', 'frames', 'gmac'),
-  [
-    # TimeSformer-B, HR and L as published: 196, 1703 and 2380; and CoVeR's 17.62 T in 3 views.
-    ({}, 8, 195.8),
-    ({}, 16, None),
-    ({'image_size': 448}, 16, 1702.7),
-    ({'num_frames': 96}, 96, 2379.9),
-    ({'width': 1024, 'depth': 24, 'num_heads': 16, 'mlp_dim': 4096, 'image_size': 448}, 16, 5872.7),
-  ],
-)
-def test_products_of_the_published_models(fields, frames, gmac):
-  model = TimeSformer(**fields)
-  size = (model.image_size, model.image_size)
-  counted = plan_costs.forward_products(model, frames, size)
-  if gmac is not None:
-    assert counted / 1e9 == pytest.approx(gmac, rel=1e-3)
-  clip = jax.ShapeDtypeStruct((1, frames, *size, 3), jnp.float32)
-  params = jax.eval_shape(model.init, jax.random.key(0), clip)
-  # The model may do somewhat more than the paper's products, never less.
-  assert 0.999 * counted < hlo_costs.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
-
-
-@pytest.mark.parametrize('fields', [{'attention': 'joint'}, {'attention': 'space'}, {'image_temporal': 'skip'}, {}])
-@pytest.mark.parametrize('frames', [1, 4])
-def test_products_of_the_variants(fields, frames):
-  model = TimeSformer(depth=2, **fields)
-  clip = jax.ShapeDtypeStruct((1, frames, 224, 224, 3), jnp.float32)
-  params = jax.eval_shape(model.init, jax.random.key(0), clip)
-  counted = plan_costs.forward_products(model, frames, (224, 224))
-  assert 0.999 * counted < hlo_costs.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
-
-
-# Counting communication.
-
-HLO = """
-HloModule step
-
-%cond (p: (s32[], f32[8])) -> pred[] {
-  %c = s32[]{:T(128)} constant(6)
-  %p = (s32[], f32[8]) parameter(0)
-  %i = s32[] get-tuple-element(%p), index=0
-  ROOT %lt = pred[] compare(%i, %c), direction=LT
-}
-
-%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %ag = bf16[16,4]{1,0:T(8,128)(2,1)S(1)} all-gather(%x), replica_groups=mesh['a'=4,'b'=2] {'b'}, dimensions={0}
-  %start = (f32[4], f32[8]) all-gather-start(%y), replica_groups=[4,2]<=[8], dimensions={0}
-  %done = f32[8] all-gather-done(%start)
-  ROOT %t = (s32[], f32[8]) tuple(%i, %done)
-}
-
-ENTRY %main (a: f32[8]) -> f32[8] {
-  %while = (s32[], f32[8]) while(%init), condition=%cond, body=%body, metadata={op_name="jit(f)/while"}
-  %ar = (f32[100], bf16[10,10]) all-reduce(%g, %h), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
-  %rs = f32[25]{0} reduce-scatter(%g), replica_groups=[2,4]<=[8], dimensions={0}
-  %alone = f32[7] all-reduce(%g), replica_groups=[8,1]<=[8], to_apply=%add
-  ROOT %r = f32[8] get-tuple-element(%while), index=1
-}
-"""
-
-
-def test_collectives_by_hand():
-  gather, reduce, scatter = hlo_costs.collectives(HLO, 8)
-  assert (gather.kind, gather.count) == ('all-gather', 12)
-  assert gather.result_bytes == 6 * (16 * 4 * 2) + 6 * (8 * 4)
-  assert gather.sent_bytes == gather.result_bytes / 2  # two take part
-  assert (reduce.kind, reduce.count, reduce.result_bytes) == ('all-reduce', 1, 600)
-  assert reduce.sent_bytes == 600 * 2 * 3 / 4
-  assert (scatter.kind, scatter.result_bytes, scatter.sent_bytes) == ('reduce-scatter', 100, 300)
-
-
-def test_a_loop_of_unknown_length_is_not_guessed():
-  with pytest.raises(ValueError, match='not known'):
-    hlo_costs.collectives(HLO.replace('direction=LT', 'direction=NE'), 8)
-  known = HLO.replace('body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
-  assert hlo_costs.collectives(known.replace('direction=LT', 'direction=NE'), 8)[0].count == 6
+# Communication.
 
 
 def test_data_parallel_step_reduces_its_gradients_and_nothing_large_else():
@@ -242,6 +135,39 @@ def test_no_limit_no_search():
 # Costs.
 
 
+@pytest.mark.parametrize(
+  ('fields', 'frames', 'gmac'),
+  [
+    # TimeSformer-B, HR and L as published: 196, 1703 and 2380; and CoVeR's 17.62 T in 3 views.
+    ({}, 8, 195.8),
+    ({}, 16, None),
+    ({'image_size': 448}, 16, 1702.7),
+    ({'num_frames': 96}, 96, 2379.9),
+    ({'width': 1024, 'depth': 24, 'num_heads': 16, 'mlp_dim': 4096, 'image_size': 448}, 16, 5872.7),
+  ],
+)
+def test_products_of_the_published_models(fields, frames, gmac):
+  model = TimeSformer(**fields)
+  size = (model.image_size, model.image_size)
+  counted = plan_costs.forward_products(model, frames, size)
+  if gmac is not None:
+    assert counted / 1e9 == pytest.approx(gmac, rel=1e-3)
+  clip = jax.ShapeDtypeStruct((1, frames, *size, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), clip)
+  # The model may do somewhat more than the paper's products, never less.
+  assert 0.999 * counted < hlo_costs.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
+
+
+@pytest.mark.parametrize('fields', [{'attention': 'joint'}, {'attention': 'space'}, {'image_temporal': 'skip'}, {}])
+@pytest.mark.parametrize('frames', [1, 4])
+def test_products_of_the_variants(fields, frames):
+  model = TimeSformer(depth=2, **fields)
+  clip = jax.ShapeDtypeStruct((1, frames, 224, 224, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), clip)
+  counted = plan_costs.forward_products(model, frames, (224, 224))
+  assert 0.999 * counted < hlo_costs.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
+
+
 def test_costs_of_deep_models_from_shallow_ones():
   """The line through 1 and 2 blocks meets the unrolled program of 4."""
   p = planner(1, mesh__data=1, model__depth=4, model__drop_path=0.0)
@@ -304,9 +230,9 @@ def test_without_the_compiler_one_sentence_says_what_to_install(monkeypatch):
 def test_sizes():
   config = {'dataset': 'kinetics/400:1.0.0', 'data_dir': '/nonexistent', 'train': 'train'}
   assert sizes.size_of('k', config, {})[:3] == ('video', 240_000, 400)
-  given_sizes = sizes.parse('k=12/3', {'k': config})
-  assert sizes.size_of('k', config, given_sizes)[1:] == (12, 3, '--sizes')
-  assert sizes.info('k', given_sizes['k']) == SourceInfo('k', 'video', 12, ('class 0', 'class 1', 'class 2'))
+  known = sizes.parse('k=12/3', {'k': config})
+  assert sizes.size_of('k', config, known)[1:] == (12, 3, '--sizes')
+  assert sizes.info('k', known['k']) == SourceInfo('k', 'video', 12, ('class 0', 'class 1', 'class 2'))
   for unknown in (config | {'train': 'train[:10%]'}, config | {'dataset': 'no_such_data'}):
     with pytest.raises(UserError, match='--sizes=k=EXAMPLES/CLASSES'):
       sizes.size_of('k', unknown, {})
@@ -319,10 +245,19 @@ def test_sizes():
 
 
 def test_levers_that_change_nothing_or_cannot_be_are_said(monkeypatch):
+  seen, saved = [], []
+  monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: 'of a lever')
   monkeypatch.setattr(
-    plan, '_lever', lambda run, mesh: {'memory': Memory(0, 0, 0, 0, 0, 0, 1, 0), 'product_flops': 1.0}
+    plan,
+    '_lever',
+    lambda run, mesh, compiled: (
+      seen.append(compiled) or {'memory': Memory(0, 0, 0, 0, 0, 0, 1, 0), 'product_flops': 1.0}
+    ),
   )
-  rows = plan.levers(planner(2, mesh__data=2, model__remat='full'))
+  p = planner(2, mesh__data=2, model__remat='full')
+  rows = plan.levers(p, 'of the config', lambda rows: saved.append(len(rows)))
+  assert seen == ['of the config'] + ['of a lever'] * (len(seen) - 1)  # which is not compiled again
+  assert len(saved) == len(seen) and saved[-1] == len(rows)
   names = [row['lever'] for row in rows]
   assert names[0] == 'as configured' and 'remat full' not in names and 'fsdp 1' not in names
   refused = {row['lever']: row['refused'] for row in rows if 'refused' in row}
@@ -339,6 +274,32 @@ def test_config_for_fewer_devices_says_what_to_change(monkeypatch):
   assert '| cpu:8 | 8 | 2.00 | no |' in plan_report.comparison([result, result])
 
 
+def test_a_program_whose_communication_cannot_be_read_keeps_the_rest(monkeypatch):
+  def unreadable(compiled, mesh):
+    raise hlo_costs.Unreadable('all-gather in a loop')
+
+  monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: 'compiled')
+  monkeypatch.setattr(plan_costs, 'memory', lambda *_: Memory(0, 0, 0, 0, 0, 0, 1, 0))
+  monkeypatch.setattr(plan_costs, 'communication', unreadable)
+  result = plan.plan(planner(8), with_costs=False, with_search=False, with_levers=True)
+  assert result['fits'] and 'time' not in result and len(result['levers']) > 3
+  assert 'cannot be counted, so there is no time of a step: all-gather in a loop.' in plan_report.slice_report(result)
+
+
+def test_what_is_known_is_saved_at_once(monkeypatch):
+  """A plan takes long: where it is killed, all that came before is in the file."""
+  monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: OutOfMemory(2 * GiB, GiB))
+  costs = plan_costs.StepCosts({}, update_bytes=0.0, flops=1.0, bytes=1.0, model_flops=1.0)
+  monkeypatch.setattr(plan_costs, 'step_costs', lambda build: costs)
+  seen = []
+  save = lambda result: seen.append(set(result))
+  result = plan.plan(planner(8), with_costs=True, with_search=True, with_levers=True, save=save)
+  first, second, third, *levers = seen
+  assert {'memory', 'fits'} <= first and 'costs' not in first
+  assert second - first == {'costs'} and third - second == {'largest_batch'}
+  assert len(levers) > 3 and all(keys == set(result) for keys in levers)
+
+
 def command(*args):
   environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
   return subprocess.run(
@@ -347,9 +308,8 @@ def command(*args):
 
 
 def test_command_line(tmp_path):
-  given_sizes = '--sizes=objects=800/10,motions=400/4,moments=400/4,digits=1000/10'
   path = tmp_path / 'plan.json'
-  done = command('--config=configs/digits_cover.py:debug', '--topology=cpu:2', given_sizes, f'--output={path}')
+  done = command('--config=configs/digits_cover.py:debug', '--topology=cpu:2', SIZES, f'--output={path}')
   assert done.returncode == 0, done.stderr
   expected = '## cpu:2 (data 2 x fsdp 1 x tensor 1)', '--sizes', 'temporaries', 'all-reduce', 'MFU'
   assert all(part in done.stdout for part in expected)
@@ -361,17 +321,48 @@ def test_command_line(tmp_path):
 
 
 def test_mistakes_on_the_command_line_are_one_sentence():
-  done = command('--config=configs/digits_cover.py:debug', '--topology=v9:2x2')
+  done = command('--config=configs/digits_cover.py:debug', SIZES, '--topology=v9:2x2')
   assert done.returncode == 2 and 'Error: --topology=v9:2x2' in done.stderr
   assert 'Traceback' not in done.stderr
+
+
+def test_a_slice_that_cannot_be_does_not_stop_the_others(tmp_path):
+  path = tmp_path / 'plan.json'
+  args = '--config=configs/digits_cover.py:debug', SIZES, '--nocosts', '--nosearch', f'--output={path}'
+  done = command(*args, '--topology=cpu:1,cpu:2', '--config.mesh.fsdp=2')
+  assert done.returncode == 2 and 'Traceback' not in done.stderr
+  assert 'Error: --topology=cpu:1: config.mesh asks for' in done.stderr
+  assert '## cpu:2 (data 1 x fsdp 2 x tensor 1)' in done.stdout
+  assert [s['topology'] for s in json.loads(path.read_text())['slices']] == ['cpu:2']
+
+
+def test_local_is_for_a_gpu_that_is_there(monkeypatch):
+  with pytest.raises(UserError, match='sees no GPU here, only a CPU'):
+    chips.open_slice('local')
+
+  def refuse():
+    raise RuntimeError("Unknown backend: 'cuda' requested\nmore")
+
+  monkeypatch.setattr(jax, 'devices', refuse)
+  with pytest.raises(UserError, match=r"cannot start here: Unknown backend: 'cuda' requested\.$"):
+    chips.open_slice('local')
+  fake = lambda platform, kind: types.SimpleNamespace(platform=platform, device_kind=kind, memory_stats=dict)
+  monkeypatch.setattr(jax, 'devices', lambda: [fake('gpu', 'NVIDIA H100 80GB HBM3')] * 2)
+  found = chips.open_slice('local')
+  assert found.chip.name == 'H100' and len(found.devices) == 2
+  monkeypatch.setattr(jax, 'devices', lambda: [fake('tpu', 'TPU v5 lite')])
+  with pytest.raises(UserError, match='name the TPU slice'):
+    chips.open_slice('local')
+  monkeypatch.setattr(jax, 'devices', lambda: [fake('gpu', 'Tesla T4')])
+  with pytest.raises(UserError, match='limits of Tesla T4 are not known'):
+    chips.open_slice('local')
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu: pip install "cover_jax[plan]"')
 def test_tpu_compiler(tmp_path):
   """The real compiler of a v5e slice, in a process of its own: a step that fits, and a batch that does not."""
-  given_sizes = '--sizes=objects=800/10,motions=400/4,moments=400/4,digits=1000/10'
   path = tmp_path / 'plan.json'
-  args = '--config=configs/digits_cover.py:debug', '--topology=v5e:2x2', given_sizes, '--nocosts', '--nosearch'
+  args = '--config=configs/digits_cover.py:debug', '--topology=v5e:2x2', SIZES, '--nocosts', '--nosearch'
   done = command(*args, f'--output={path}')
   assert done.returncode == 0, done.stderr
   (found,) = json.loads(path.read_text())['slices']
@@ -382,6 +373,28 @@ def test_tpu_compiler(tmp_path):
   assert '**Does not fit**: needs ' in done.stdout and ' of 15.75 GiB' in done.stdout
   (found,) = json.loads(path.read_text())['slices']
   assert not found['fits'] and found['memory']['needed'] > found['memory']['available']
+
+
+REAL_SLICES = """
+import numpy as np
+from jax.experimental import topologies
+from cover_jax import chips, sharding
+sizes = {'data': -1, 'fsdp': 8, 'tensor': 1}
+chips.prepare([])
+for name in ('v5p:4x4x4', 'v6e:8x8', 'v4:2x2x4'):  # the torus has no axis of 8, or none left of the other size
+  print(list(sharding.make_mesh(sizes, chips.open_slice(name).devices).shape.values()))
+devices = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4', num_slices=2).devices
+print(np.vectorize(lambda d: d.slice_index)(sharding.make_mesh(sizes, devices).devices).reshape(2, 8).tolist())
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu: pip install "cover_jax[plan]"')
+def test_meshes_of_real_slices():
+  """On libtpu's own description of their devices: any size of an axis is possible, and only `data` spans slices."""
+  done = subprocess.run([sys.executable, '-c', REAL_SLICES], capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  found = [json.loads(line) for line in done.stdout.splitlines()]
+  assert found == [[8, 8, 1], [8, 8, 1], [2, 8, 1], [[0] * 8, [1] * 8]]
 
 
 def test_sharding_of_plans_is_that_of_runs():

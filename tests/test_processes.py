@@ -25,6 +25,7 @@ from tests.test_main import ROOT
 
 CHANGES = {'log_every': 1, 'checkpoint_every': 4, 'total_steps': 12, 'mesh__data': 2}
 DEVICES = 2
+PATIENCE = 1200  # seconds that anything may take: the machine may be crowded
 
 
 def free_port() -> int:
@@ -53,7 +54,7 @@ def start(workdir, count=2, step_seconds=0.0, **changes):
   ]
 
 
-def finish(workers, timeout=400):
+def finish(workers, timeout=PATIENCE):
   """[(exit code, output)] of each process."""
   try:
     outputs = [w.communicate(timeout=timeout)[0] for w in workers]
@@ -171,9 +172,12 @@ def test_sigterm_to_one_stops_all_at_one_step(two, tmp_path):
   assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
 
 
-def wait_for_step(workdir, step, workers):
-  deadline = time.monotonic() + 400
-  while not any(row['step'] >= step for row in metrics.read_jsonl(str(workdir / 'metrics.jsonl'))):
+def wait_for_step(workdir, step, workers, since=0.0):
+  """Returns when a step is in the log. What was written before the time `since` does not count."""
+  log, deadline = workdir / 'metrics.jsonl', time.monotonic() + PATIENCE
+  while not (
+    log.exists() and log.stat().st_mtime > since and any(row['step'] >= step for row in metrics.read_jsonl(str(log)))
+  ):
     assert all(w.poll() is None for w in workers), [w.communicate()[0] for w in workers if w.poll() is not None]
     assert time.monotonic() < deadline
     time.sleep(0.02)
@@ -215,8 +219,9 @@ def test_twenty_random_kills_of_two_processes_are_bit_equal(tmp_path):
   run(whole, **longer)
   chance, kills, last_step = random.Random(2), 0, 0
   while kills < 20:
-    workers = start(parts, step_seconds=0.1, **longer)
-    wait_for_step(parts, last_step + 10, workers) if chance.random() < 0.8 else None
+    started, workers = time.time(), start(parts, step_seconds=0.1, **longer)
+    # Most while they train, some while they start.
+    wait_for_step(parts, last_step + 10, workers, started) if chance.random() < 0.8 else None
     time.sleep(chance.uniform(0, 2))
     if any(w.poll() is not None for w in workers):
       break
@@ -227,9 +232,9 @@ def test_twenty_random_kills_of_two_processes_are_bit_equal(tmp_path):
       step = checkpoints.describe(str(parts))['about']['step']
       assert step >= last_step  # nothing that was saved is lost
       last_step = step
-  assert kills >= 15
+  assert kills >= 15 and last_step >= 50
   run(parts, **longer)
-  print(f'{kills} kills')
+  print(f'{kills} kills, the last at step {last_step} of 400')
   assert bits(parts) == bits(whole)
   assert (parts / 'metrics.jsonl').read_text() == (whole / 'metrics.jsonl').read_text()
 
