@@ -3,6 +3,7 @@
     python -m benchmarks.block_cost --fast              # one block, forward and backward: minutes
     python -m benchmarks.block_cost --depths=1,3        # the training step at two depths, and what that makes of 12
     python -m benchmarks.block_cost --depths=12         # the whole step, unrolled: up to ten minutes a row on 2 cores
+    python -m benchmarks.block_cost --fast --programs=ours --top=30      # and its dearest operations
     [--programs=ours,vivit,naive] [--topology=v5p:2x2x1] [--json=FILE]
 
 Needs the extra [plan] (libtpu), no TPU and no TensorFlow. B/8x224, 8 clips a chip, bfloat16, SGD with momentum.
@@ -12,7 +13,8 @@ Needs the extra [plan] (libtpu), no TPU and no TensorFlow. B/8x224, 8 clips a ch
   cyc   estimated cycles of the scheduled program at 1.75 GHz, in ms; sees padding, ignores overlap
 
 They are deterministic and not validated on a chip; differences below 3 % are ties. Of a loop they count the body once,
-so depth is unrolled here.
+so depth is unrolled here. What the compiler keeps in fast memory changes from depth to depth, so an extrapolation is
+good to a few percent only.
 """
 
 import json
@@ -63,6 +65,7 @@ _PROGRAMS = flags.DEFINE_list('programs', ['ours', 'vivit', 'naive'], 'Rows of t
 _TOPOLOGY = flags.DEFINE_string(
   'topology', 'v5p:2x2x1', 'A slice; `opt` is meaningless on v5e and v6e.', flag_values=_OWN
 )
+_TOP = flags.DEFINE_integer('top', 0, 'Operations to list, by estimated cycles.', flag_values=_OWN)
 _JSON = flags.DEFINE_string('json', '', 'File for the figures; none if empty.', flag_values=_OWN)
 
 _dense = partial(nn.DenseGeneral, dtype=jnp.bfloat16)
@@ -191,6 +194,19 @@ def cost_of_compiled(compiled: jax.stages.Compiled) -> Cost:
   }
 
 
+def dearest_operations(hlo_text: str, count: int) -> list[tuple[float, str, str, str]]:
+  """(estimated ms, name, results, where in the model) of the operations with the most cycles, most first."""
+  found = []
+  for line in hlo_text.splitlines():
+    cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
+    operation = re.match(r'\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ', line)
+    if cycles and operation:
+      source = re.search(r'op_name="([^"]*)"', line)
+      results = re.sub(r'\{[^}]*\}|/\*.*?\*/', '', operation[2])
+      found.append((int(cycles[1]) / CLOCK * 1e3, operation[1], results, source[1] if source else ''))
+  return sorted(found, reverse=True)[:count]
+
+
 def open_mesh(topology: str) -> Mesh:
   """The chips of a slice that need not exist, along one axis 'data'."""
   try:
@@ -205,7 +221,7 @@ def _place(tree: Any, mesh: Mesh, spec: P) -> Any:
   return jax.tree.map(place, tree)
 
 
-def block_cost(program: str, mesh: Mesh) -> Cost:
+def compile_block(program: str, mesh: Mesh) -> jax.stages.Compiled:
   """Forward and backward of one block: gradients of the parameters and of the tokens."""
   apply, params, x = one_block(program, CLIPS_PER_CHIP * mesh.size)
 
@@ -213,10 +229,10 @@ def block_cost(program: str, mesh: Mesh) -> Cost:
     return jax.vjp(apply, params, x)[1](cotangent)
 
   x = _place(x, mesh, P('data'))
-  return cost_of_compiled(jax.jit(gradients).lower(_place(params, mesh, P()), x, x).compile())
+  return jax.jit(gradients).lower(_place(params, mesh, P()), x, x).compile()
 
 
-def step_cost(program: str, depth: int, mesh: Mesh) -> Cost:
+def compile_step(program: str, depth: int, mesh: Mesh) -> jax.stages.Compiled:
   """A training step: cross-entropy, gradients, SGD with momentum, everything donated."""
   batch = CLIPS_PER_CHIP * mesh.size
   logits, params, clip = classifier(program, depth, batch)
@@ -232,7 +248,7 @@ def step_cost(program: str, depth: int, mesh: Mesh) -> Cost:
   params = _place(params, mesh, P())
   label = jax.ShapeDtypeStruct((batch,), jnp.int32)
   lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, params, *_place((clip, label), mesh, P('data')))
-  return cost_of_compiled(lowered.compile())
+  return lowered.compile()
 
 
 def extrapolate(shallow: Cost, deep: Cost, depths: tuple[int, int]) -> Cost:
@@ -260,28 +276,34 @@ def main(argv: Sequence[str]) -> None:
   mesh = open_mesh(_TOPOLOGY.value)
   results: dict[str, Cost] = {}
 
-  def show(name: str, make: Callable[[], Cost], reference: Cost | None = None) -> Cost:
+  def show(name: str, cost: Cost, reference: Cost | None, note: str = '') -> Cost:
+    results[name] = cost
+    print(row(name, cost, reference), note, flush=True)
+    return cost
+
+  def measure(name: str, make: Callable[[], jax.stages.Compiled], reference: Cost | None) -> Cost:
     start = time.time()
-    results[name] = make()
-    print(row(name, results[name], reference), f'  [{time.time() - start:.0f} s]', flush=True)
-    return results[name]
+    compiled = make()
+    cost = show(name, cost_of_compiled(compiled), reference, f'  [{time.time() - start:.0f} s]')
+    for ms, operation, arrays, source in dearest_operations(compiled.as_text(), _TOP.value):
+      print(f'  {ms:7.3f} ms  {operation:32} {arrays[:80]:80} {source[-100:]}')
+    return cost
 
   print(f'{_TOPOLOGY.value}, {CLIPS_PER_CHIP} clips a chip, jax {jax.__version__}; ratios are to scenic as recorded:')
   print(row('scenic, depth 12', SCENIC | {'GiB': 7.58}, None))
   print('goals'.ljust(28) + ', '.join(f'{key} {SCENIC[key] * share:.1f} ({share}x)' for key, share in GOALS.items()))
   for program in _PROGRAMS.value:
     if _FAST.value:
-      show(f'{program}, one block', partial(block_cost, program, mesh), {k: v / DEPTH for k, v in SCENIC.items()})
+      twelfth = {key: value / DEPTH for key, value in SCENIC.items()}
+      measure(f'{program}, one block', partial(compile_block, program, mesh), twelfth)
       continue
-    steps = {
-      depth: show(
-        f'{program}, depth {depth}', partial(step_cost, program, depth, mesh), SCENIC if depth == 12 else None
-      )
-      for depth in depths
-    }
+    steps = {}
+    for depth in depths:
+      reference = SCENIC if depth == DEPTH else None
+      steps[depth] = measure(f'{program}, depth {depth}', partial(compile_step, program, depth, mesh), reference)
     if len(depths) > 1:
       a, b = depths[-2:]
-      show(f'{program}, {DEPTH} from {a} and {b}', lambda s=steps, a=a, b=b: extrapolate(s[a], s[b], (a, b)), SCENIC)
+      show(f'{program}, {DEPTH} from {a} and {b}', extrapolate(steps[a], steps[b], (a, b)), SCENIC)
   if _JSON.value:
     with open(_JSON.value, 'w', encoding='utf-8') as f:
       json.dump({'topology': _TOPOLOGY.value, 'jax': jax.__version__, 'scenic': SCENIC, 'rows': results}, f, indent=2)

@@ -232,7 +232,9 @@ def dropping_gradients(trained):
 
 
 @pytest.mark.parametrize(
-  'options', [{'scan_unroll': 2}, {'tokens_together': 0}, {'remat': 'dots'}, {'remat': 'full', 'scan_unroll': 2}], ids=str
+  'options',
+  [{'scan_unroll': 2}, {'tokens_together': 0}, {'remat': 'dots'}, {'remat': 'full', 'scan_unroll': 2}],
+  ids=str,
 )
 def test_unrolling_and_rematerialisation_change_nothing(options, dropping_gradients):
   (value, grads), (other_value, other_grads) = dropping_gradients(), dropping_gradients(**options)
@@ -336,7 +338,7 @@ def test_logits_are_computed_twice_on_tpus_only():
   x = jax.ShapeDtypeStruct((2, 3, 16, 8), jnp.float32)
   traced = jax.jit(partial(attend, part=16)).trace(x, x, x)
   count = lambda platform: traced.lower(lowering_platforms=(platform,)).as_text().count('optimization_barrier')
-  assert count('tpu') == 1
+  assert count('tpu') == 3  # before and after the maximum, and after the product with the values
   assert count('cpu') == count('cuda') == 0
   products = traced.lower().compile().as_text().count(' dot(')
   assert products == 2

@@ -16,6 +16,11 @@ _multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 _LANES = 128
 
 
+def written(arrays: Any) -> Any:
+  """The arrays, which XLA writes to memory on a TPU before it computes anything from them; elsewhere it may fuse."""
+  return jax.lax.platform_dependent(arrays, tpu=jax.lax.optimization_barrier, default=lambda arrays: arrays)
+
+
 def rows_together(num_rows: int, length: int, most: int = _LANES) -> int:
   """How many rows of `length` tokens `attend` should treat as parts of one.
 
@@ -48,17 +53,13 @@ def _logits(query_RxHxLxK: jax.Array, key_RxHxLxK: jax.Array, part: int) -> jax.
 
 
 def _largest_logit(query_RxHxLxK: jax.Array, key_RxHxLxK: jax.Array, part: int) -> jax.Array:
-  """Float32 [R, H, L, 1], the shift of the softmax."""
+  """Float32 [R, H, L, 1], the shift of the softmax.
 
-  def largest(query, key):
-    return _logits(query, key, part).max(axis=-1, keepdims=True)
-
-  def largest_alone(query, key):
-    # The barrier keeps XLA from sharing the logits, so that the exponential joins the second product and they are never
-    # written: on the TPU compiler an eighth of the bytes of attention less, for the same cycles.
-    return largest(*jax.lax.optimization_barrier((query, key)))
-
-  return jax.lax.platform_dependent(query_RxHxLxK, key_RxHxLxK, tpu=largest_alone, default=largest)
+  On TPUs its logits are a product of their own, so that the exponential is the epilogue of the second one and no logits
+  are ever written. The maximum must be written, else XLA computes it beside the exponential and writes those logits.
+  """
+  query_RxHxLxK, key_RxHxLxK = written((query_RxHxLxK, key_RxHxLxK))
+  return written(_logits(query_RxHxLxK, key_RxHxLxK, part).max(axis=-1, keepdims=True))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -89,7 +90,9 @@ def _attend_forward(query_RxHxLxK, key_RxHxLxK, value_RxHxLxK, part):
   weights_RxHxLxL = jnp.exp(_logits(scaled_RxHxLxK, key_RxHxLxK, part) - shift_RxHxLx1)
   total_RxHxLx1 = weights_RxHxLxL.sum(axis=-1, keepdims=True)
   weights_RxHxLxL = weights_RxHxLxL.astype(value_RxHxLxK.dtype)
-  context_RxHxLxK = (_multiply(weights_RxHxLxL, value_RxHxLxK) / total_RxHxLx1).astype(value_RxHxLxK.dtype)
+  context_RxHxLxK = _multiply(weights_RxHxLxL, value_RxHxLxK) / total_RxHxLx1
+  # Else the float32 product is what is kept, and divided again by all that read it.
+  context_RxHxLxK = written(context_RxHxLxK.astype(value_RxHxLxK.dtype))
   kept = query_RxHxLxK, key_RxHxLxK, value_RxHxLxK, weights_RxHxLxL, total_RxHxLx1, context_RxHxLxK
   return context_RxHxLxK, kept
 

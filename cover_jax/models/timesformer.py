@@ -301,7 +301,7 @@ class TimeSformer(nn.Module):
       x_BxTxMxD = einops.rearrange(x, '(b t) m d -> b t m d', b=batch)
       patches_BxPxD = einops.rearrange(x_BxTxMxD[:, :, :-1], 'b t n d -> b (n t) d')
       x = jnp.concatenate([patches_BxPxD, x_BxTxMxD[:, :, -1].mean(axis=1, keepdims=True)], axis=1)
-    return _layer_norm('norm', self.dtype)(class_token_first(x, 1))
+    return class_token_first(_layer_norm('norm', self.dtype)(x), 1)
 
   def _check(self, clip_BxTxHxWx3: jax.Array):
     for field, choices in _CHOICES.items():
