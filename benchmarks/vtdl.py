@@ -3,10 +3,10 @@
     python -m benchmarks.vtdl --output=DIR [--seeds=0,1,2] [--doc=docs/vtdl.md] [--quick]
 
 Each seed pre-trains one encoder a row of the table, without labels but for the last two rows, and then judges each in
-the same way: fine-tuning on 5 % and 20 % of the labels, and frozen features (retrieval, linear probe). Every result is
-kept as a JSON file in DIR, so that a run that was stopped goes on where it was; delete a file to do it again. Data is
-rendered in memory: no TensorFlow, nothing is written but results. Nothing is chosen on the test split: `--split` is the
-one that is reported, and settings were tried with `--split=validation`.
+the same way: fine-tuning on a few labels, looked at on its way, and frozen features (retrieval, linear probe). Every
+result is kept as a JSON file in DIR, so that a run that was stopped goes on where it was; delete a file to do it again.
+Data is rendered in memory: no TensorFlow, nothing is written but results. Nothing is chosen on the test split:
+`--split` is the one that is reported, and settings were tried with `--split=validation`.
 """
 
 import json
@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from configs import finetune_digits, semi_supervised_digits, vtdl_digits
-from cover_jax import evaluate, frozen, sharding
+from cover_jax import evaluate, frozen, metrics, sharding
 from cover_jax import experiment as experiments
 from cover_jax import train as training
 from cover_jax.experiment import Experiment
@@ -32,19 +32,29 @@ from data_pipelines.builders import digits_rendering as rendering
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.sources import Source
 
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the results.', required=True)
-_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds, each a whole column of runs.')
-_SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'validation'], 'What to report on.')
-_ROWS = flags.DEFINE_list('rows', [], 'Only these rows; all of them if empty.')
-_STEPS = flags.DEFINE_integer('steps', 400, 'Of pre-training.')
-_FINETUNING_STEPS = flags.DEFINE_integer('finetuning_steps', 200, 'Of fine-tuning.')
-_DOC = flags.DEFINE_string('doc', '', 'Markdown file to write the table to, with a picture beside it.')
-_QUICK = flags.DEFINE_bool('quick', False, 'A few steps of everything, to see that it runs.')
-_SET = flags.DEFINE_multi_string('set', [], 'key=JSON value of the VTDL objective, to try settings.')
+_OWN = flags.FlagValues()  # so that another module may have flags of these names
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the results.', required=True, flag_values=_OWN)
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds, each a whole column of runs.', flag_values=_OWN)
+_SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'validation'], 'What to report on.', flag_values=_OWN)
+_ROWS = flags.DEFINE_list('rows', [], 'Only these rows; all of them if empty.', flag_values=_OWN)
+_STEPS = flags.DEFINE_integer('steps', 1200, 'Of pre-training.', flag_values=_OWN)
+_FINETUNING_STEPS = flags.DEFINE_integer(
+  'finetuning_steps', 200, 'Of fine-tuning; it is looked at after each third.', flag_values=_OWN
+)
+_FRACTIONS = flags.DEFINE_list('fractions', ['0.05'], 'Shares of the labels to fine-tune on.', flag_values=_OWN)
+_CLIPS = flags.DEFINE_enum(
+  'clips', 'dense', ['dense', 'segments'], 'What clips show in fine-tuning: see `labelled`.', flag_values=_OWN
+)
+_DOC = flags.DEFINE_string(
+  'doc', '', 'Markdown file to write the table to, with a picture beside it.', flag_values=_OWN
+)
+_QUICK = flags.DEFINE_bool('quick', False, 'A few steps of everything, to see that it runs.', flag_values=_OWN)
+_SET = flags.DEFINE_multi_string('set', [], 'key=JSON value of the VTDL objective, to try settings.', flag_values=_OWN)
 
-FRACTIONS = (0.05, 0.2)
 _ABLATION = ('baseline', 'augmented', 'temporal', 'vtdl')
 _PLAIN = {'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'rotation': 0.0}
+# Of 1e-3, which the config has for its larger model, and this one the better on validation: docs/vtdl.md.
+_LEARNING_RATE = 2e-3
 _SOURCE_KEYS = ('sampler', 'stride', 'crop_scale', 'crop_ratio', 'rotation', 'flip')
 
 
@@ -57,13 +67,24 @@ def get_vtdl(*, augmented: bool, **objective) -> ml_collections.ConfigDict:
   if not augmented:
     stream.augment = {}
     config.sources.motions_unlabelled.update(_PLAIN)
+  config.optimizer.learning_rate = _LEARNING_RATE
   config.total_steps = _STEPS.value
+  return config
+
+
+def labelled() -> ml_collections.ConfigDict:
+  """Fine-tuning, with clips of consecutive frames as in pre-training: in the release, too, both span as many frames.
+
+  `--clips=segments` spreads the frames over the whole video, which is another speed than that of pre-training.
+  """
+  config = finetune_digits.get_config()
+  config.sources.motions.sampler = _CLIPS.value
   return config
 
 
 def get_supervised(fraction: float) -> ml_collections.ConfigDict:
   """Pre-training with labels, for as many steps, with the same augmentation."""
-  config = finetune_digits.get_config()
+  config = labelled()
   config.sources.motions.label_fraction = fraction
   config.total_steps = _STEPS.value
   return config
@@ -89,7 +110,7 @@ ROWS: Mapping[str, tuple[str, Callable[[], ml_collections.ConfigDict] | None]] =
   'temporal': ('+ temporal discrimination', lambda: get_vtdl(augmented=True, tca_alpha=0.0)),
   'vtdl': ('+ temporal consistent augmentation (VTDL)', lambda: get_vtdl(augmented=True)),
   'supervised_few': ('supervised pre-training on the same 5 % of the labels', lambda: get_supervised(0.05)),
-  'supervised_all': ('supervised pre-training on all labels (ceiling)', lambda: get_supervised(1.0)),
+  'supervised_all': ('supervised pre-training on all labels', lambda: get_supervised(1.0)),
 }
 
 
@@ -128,8 +149,29 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[Source]) -> tuple
   return experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh)), mesh
 
 
-def train(config: ml_collections.ConfigDict, data: Any, encoder: Any = None) -> tuple[Experiment, Any, TrainState, Any]:
-  """Runs a config on rendered data, seeded with an encoder if there is one: (run, mesh, final state, losses)."""
+class Run(NamedTuple):
+  """A run that has ended.
+
+  Attributes:
+    experiment, mesh, state: of the run; the state is the final one.
+    losses: of each step, by stream.
+    measures: '<stream>/<source>/<measure>' -> mean over the last tenth of the steps.
+  """
+
+  experiment: Experiment
+  mesh: Any
+  state: TrainState
+  losses: list[dict[str, float]]
+  measures: dict[str, float]
+
+
+def train(
+  config: ml_collections.ConfigDict,
+  data: Any,
+  encoder: Any = None,
+  watch: Callable[[int, Experiment, Any, TrainState], None] | None = None,
+) -> Run:
+  """Runs a config on rendered data, seeded with an encoder if there is one; `watch` sees the state of each step."""
   sources = [make_source(name, c, data) for name, c in config.sources.items()]
   experiment, mesh = build(config, sources)
   optimizer, _ = training.make_optimizer(experiment)
@@ -142,14 +184,19 @@ def train(config: ml_collections.ConfigDict, data: Any, encoder: Any = None) -> 
     name: views.Stream(s.sources, s.num_frames, s.size, s.batch_size, views=experiment.objectives[name].views)
     for name, s in experiment.streams.items()
   }
-  step, losses = training.compile_step(experiment, optimizer, mesh), []
-  for batch in arrays.array_batches(sources, streams, config.seed, num_steps=config.total_steps):
+  step, losses, measures = training.compile_step(experiment, optimizer, mesh), [], None
+  batches = arrays.array_batches(sources, streams, config.seed, num_steps=config.total_steps)
+  for number, batch in enumerate(batches, 1):
     state, report = step(state, sharding.to_global(batch, mesh))
     losses.append(report['losses'])
+    if number > 0.9 * config.total_steps:
+      measures = metrics.merge(measures, report['measures']) if measures else report['measures']
+    if watch:
+      watch(number, experiment, mesh, state)
   losses = [{k: float(v) for k, v in row.items()} for row in jax.device_get(losses)]
   if not all(np.isfinite(v) for row in losses for v in row.values()):
     raise UserError('A loss was not finite: lower config.optimizer.learning_rate.')
-  return experiment, mesh, state, losses
+  return Run(experiment, mesh, state, losses, metrics.compute(measures))
 
 
 def test_set(experiment: Experiment, source: Source) -> Any:
@@ -159,21 +206,30 @@ def test_set(experiment: Experiment, source: Source) -> Any:
   return views.make_test_set(source, stream, lambda: arrays.array_eval_batches(source, source_id, stream, size))
 
 
-def finetuned(seed: int, fraction: float, encoder: Any, data: Mapping[str, Any]) -> float:
-  """Top-1 after fine-tuning on a share of the labels; the last step, whatever it is."""
-  config = finetune_digits.get_config()
-  config.total_steps = _FINETUNING_STEPS.value
-  config = shrink(config)
-  config.seed, config.sources.motions.label_fraction = seed, fraction
-  experiment, mesh, state, _ = train(config, data['train'], encoder)
-  return top1(experiment, mesh, state, data)
-
-
-def top1(experiment: Experiment, mesh: Any, state: TrainState, data: Mapping[str, Any]) -> float:
+def evaluation(experiment: Experiment, mesh: Any, data: Mapping[str, Any]) -> Callable[[TrainState], float]:
+  """state -> top-1 on the split that is reported."""
   settings = ml_collections.ConfigDict({**experiment.config.sources.motions.to_dict(), 'label_fraction': 1.0})
   source = make_source('motions', settings, data['report'])
   run = evaluate.make_evaluate(experiment, {'motions': test_set(experiment, source)}, mesh)
-  return run(state.params)['motions'].top1
+  return lambda state: run(state.params)['motions'].top1
+
+
+def finetuned(seed: int, fraction: float, encoder: Any, data: Mapping[str, Any]) -> dict[str, float]:
+  """Top-1 by the number of steps after which it is measured: a third, two thirds, all of them."""
+  config = labelled()
+  config.total_steps = _FINETUNING_STEPS.value
+  config = shrink(config)
+  config.seed, config.sources.motions.label_fraction = seed, fraction
+  looks, found, kept = [round(config.total_steps * i / 3) for i in (1, 2, 3)], {}, []
+
+  def watch(step, experiment, mesh, state):
+    if step in looks:
+      if not kept:
+        kept.append(evaluation(experiment, mesh, data))
+      found[str(step)] = kept[0](state)
+
+  train(config, data['train'], encoder, watch)
+  return found
 
 
 def frozen_features(encoder: Any, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,21 +253,23 @@ def run_row(row: str, seed: int, data: Mapping[str, Any]) -> dict[str, Any]:
     experiment, mesh = build(config, [make_source('motions', config.sources.motions, data['train'])])
     optimizer, _ = training.make_optimizer(experiment)
     _, placed = state_shardings(experiment, optimizer, mesh)
-    encoder, losses = jax.device_get(create(experiment, optimizer, mesh, placed).params['encoder']), []
+    encoder = jax.device_get(create(experiment, optimizer, mesh, placed).params['encoder'])
+    losses, found = [], {}
   else:
     config = shrink(pretraining())
     config.seed = seed
-    _, _, state, losses = train(config, data['train'])
-    encoder = jax.device_get(state.params['encoder'])
+    run = train(config, data['train'])
+    encoder, losses, found = jax.device_get(run.state.params['encoder']), run.losses, run.measures
   pretrained = time.monotonic()
   judged = frozen_features(encoder, data)
-  fine = {f'{f:g}': finetuned(seed, f, encoder, data) for f in FRACTIONS}
+  fine = {fraction: finetuned(seed, float(fraction), encoder, data) for fraction in _FRACTIONS.value}
   return {
     'row': row,
     'seed': seed,
     'finetuned': fine,
     'retrieval': judged['retrieval'],
     'labels': judged['labels'],
+    'measures': found,
     'losses': [sum(r.values()) for r in losses][:: max(len(losses) // 20, 1)],
     'seconds': {'pretraining': pretrained - start, 'judging': time.monotonic() - pretrained},
   }
@@ -226,8 +284,8 @@ def run_semi(seed: int, data: Mapping[str, Any]) -> dict[str, Any]:
     if drop:
       del config.streams[drop], config.sources.motions_unlabelled
       config.batch_size = config.streams.labelled.batch_size
-    experiment, mesh, state, _ = train(config, data['train'])
-    out[name] = top1(experiment, mesh, state, data)
+    run = train(config, data['train'])
+    out[name] = evaluation(run.experiment, run.mesh, data)(run.state)
   return {**out, 'seconds': {'pretraining': time.monotonic() - start, 'judging': 0.0}}
 
 
@@ -235,7 +293,11 @@ def measures(cell: Mapping[str, Any]) -> dict[str, float]:
   """The columns of the table."""
   full = cell['labels'][-1]
   return {
-    **{f'fine-tuned, {float(f):.0%}': v for f, v in cell['finetuned'].items()},
+    **{
+      f'fine-tuned on {float(fraction):.0%}, {step} steps': top1
+      for fraction, by_step in cell['finetuned'].items()
+      for step, top1 in by_step.items()
+    },
     'R@1': cell['retrieval']['R@1'],
     'R@5': cell['retrieval']['R@5'],
     'probe, 100%': full['probe'],
@@ -270,21 +332,21 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def picture(cells: Sequence[Mapping[str, Any]], path: str) -> None:
-  """Fine-tuned top-1 of every row: bars are means over the seeds, dots are seeds."""
+  """Fine-tuned top-1 and R@1 of every row: bars are means over the seeds, dots are seeds."""
   from cover_jax import visualise  # noqa: F401  sets matplotlib's backend
   import matplotlib.pyplot as plt  # isort: skip
 
   rows = [row for row in ROWS if any(c['row'] == row for c in cells)]
-  figure, axes = plt.subplots(1, len(FRACTIONS), figsize=(11, 0.5 * len(rows) + 1.2), sharey=True, layout='constrained')
-  for ax, fraction in zip(axes, FRACTIONS, strict=True):
+  columns = [name for name in measures(cells[0]) if name.startswith('fine-tuned')]
+  columns = [*columns[:: max(len(columns) - 1, 1)], 'R@1']  # the shortest fine-tuning, the longest, none
+  figure, axes = plt.subplots(1, len(columns), figsize=(13, 0.5 * len(rows) + 1.2), sharey=True, layout='constrained')
+  for ax, column in zip(axes, columns, strict=True):
     for i, row in enumerate(rows):
-      values = [100 * c['finetuned'][f'{fraction:g}'] for c in cells if c['row'] == row]
-      ax.barh(
-        i, np.mean(values), color='tab:blue' if row in ('baseline', 'augmented', 'temporal', 'vtdl') else 'tab:grey'
-      )
+      values = [100 * measures(c)[column] for c in cells if c['row'] == row]
+      ax.barh(i, np.mean(values), color='tab:blue' if row in _ABLATION else 'tab:grey')
       ax.plot(values, [i] * len(values), 'k.', markersize=5)
     ax.axvline(100 / len(rendering.MOTIONS), color='tab:red', linewidth=1)
-    ax.set(title=f'fine-tuned on {fraction:.0%} of the labels', xlabel='top-1, % (red line: chance)')
+    ax.set(title=column, xlabel='top-1, % (red line: chance)')
     ax.set_yticks(range(len(rows)), [ROWS[row][0] for row in rows], fontsize=8)
   axes[0].invert_yaxis()
   figure.savefig(path, dpi=110)
@@ -308,6 +370,7 @@ def write_doc(path: str, text: str, cells: Sequence[Mapping[str, Any]]) -> None:
 
 def main(argv: Sequence[str]) -> None:
   del argv
+  _OWN.mark_as_parsed()
   if unknown := sorted(set(_ROWS.value) - {*ROWS, 'semi'}):
     raise UserError(f'--rows has {unknown}: expected some of {", ".join((*ROWS, "semi"))}.')
   os.makedirs(_OUTPUT.value, exist_ok=True)
@@ -322,7 +385,9 @@ def main(argv: Sequence[str]) -> None:
         data = data or {'train': videos('train'), 'report': videos(_SPLIT.value)}
         print(f'{row}, seed {seed} ...', flush=True)
         cell = run_semi(seed, data) if row == 'semi' else run_row(row, seed, data)
-        cell['settings'] = {f.name: f.value for f in (_SPLIT, _STEPS, _FINETUNING_STEPS, _SET, _QUICK)}
+        cell['settings'] = {
+          f.name: f.value for f in (_SPLIT, _STEPS, _FINETUNING_STEPS, _FRACTIONS, _CLIPS, _SET, _QUICK)
+        }
         with open(path + '.tmp', 'w', encoding='utf-8') as f:
           json.dump(cell, f, indent=1)
         os.replace(path + '.tmp', path)
@@ -343,6 +408,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
+  flags.FLAGS.append_flag_values(_OWN)
   try:
     app.run(main)
   except UserError as error:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from cover_jax import contrastive, protocols, sharding
+from cover_jax import contrastive, processes, protocols, sharding
 from cover_jax.experiment import Experiment
 from data_pipelines import subsets
 from data_pipelines.contract import SubBatch, TestSet, UserError
@@ -74,7 +74,8 @@ def cached(
   """`encode`, or what it gave before for the same weights, examples and views; kept in `<folder>/features`."""
   key = json.dumps([params_sha256, split.fingerprint, split.protocol, pool, experiment.config.dtype])
   path = os.path.join(folder, 'features', f'{name}_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz')
-  if os.path.exists(path):
+  # All processes read or all encode, which they do together: one that does not see the file may not be left alone.
+  if processes.gather(np.array([os.path.exists(path)])).all():
     logging.info('Features of %s: read from %s', name, path)
     with np.load(path) as stored:
       return Features(*(stored[field] for field in Features._fields))
@@ -162,6 +163,11 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines.append(
       f'{name}: {r["queries"]:,} test examples, {r["gallery"]:,} training examples, chance {r["chance"]:.1%}'
     )
+    if lacking := {split: count for split, count in r.get('missing', {}).items() if count}:
+      words = ' and '.join(f'{count:,} of the {split} split' for split, count in lacking.items())
+      lines.append(
+        f'  missing       {words}: listed by the annotations, absent from the data set, in none of the figures'
+      )
     lines.append(f'  retrieval     {recalls}')
     lines.append(f'  {"labels":>8}{"examples":>10}{"probe":>9}{"k-NN":>9}{"k":>6}  penalty, chosen on')
     for row in r['labels']:

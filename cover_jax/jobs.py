@@ -89,8 +89,11 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
     results[name] = frozen.judge(train_features, test_features, len(info.class_names), options)
     shown = sets[1].protocol.rsplit(', softmax', 1)[0]  # no probabilities are averaged here
     results[name]['protocol'] = f'{options["pool"]} feature of the encoder, mean over {shown}'
+    results[name]['missing'] = {'train': sets[0].missing, 'test': sets[1].missing}
     results[name]['data_sha256'] = {'train': sets[0].fingerprint, 'test': sets[1].fingerprint}
-    rows += _nearest(experiment, pair, results[name].pop('nearest'), mesh)
+    nearest = results[name].pop('nearest')
+    if jax.process_index() == 0:
+      rows += _nearest(experiment, pair, nearest)
   if jax.process_index() != 0:
     return
   from cover_jax import visualise
@@ -114,16 +117,17 @@ def _frozen_encoder(experiment: Experiment, workdir: str, mesh: Mesh) -> Any:
 
 
 def _nearest(
-  experiment: Experiment, pair: tuple[sources.Source, sources.Source], nearest: list[list[int]], mesh: Mesh
+  experiment: Experiment, pair: tuple[sources.Source, sources.Source], nearest: list[list[int]]
 ) -> list[list[tuple[str, np.ndarray, bool]]]:
-  """Six test videos, evenly over the split, and the training videos nearest to each; see `visualise.neighbours`."""
+  """Test videos of six classes and the training videos nearest to each; see `visualise.neighbours`."""
   train, test = pair
-  queries = np.unique(np.linspace(0, len(nearest) - 1, 6).round().astype(int))
   labelled = [np.flatnonzero(s.label >= 0) for s in pair]
+  classes, queries = np.unique(test.label[labelled[1]], return_index=True)
+  queries = queries[np.unique(np.linspace(0, len(classes) - 1, 6).round().astype(int))]  # evenly over the classes
 
   def clips(source, examples):
     chosen = dataclasses.replace(sources.select(source, examples), test_clips=1, test_crops=1)
-    batches = _test_set(experiment, chosen, mesh).batches()
+    batches = _test_set(experiment, chosen).batches()
     return [clip[0] for batch in batches for clip, used in zip(batch['clip'], batch['mask'], strict=True) if used]
 
   rows = []
@@ -189,11 +193,12 @@ def open_experiment(
   return experiment, batches, {source.name: _test_set(experiment, source, mesh) for source in test_sources}
 
 
-def _test_set(experiment: Experiment, source: sources.Source, mesh: Mesh) -> TestSet:
-  """All examples of a source, whichever split it is, with its test views."""
+def _test_set(experiment: Experiment, source: sources.Source, mesh: Mesh | None = None) -> TestSet:
+  """All examples of a source, whichever split it is, with its test views; without a mesh, all in this process."""
   source_id, plan = experiment.source_id(source.name), experiment.stream_of(source.name)
-  part, parts = sharding.data_part(mesh)
-  examples = views.examples_per_step(source, experiment.config.eval_batch_size, sharding.batch_divisor(mesh))
+  part, parts = sharding.data_part(mesh) if mesh else (0, 1)
+  multiple = sharding.batch_divisor(mesh) if mesh else 1
+  examples = views.examples_per_step(source, experiment.config.eval_batch_size, multiple)
   stream = views.Stream(plan.sources, plan.num_frames, plan.size, examples)
   return views.make_test_set(
     source,

@@ -220,7 +220,8 @@ def neighbours(rows: Sequence[Sequence[tuple[str, np.ndarray, bool]]], path: str
   for line, row in zip(grid, rows, strict=True):
     for i, (axes, (title, clip, same)) in enumerate(zip(line, row, strict=False)):
       shown = clip[np.unique(np.linspace(0, len(clip) - 1, 3).round().astype(int))]
-      axes.imshow(np.concatenate(list(shown), axis=1))
+      gap = ((0, 0), (0, 0), (0, max(clip.shape[2] // 24, 1)), (0, 0))  # so that a frame is seen to end
+      axes.imshow(np.concatenate(list(np.pad(shown, gap, constant_values=255)), axis=1))
       colour = 'black' if i == 0 else 'tab:green' if same else 'tab:red'
       axes.set_title(textwrap.fill(title, 40), fontsize=6, color=colour)
   figure.savefig(path, dpi=130)

@@ -118,13 +118,29 @@ def check(source: Source, stream: Stream, where: str) -> None:
       f'short_side of source {source.name!r} is {source.short_side} in {where} of size {stream.height_width}; expected '
       f'at least {max(stream.height_width)}, the longer side of a clip.'
     )
-  views = _test_views(source, 0, stream)
-  lengths = {len(v.frames) for v in views.values()}
-  if source.modality == 'image' and lengths != {1}:
+  if source.modality == 'image' and stream.num_frames != 1:
     raise UserError(
-      f'Image source {source.name!r} is in {where} of {max(lengths)} frames; images are never padded to clips: '
+      f'Image source {source.name!r} is in {where} of {stream.num_frames} frames; images are never padded to clips: '
       f'put it into a stream with num_frames=1.'
     )
+  if stream.views is not None:
+    _check_lengths(source, stream.views, where)
+
+
+def _check_lengths(source: Source, sampler: ViewSampler, where: str) -> None:
+  """Raises UserError that names the first video of a length of which the objective can make no clips."""
+  for length in np.unique(source.num_frames):
+    try:
+      sampler(int(length), None)
+    except UserError as error:
+      affected = np.flatnonzero(source.num_frames == length)
+      first = affected[0]
+      names = source.video_names if source.ids is None else source.ids
+      named = '' if names is None else f', {names[first].decode("utf-8", "replace")!r},'
+      others = f' (and of {len(affected) - 1:,} more)' if len(affected) > 1 else ''
+      raise UserError(
+        f'No clips can be made of example {first}{named} of source {source.name!r}{others} in {where}: {error}'
+      ) from None
 
 
 def _training_views(source: Source, example: int, stream: Stream, rng: np.random.Generator) -> dict[str, View]:

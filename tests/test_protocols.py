@@ -238,6 +238,9 @@ def test_judge():
   other = frozen.judge(train, test._replace(label_N=np.zeros(40, np.int32)), 4, OPTIONS)
   assert [r['penalty'] for r in other['labels']] == [r['penalty'] for r in result['labels']]
   text = frozen.table({'acts': {**result, 'protocol': '1 clip'}})
+  assert 'missing' not in text
+  lacking = frozen.table({'acts': {**result, 'protocol': '1 clip', 'missing': {'train': 0, 'test': 3}}})
+  assert '3 of the test split: listed' in lacking and 'train split' not in lacking
   assert 'R@1' in text and 'too few labels' in text and '20%' in text
   unlabelled = train._replace(label_N=np.full(80, -1, np.int32))
   with pytest.raises(UserError, match='no labelled'):
@@ -268,9 +271,48 @@ def test_command_leaves_a_report_and_a_picture(embedded_data, tmp_path, capsys):
   report = json.loads((tmp_path / 'frozen' / 'report.json').read_text())
   assert report['sources']['motions']['queries'] == 320 and report['sources']['motions']['gallery'] == 560
   assert '2 clips' in report['sources']['motions']['protocol']
+  assert report['sources']['motions']['missing'] == {'train': 0, 'test': 0}
   assert (tmp_path / 'frozen' / 'neighbours.png').stat().st_size > 10_000
   stored = {f.name.split('_')[1]: np.load(f) for f in (tmp_path / 'features').glob('*.npz')}
   unit = {k: f['feature_NxD'] / np.linalg.norm(f['feature_NxD'], axis=1, keepdims=True) for k, f in stored.items()}
   nearest = np.argmax(unit['test'] @ unit['train'].T, axis=1)
   r1 = np.mean(stored['train']['label_N'][nearest] == stored['test']['label_N'])
   assert report['sources']['motions']['retrieval']['R@1'] == pytest.approx(r1, abs=1 / 320)  # a tie may fall otherwise
+
+
+def test_commands_from_pretraining_to_few_labels(embedded_data, tmp_path):
+  """VTDL, then fine-tuning on 5 % of the labels and frozen features of it, as docs/vtdl.md has them."""
+  from configs import finetune_digits, frozen_digits, vtdl_digits
+  from cover_jax import checkpoints, jobs
+
+  jobs.train(vtdl_digits.get_config('debug'), str(tmp_path / 'vtdl'))
+  pretrained = checkpoints.load(str(tmp_path / 'vtdl'))['state']
+  assert int(pretrained['objectives']['unlabelled']['queue']['filled']) == 4 * 16
+  assert not pretrained['params']['heads']
+  finetune = finetune_digits.get_config('debug')
+  finetune.init_from.path = str(tmp_path / 'vtdl')
+  jobs.train(finetune, str(tmp_path / 'finetuned'))
+  report = json.loads((tmp_path / 'finetuned' / 'evaluation' / 'report.json').read_text())
+  assert report['sources']['motions']['examples'] == 320
+  judged = frozen_digits.get_config('debug')
+  judged.frozen.clips = 1
+  hashes = []
+  for name in ('vtdl', 'finetuned'):
+    judged.init_from.path = str(tmp_path / name)
+    jobs.judge_frozen(judged, str(tmp_path / f'frozen_{name}'))
+    hashes.append(json.loads((tmp_path / f'frozen_{name}' / 'frozen' / 'report.json').read_text())['encoder_sha256'])
+  assert len(set(hashes)) == 2
+
+
+def test_semi_supervised_command(embedded_data, tmp_path):
+  """A labelled and an unlabelled stream train one encoder; only the labelled source is tested."""
+  from configs import semi_supervised_digits
+  from cover_jax import jobs, metrics
+
+  jobs.train(semi_supervised_digits.get_config('debug'), str(tmp_path))
+  (last,) = [
+    row for row in metrics.read_jsonl(str(tmp_path / 'metrics.jsonl')) if row['step'] == 4 and 'train/loss' in row
+  ]
+  assert {'train/labelled/motions/loss', 'train/unlabelled/motions_unlabelled/negative'} <= last.keys()
+  report = json.loads((tmp_path / 'evaluation' / 'report.json').read_text())
+  assert list(report['sources']) == ['motions']

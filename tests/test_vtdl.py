@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cover_jax import augment, checkpoints, sharding
+from cover_jax import augment, checkpoints, contrastive, sharding
 from cover_jax import experiment as experiments
 from cover_jax import train as training
 from cover_jax.objectives import vtdl
 from cover_jax.state import create, state_shardings
+from data_pipelines import arrays, sources
 from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.views import Stream
 from tests import tiny
 from tests.test_train import Stopped, bits
 
@@ -143,9 +145,27 @@ def test_released_starts():
   assert walk[:9].tolist() == list(range(0, 36, 4)) and walk[9] == 0  # begins again before the end
 
 
-def test_a_video_of_one_frame_is_an_error():
+@pytest.mark.parametrize('sampler', [vtdl.triplet, vtdl.released_views])
+def test_a_video_of_one_frame_is_an_error(sampler):
   with pytest.raises(UserError, match='one frame'):
-    vtdl.triplet(1, None, length=4, stride=1, min_gap=2)
+    sampler(1, None, length=4, stride=1, min_gap=2)
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_a_video_of_one_frame_is_named_before_the_first_step(named):
+  views = tiny.build(config())[0].objectives['video'].views
+  videos = [np.zeros((n, 16, 16, 3), np.uint8) for n in (5, 7, 1, 9, 1)]
+  names = {'ids': np.array([b'v_0', b'v_1', b'v_2', b'v_3', b'v_4'])} if named else {}
+  source = arrays.array_source('talks', videos, **names)
+  streams = {'unlabelled': Stream((0,), 4, 16, 2, views=views)}
+  example = "example 2, 'v_2'," if named else 'example 2'
+  with pytest.raises(UserError) as found:
+    arrays.array_batches([source], streams, 0)  # no batch is asked for
+  assert str(found.value) == (
+    f"No clips can be made of {example} of source 'talks' (and of 1 more) in stream 'unlabelled': "
+    'the video has one frame, and VTDL needs another interval of it; leave it out of the data set.'
+  )
+  next(arrays.array_batches([sources.select(source, np.array([0, 1, 3]))], streams, 0))
 
 
 # ---- The objective.
@@ -207,6 +227,20 @@ def test_loss_by_hand():
   assert left_out >= 3
   slots = (int(queue.next) + np.arange(8)) % 20
   np.testing.assert_allclose(out.state['queue'].key_KxD[slots], k, atol=1e-4)
+
+
+def test_clips_of_one_original_video_are_no_negatives_of_each_other():
+  """As of UCF101, whose groups of clips were cut from one video: from the source's names to the mask of the queue."""
+  videos = [np.zeros((8, 16, 16, 3), np.uint8)] * 4
+  source = arrays.array_source('clips', videos, video_names=np.array([b'v_g01', b'v_g02', b'v_g01', b'v_g03']))
+  stream = Stream((0,), 4, 16, 4, views=tiny.build(config())[0].objectives['video'].views)
+  batch = next(arrays.array_batches([source], {'unlabelled': stream}, 0))['unlabelled']
+  of_batch = batch['source'], batch['video_id']
+  queue = contrastive.push(contrastive.empty_queue(5, 2), jnp.ones((4, 2)), *of_batch)
+  group = source.video_names[batch['example_id']]
+  expected = group[:, None] != group[None]
+  assert contrastive.usable(queue, *of_batch)[:, :4].tolist() == expected.tolist()
+  assert (~expected).sum() == 6  # each is the same as itself, two are the same as each other
 
 
 def test_gradients_reach_query_and_negative_only():
@@ -357,7 +391,8 @@ def test_options_change_the_loss_and_stay_finite(options):
 @pytest.mark.parametrize(('options', 'message'), [
   ({'tca_on': 'value'}, 'tca_on'), ({'pool': 'max'}, 'pool'), ({'temperature': 0.0}, 'temperature'),
   ({'queue_size': 0, 'temporal_discrimination': False}, 'nothing to tell apart'), ({'tau': 0.1}, 'tau'),
-  ({'stream': 'video'}, 'stream'), ({'min_gap': 0}, 'min_gap'),
+  ({'stream': 'video'}, 'stream'), ({'min_gap': 0}, 'min_gap'), ({'stride': 1.5}, 'stride is 1.5: expected a whole'),
+  ({'head_layers': 0}, 'head_layers'), ({'queue_size': '512'}, 'queue_size'), ({'momentum': 'fast'}, 'momentum'),
 ])  # fmt: skip
 def test_mistakes_in_options(options, message):
   c = tiny.config()

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cover_jax.models.attention import Attention, rows_together
+from cover_jax.models.attention import Attention, rows_together, written
 
 # What the backward pass may keep of a block instead of computing it again; None keeps nothing but its input.
 _REMAT_POLICIES = {
@@ -96,8 +96,14 @@ def _dense(name: str, features: int, axes: tuple[str, str], dtype: Any, init: An
     dtype=dtype,
     kernel_init=nn.with_logical_partitioning(init, axes),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+    dot_general=_product_with_written_kernel,
     name=name,
   )
+
+
+def _product_with_written_kernel(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
+  # Else a TPU converts a slice of the stacked float32 kernels within each product, again and again.
+  return jax.lax.dot_general(x, written(kernel), *args, **kwargs)
 
 
 def _token_init(std: float) -> Any:

@@ -78,16 +78,23 @@ def make(
     raise UserError(f"{where}.tca_on is {tca_on!r}: expected 'query', 'key' or 'both'.")
   if pool not in ('cls', 'mean'):
     raise UserError(f"{where}.pool is {pool!r}: expected 'cls' or 'mean'.")
+  for name, value, low in (
+    ('stride', stride, 1),
+    ('min_gap', min_gap, 1),
+    ('queue_size', queue_size, 0),
+    ('dim', dim, 1),
+    ('head_layers', head_layers, 1),
+    ('head_hidden', head_hidden, 1),
+  ):
+    if not (isinstance(value, int) and value >= low):
+      raise UserError(f'{where}.{name} is {value!r}: expected a whole number, at least {low}.')
   for name, value, low, high in (
-    ('stride', stride, 1, np.inf),
-    ('min_gap', min_gap, 1, np.inf),
-    ('queue_size', queue_size, 0, np.inf),
     ('temperature', temperature, 1e-4, np.inf),
     ('momentum', momentum, 0, 1),
     ('tca_alpha', tca_alpha, 0, 1),
   ):
-    if not low <= value <= high:
-      raise UserError(f'{where}.{name} is {value}: expected a number from {low:g} to {high:g}.')
+    if not (isinstance(value, int | float) and low <= value <= high):
+      raise UserError(f'{where}.{name} is {value!r}: expected a number from {low:g} to {high:g}.')
   if num_frames < 2:
     raise UserError(f'config.streams.{stream}.num_frames is {num_frames}: VTDL needs clips of at least 2 frames.')
   if not queue_size and not temporal_discrimination:
@@ -192,8 +199,7 @@ def triplet(
   Raises:
     UserError: if the video has one frame.
   """
-  if video_frames < 2:
-    raise UserError('VTDL found a video of one frame, which has no other interval: leave images and stills out.')
+  _check_length(video_frames)
   last = max(video_frames - (length - 1) * stride - 1, 0)
   start_S = np.arange(last + 1)
   with_partner_S = start_S[(start_S >= min_gap) | (start_S <= last - min_gap)]
@@ -216,8 +222,9 @@ def released_views(
 
   Starts leave room for clips of twice the length (32 frames where clips have 16), so that many videos have only one
   start; a negative that starts less than `min_gap` from the anchor starts a third of the video later; a clip that comes
-  within `stride` of the video's end goes on at its first frame.
+  within `stride` of the video's end goes on at its first frame. Arguments, result and error as of `triplet`.
   """
+  _check_length(video_frames)
   n = video_frames
   room = max(n - 2 * length * stride, 0) + 1
   draw = lambda: 1 + int(rng.random() * room) if rng is not None else 1
@@ -233,3 +240,8 @@ def released_views(
     return np.minimum(np.array(frames, np.int64), n - 1)
 
   return {'anchor': walk(anchor), 'positive': walk(anchor), 'negative': walk(negative)}
+
+
+def _check_length(video_frames: int) -> None:
+  if video_frames < 2:
+    raise UserError('the video has one frame, and VTDL needs another interval of it; leave it out of the data set.')
