@@ -29,13 +29,26 @@ from benchmarks.claims_runs import LEARNING_RATES, Run
 from configs import claims_digits
 from data_pipelines.contract import UserError
 
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for weights, compiled programs and, without --doc, results.')
-_DOC = flags.DEFINE_string('doc', '', 'Markdown file to write the tables to; cells and pictures go beside it.')
-_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds of the runs that count.')
-_WORKERS = flags.DEFINE_integer('workers', os.cpu_count() or 1, 'Runs at a time, each on one core; 1 on a GPU.')
-_MINUTES = flags.DEFINE_float('minutes', 0.0, 'Start no further run after so long; 0: until all is done.')
-_RERUN = flags.DEFINE_list('rerun', [], 'Only train these runs again and print them beside what is recorded.')
-_QUICK = flags.DEFINE_bool('quick', False, 'A small study: short runs, two seeds, no search and no sweep.')
+_OWN = flags.FlagValues()  # so that another module may have flags of these names
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder for weights, compiled programs and, without --doc, results.', flag_values=_OWN
+)
+_DOC = flags.DEFINE_string(
+  'doc', '', 'Markdown file to write the tables to; cells and pictures go beside it.', flag_values=_OWN
+)
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds of the runs that count.', flag_values=_OWN)
+_WORKERS = flags.DEFINE_integer(
+  'workers', os.cpu_count() or 1, 'Runs at a time, each on one core; 1 on a GPU.', flag_values=_OWN
+)
+_MINUTES = flags.DEFINE_float(
+  'minutes', 0.0, 'Start no further run after so long; 0: until all is done.', flag_values=_OWN
+)
+_RERUN = flags.DEFINE_list(
+  'rerun', [], 'Only train these runs again and print them beside what is recorded.', flag_values=_OWN
+)
+_QUICK = flags.DEFINE_bool(
+  'quick', False, 'A small study: short runs, two seeds, no search and no sweep.', flag_values=_OWN
+)
 
 SEARCH_SEEDS = (100,)
 STEPS, FINETUNING_STEPS = 2400, 300
@@ -300,6 +313,7 @@ def rerun(study: Study, results: Results, names: Sequence[str], folder: str) -> 
 
 def main(argv: Sequence[str]) -> None:
   del argv
+  _OWN.mark_as_parsed()
   if _OUTPUT.value is None:
     raise UserError('--output is missing: name a folder for weights and compiled programs.')
   steps, finetuning_steps = (QUICK_STEPS, QUICK_FINETUNING_STEPS) if _QUICK.value else (STEPS, FINETUNING_STEPS)
@@ -346,6 +360,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
+  flags.FLAGS.append_flag_values(_OWN)
   try:
     app.run(main)
   except UserError as error:
