@@ -241,21 +241,17 @@ def write(base: str, doc: str, final: Cells, rates: Mapping[str, float | None], 
   seconds = sum(c['seconds'] for c in everything)
   devices = sorted({c['device'] for c in everything})
   unfinished = [] if done > 0.999 else [f'**The study is not finished: {done:.0%} of its steps are run.**']
-  text = '\n\n'.join(
-    [
-      *unfinished,
-      f'{len(everything)} runs, {seconds / 3600:.1f} hours of one core or device ({", ".join(devices)}); seeds '
-      f'{", ".join(map(str, seeds)) or "none yet"}. Differences are over the seeds that both arms have: mean ± half of '
-      'the 95 % interval (Student\'s t); "yes" and "no" exclude zero.',
-      study1(accuracy),
-      study2(accuracy),
-      sweep(accuracy),
-      searched_rates(rates),
-    ]
-  )
+  parts = [
+    *unfinished,
+    f'{len(everything)} runs, {seconds / 3600:.1f} hours of one core or device ({", ".join(devices)}); seeds '
+    f'{", ".join(map(str, seeds)) or "none yet, the search is on"}. Differences are over the seeds that both arms '
+    'have: mean ± half of the 95 % interval (Student\'s t); "yes" and "no" exclude zero.',
+  ]
   if final:
     picture(accuracy, base + '.png')
-    text += f'\n\n![top-1 by arm, and over the size of the training set]({os.path.basename(base)}.png)'
+    parts += [study1(accuracy), study2(accuracy), sweep(accuracy), searched_rates(rates)]
+    parts.append(f'![top-1 by arm, and over the size of the training set]({os.path.basename(base)}.png)')
+  text = '\n\n'.join(parts)
   if doc:
     before, after = "# CoVeR's claims, in miniature\n\n", '\n'
     if os.path.exists(doc):
