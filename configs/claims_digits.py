@@ -17,7 +17,8 @@ import ml_collections
 
 from configs import defaults
 
-# Labelled training examples: objects 200, motions 70, moments 300, digits 1000.
+# Of the labelled training examples, rounded within each class: objects 210, motions 64, moments about 300, digits about
+# 1000.
 SHARES = {'objects': 1 / 4, 'motions': 1 / 8, 'moments': 1 / 8, 'digits': 1 / 4}
 VIDEOS = ('objects', 'motions', 'moments')
 BATCH = {'video': 16, 'image': 16}  # of a step
