@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import claims_runs
-from configs.claims_digits import SHARES, VIDEOS
+from configs.claims_digits import VIDEOS
 from data_pipelines.builders import digits_rendering as rendering
 
 BEGIN, END = '<!-- tables: begin -->', '<!-- tables: end -->'
@@ -161,19 +161,20 @@ def study2(accuracy: Accuracy) -> str:
   )
 
 
-def points(accuracy: Accuracy, source: str, arm: str) -> list[tuple[int, dict[int, float]]]:
-  """(labelled examples of the source, top-1 by seed) over the sweep, in order of size."""
-  own = f'{arm}/{source}' if arm.startswith('alone') else arm
-  found = [(SHARES[source], accuracy(own, source))]
-  found += [(s, accuracy(f'{own}@{source}={s:g}', source)) for s in claims_runs.sweep_shares(source)]
-  return [(round(s * rendering.num_examples(source, 'train')), a) for s, a in sorted(found, key=lambda p: p[0]) if a]
+def points(cells: Cells, source: str, arm: str) -> list[tuple[int, dict[int, float]]]:
+  """(labelled examples of the source, test top-1 by seed) over the sweep, in order of size."""
+  own, accuracy = f'{arm}/{source}' if arm.startswith('alone') else arm, accuracies(cells)
+  names = [own, *(f'{own}@{source}={share:g}' for share in claims_runs.sweep_shares(source))]
+  labelled = {c['run']: c['examples'][source] for c in cells if source in c['examples']}
+  found = [(labelled[name], accuracy(name, source)) for name in names if name in labelled]
+  return sorted(((size, top1) for size, top1 in found if top1), key=lambda point: point[0])
 
 
-def sweep(accuracy: Accuracy) -> str:
+def sweep(cells: Cells) -> str:
   """The size of the target's training set."""
   rows = []
   for source in VIDEOS:
-    longs, co = (dict(points(accuracy, source, arm)) for arm in ('alone_long', 'videos_images'))
+    longs, co = (dict(points(cells, source, arm)) for arm in ('alone_long', 'videos_images'))
     for size in sorted(set(longs) & set(co)):
       rows.append([source, str(size), spread(longs[size]), spread(co[size]), str(difference(co[size], longs[size]))])
   return '\n\n'.join(
@@ -191,11 +192,12 @@ def searched_rates(rates: Mapping[str, float | None]) -> str:
   return '### Learning rates that the search chose\n\n' + markdown(['rate', 'runs'], rows)
 
 
-def picture(accuracy: Accuracy, path: str) -> None:
+def picture(cells: Cells, path: str) -> None:
   """Top-1 by arm for each source (bars: means, dots: seeds), and over the size of the target's training set."""
   from cover_jax import visualise  # noqa: F401  sets matplotlib's backend
   import matplotlib.pyplot as plt  # isort: skip
 
+  accuracy = accuracies(cells)
   figure, axes = plt.subplots(2, len(VIDEOS), figsize=(12, 7), layout='constrained')
   arms = ('alone', 'alone_long', 'videos', 'videos_images')
   labels = ('alone,\npasses', 'alone,\nsteps', 'videos', 'videos,\nimages')
@@ -210,7 +212,7 @@ def picture(accuracy: Accuracy, path: str) -> None:
     top.set(title=source, xticks=range(len(arms)), xticklabels=labels)
     chance = 100 / len(rendering.class_names(source))
     for arm, words, colour in (('alone_long', 'alone', 'tab:grey'), ('videos_images', 'co-trained', 'tab:blue')):
-      line = points(accuracy, source, arm)
+      line = points(cells, source, arm)
       x = [size for size, _ in line]
       y = np.array([100 * np.mean(list(a.values())) for _, a in line])
       sd = np.array([100 * np.std(list(a.values()), ddof=1) if len(a) > 1 else 0.0 for _, a in line])
@@ -248,8 +250,8 @@ def write(base: str, doc: str, final: Cells, rates: Mapping[str, float | None], 
     'have: mean ± half of the 95 % interval (Student\'s t); "yes" and "no" exclude zero.',
   ]
   if final:
-    picture(accuracy, base + '.png')
-    parts += [study1(accuracy), study2(accuracy), sweep(accuracy), searched_rates(rates)]
+    picture(final, base + '.png')
+    parts += [study1(accuracy), study2(accuracy), sweep(final), searched_rates(rates)]
     parts.append(f'![top-1 by arm, and over the size of the training set]({os.path.basename(base)}.png)')
   text = '\n\n'.join(parts)
   if doc:

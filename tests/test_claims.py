@@ -24,7 +24,8 @@ def line(study: Study, cell: Cell) -> dict:
   run = study.runs[cell.run]
   good = (cell.learning_rate == 0.2) == (len(run.sources) > 1)
   top1 = {source: 0.4 + 0.3 * good + 0.05 * rng.random() for source in run.sources}
-  row = {**dataclasses.asdict(cell), 'validation': top1, 'seconds': 1.0, 'device': 'cpu'}
+  examples = {source: round(1000 * run.shares[source]) for source in run.sources}
+  row = {**dataclasses.asdict(cell), 'examples': examples, 'validation': top1, 'seconds': 1.0, 'device': 'cpu'}
   return {**row, 'test': top1} if cell.seed in study.seeds else row
 
 
@@ -118,8 +119,9 @@ def test_report_fills_the_document_and_keeps_its_words(tmp_path):
   expected = claims_report.difference(accuracy('videos', 'motions'), accuracy('alone/motions', 'motions'))
   row = next(row for row in text.split('\n') if row.startswith('| co-trained on videos - alone, as many passes'))
   assert str(expected) in row
-  sizes = [size for size, _ in claims_report.points(accuracy, 'objects', 'alone_long')]
-  assert sizes == sorted(sizes) and len(sizes) == 1 + len(claims_runs.sweep_shares('objects'))
+  sizes = [size for size, _ in claims_report.points(final, 'objects', 'alone_long')]
+  shares = (claims_runs.SHARES['objects'], *claims_runs.sweep_shares('objects'))
+  assert sizes == sorted(round(1000 * share) for share in shares)
 
 
 def test_arms_see_the_target_as_often_or_train_as_long():

@@ -309,3 +309,10 @@ def test_workdir_holds_no_stray_files(tmp_path):
   train_in(tmp_path, total_steps=12)
   kept = sorted(f for f in os.listdir(tmp_path / checkpoints.FOLDER) if f.endswith('.flax'))
   assert kept == ['ckpt-2.flax', 'ckpt-3.flax']  # keep_checkpoints = 2, numbered in order
+
+
+def test_a_profile_is_written_where_the_config_asks_for_it(tmp_path):
+  experiment, mesh, batches, _ = tiny.build(tiny.config(total_steps=10, profile_at_step=2), jax.devices()[:1])
+  training.train(experiment, batches, str(tmp_path), mesh)
+  (profile,) = tmp_path.rglob('*.xplane.pb')
+  assert profile.stat().st_size > 1000
