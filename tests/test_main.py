@@ -37,7 +37,7 @@ def start(workdir, *flags, config=CONFIG):
   )
 
 
-def finish(process, timeout=300):
+def finish(process, timeout=1200):
   output, _ = process.communicate(timeout=timeout)
   return process.returncode, output
 

@@ -172,12 +172,15 @@ def test_sigterm_to_one_stops_all_at_one_step(two, tmp_path):
   assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
 
 
-def wait_for_step(workdir, step, workers, since=0.0):
-  """Returns when a step is in the log. What was written before the time `since` does not count."""
-  log, deadline = workdir / 'metrics.jsonl', time.monotonic() + PATIENCE
-  while not (
-    log.exists() and log.stat().st_mtime > since and any(row['step'] >= step for row in metrics.read_jsonl(str(log)))
-  ):
+def wait_for_step(workdir, step, workers):
+  """Returns when a step is in the log."""
+  log = workdir / 'metrics.jsonl'
+  wait_until(lambda: log.exists() and any(row['step'] >= step for row in metrics.read_jsonl(str(log))), workers)
+
+
+def wait_until(done, workers):
+  deadline = time.monotonic() + PATIENCE
+  while not done():
     assert all(w.poll() is None for w in workers), [w.communicate()[0] for w in workers if w.poll() is not None]
     assert time.monotonic() < deadline
     time.sleep(0.02)
@@ -219,9 +222,10 @@ def test_twenty_random_kills_of_two_processes_are_bit_equal(tmp_path):
   run(whole, **longer)
   chance, kills, last_step = random.Random(2), 0, 0
   while kills < 20:
-    started, workers = time.time(), start(parts, step_seconds=0.1, **longer)
-    # Most while they train, some while they start.
-    wait_for_step(parts, last_step + 10, workers, started) if chance.random() < 0.8 else None
+    saved, workers = checkpoints.latest(str(parts)), start(parts, step_seconds=0.1, **longer)
+    # Most while they train or save, the first save being done, else a slow machine gets nowhere; some while they start.
+    if chance.random() < 0.8:
+      wait_until(lambda: checkpoints.latest(str(parts)) != saved, workers)  # noqa: B023
     time.sleep(chance.uniform(0, 2))
     if any(w.poll() is not None for w in workers):
       break
