@@ -222,7 +222,7 @@ def torch_programs(
 
   def peak():
     if not cuda:
-      return float('nan')
+      return None  # PyTorch counts only a GPU's
     gib = torch.cuda.max_memory_allocated() / 2**30
     torch.cuda.reset_peak_memory_stats()
     return gib
@@ -250,12 +250,12 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
   return f'{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})'
 
 
-def device_name() -> tuple[str, float]:
-  """The device and its peak bfloat16 FLOP/s (NaN where it is not known, as on a CPU)."""
+def device_name() -> tuple[str, float | None]:
+  """The device and its peak bfloat16 FLOP/s (None where it is not known, as on a CPU)."""
   import jax
 
   kind = jax.devices()[0].device_kind
-  return kind, next((peak for word, peak in PEAKS.items() if word in kind), float('nan'))
+  return kind, next((peak for word, peak in PEAKS.items() if word in kind), None)
 
 
 def model_fields(name: str) -> dict[str, Any]:
@@ -284,14 +284,17 @@ def against_peers(name: str, results: dict[str, Any]) -> None:
     flops = clips * forward_flops(fields, fields['depth']) * (3 if mode == 'train' else 1)
     for program, times in seconds.items():
       middle = median(times)
+      peak, gib = device_name()[1], memory[program]
+      share = '' if peak is None else f'{flops / middle / peak:8.1%} MFU'
+      space = '' if gib is None else f'{gib:8.2f} GiB'
       against = '' if program == 'cover_jax' else f'ours/theirs {ratio(seconds["cover_jax"], times)}'
       print(
         f'{name:<5}{mode:<11}{program:<11}{middle * 1e3:9.1f} ms ({min(times) * 1e3:.1f}-{max(times) * 1e3:.1f})'
         f'{clips / middle:9.2f} clips/s{flops / middle / 1e12:9.3f} TFLOP/s'
-        f'{flops / middle / device_name()[1]:8.1%} MFU{memory[program]:8.2f} GiB  {against}',
+        f'{share}{space}  {against}',
         flush=True,
       )
-      results[f'{name} {mode} {program}'] = {'seconds': times, 'gib': memory[program], 'flops': flops}
+      results[f'{name} {mode} {program}'] = {'seconds': times, 'gib': gib, 'flops': flops}
 
 
 def ours_against_ours(what: str, results: dict[str, Any]) -> None:
