@@ -191,21 +191,20 @@ def train_cell(run: Run, cell: Cell, start: str, keep: str, test: bool) -> dict[
   config = run.config(cell.learning_rate)
   config.init_from.path = start
   sources = [in_memory.make_source(s, c, _drawn(s, 'train'), cell.seed) for s, c in config.sources.items()]
-  experiment, mesh, state, losses = in_memory.train(config, sources, cell.seed)
+  trained = in_memory.train(config, sources, cell.seed)
   whole = claims_digits.make(run.sources, dict.fromkeys(run.shares, 1.0)).sources
   judged = {
-    split: in_memory.top1(
-      experiment,
-      mesh,
-      state.params,
+    split: in_memory.make_top1(
+      trained.experiment,
+      trained.mesh,
       [in_memory.make_source(s, c, _drawn(s, split)) for s, c in whole.items()],
-    )
+    )(trained.state.params)
     for split in ('validation', *(['test'] if test else []))
   }
   if keep:
     os.makedirs(os.path.dirname(keep), exist_ok=True)
-    in_memory.save(keep, experiment, state)
-  last = losses[-20:]
+    in_memory.save(keep, trained.experiment, trained.state)
+  last = trained.losses[-20:]
   return {
     **dataclasses.asdict(cell),
     'steps': run.steps,

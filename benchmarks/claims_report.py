@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks import claims_runs
+from benchmarks import claims_runs, documents
+from benchmarks.documents import markdown, spread
 from configs.claims_digits import VIDEOS
 from data_pipelines.builders import digits_rendering as rendering
-
-BEGIN, END = '<!-- tables: begin -->', '<!-- tables: end -->'
 
 Cells = Sequence[Mapping[str, Any]]
 Accuracy = Callable[[str, str], dict[int, float]]  # (run, source) -> {seed: test top-1}
@@ -73,19 +72,6 @@ def alone(accuracy: Accuracy, kind: str) -> Accuracy:
   return look_up
 
 
-def spread(values: Mapping[int, float]) -> str:
-  """'mean ± standard deviation' in percent."""
-  if not values:
-    return '-'
-  x = 100 * np.array(list(values.values()))
-  return f'{x.mean():.1f} ± {x.std(ddof=1):.1f}' if len(x) > 1 else f'{x.mean():.1f}'
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  line = lambda cells: f'| {" | ".join(cells)} |'
-  return '\n'.join([line(header), line(['---'] * len(header)), *map(line, rows)])
-
-
 def study1(accuracy: Accuracy) -> str:
   """Alone against co-trained, and the ways of mixing."""
   columns = (*VIDEOS, 'mean')
@@ -96,7 +82,7 @@ def study1(accuracy: Accuracy) -> str:
     ('co-trained on videos', lambda _, s: accuracy('videos', s)),
     ('co-trained on videos and images', lambda _, s: accuracy('videos_images', s)),
   )
-  rows = [[name, *(spread(arm('', s)) for s in columns)] for name, arm in arms]
+  rows = [[name, *(spread(arm('', s).values()) for s in columns)] for name, arm in arms]
   pairs = ((2, 0), (2, 1), (3, 0), (3, 1), (3, 2))
   changes = [
     [f'{arms[a][0]} - {arms[b][0]}', *(str(difference(arms[a][1]('', s), arms[b][1]('', s))) for s in columns)]
@@ -139,9 +125,9 @@ def study2(accuracy: Accuracy) -> str:
   starts = tuple(f'alone_long/{a}' for a in VIDEOS)
   co = ('videos', 'videos_images')
   words = {'videos': 'co-trained on videos', 'videos_images': 'co-trained on videos and images'}
-  rows = [[f'{s.split("/")[1]}, then B', *(spread(accuracy(f'{s}>{b}', b)) for b in VIDEOS)] for s in starts]
-  rows += [[f'{words[s]}, then B', *(spread(accuracy(f'{s}>{b}', b)) for b in VIDEOS)] for s in co]
-  rows += [[f'{words[s]}, no fine-tuning', *(spread(accuracy(s, b)) for b in VIDEOS)] for s in co]
+  rows = [[f'{s.split("/")[1]}, then B', *(spread(accuracy(f'{s}>{b}', b).values()) for b in VIDEOS)] for s in starts]
+  rows += [[f'{words[s]}, then B', *(spread(accuracy(f'{s}>{b}', b).values()) for b in VIDEOS)] for s in co]
+  rows += [[f'{words[s]}, no fine-tuning', *(spread(accuracy(s, b).values()) for b in VIDEOS)] for s in co]
   changes = []
   for c in co:
     for a in starts:
@@ -176,7 +162,15 @@ def sweep(cells: Cells) -> str:
   for source in VIDEOS:
     longs, co = (dict(points(cells, source, arm)) for arm in ('alone_long', 'videos_images'))
     for size in sorted(set(longs) & set(co)):
-      rows.append([source, str(size), spread(longs[size]), spread(co[size]), str(difference(co[size], longs[size]))])
+      rows.append(
+        [
+          source,
+          str(size),
+          spread(longs[size].values()),
+          spread(co[size].values()),
+          str(difference(co[size], longs[size])),
+        ]
+      )
   return '\n\n'.join(
     [
       '### How much the target has of its own\n\nTest top-1, %; all others keep their labels; steps are the same.',
@@ -255,12 +249,5 @@ def write(base: str, doc: str, final: Cells, rates: Mapping[str, float | None], 
     parts.append(f'![top-1 by arm, and over the size of the training set]({os.path.basename(base)}.png)')
   text = '\n\n'.join(parts)
   if doc:
-    before, after = "# CoVeR's claims, in miniature\n\n", '\n'
-    if os.path.exists(doc):
-      with open(doc, encoding='utf-8') as f:
-        old = f.read()
-      if BEGIN in old and END in old:
-        before, after = old.split(BEGIN)[0], old.split(END)[1]
-    with open(doc, 'w', encoding='utf-8') as f:
-      f.write(f'{before}{BEGIN}\n{text}\n{END}{after}')
+    documents.fill(doc, text, "CoVeR's claims, in miniature")
   return text

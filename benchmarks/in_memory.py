@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, evaluate, initialise, sharding
+from cover_jax import checkpoints, evaluate, initialise, metrics, sharding
 from cover_jax import experiment as experiments
 from cover_jax import train as training
 from cover_jax.experiment import Experiment
@@ -58,27 +58,61 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[Source]) -> tuple
   return experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh)), mesh
 
 
+class Run(NamedTuple):
+  """A run that has ended.
+
+  Attributes:
+    experiment, mesh, state: of the run; the state is the final one.
+    losses: of each step, by stream.
+    measures: '<stream>/<source>/<measure>' -> mean over the last tenth of the steps.
+  """
+
+  experiment: Experiment
+  mesh: Mesh
+  state: TrainState
+  losses: list[dict[str, float]]
+  measures: dict[str, float]
+
+
+def initial(config: ml_collections.ConfigDict, sources: Sequence[Source], seed: int) -> TrainState:
+  """The state before the first step, on this machine's devices."""
+  return _start(*build(config, sources), seed)[0]
+
+
+def _start(experiment: Experiment, mesh: Mesh, seed: int) -> tuple[TrainState, TrainState]:
+  """The initial state and its shardings."""
+  optimizer, _ = training.make_optimizer(experiment)
+  _, placed = state_shardings(experiment, optimizer, mesh)
+  seeded = ml_collections.ConfigDict({**experiment.config.to_dict(), 'seed': seed})
+  return initialise.start(dataclasses.replace(experiment, config=seeded), optimizer, mesh, placed), placed
+
+
 def train(
-  config: ml_collections.ConfigDict, sources: Sequence[Source], seed: int
-) -> tuple[Experiment, Mesh, TrainState, list[dict[str, float]]]:
-  """Trains from nothing, or from `config.init_from`.
+  config: ml_collections.ConfigDict,
+  sources: Sequence[Source],
+  seed: int,
+  encoder: Any = None,
+  watch: Callable[[int, Experiment, Mesh, TrainState], None] | None = None,
+) -> Run:
+  """Trains from nothing, from an encoder, or from `config.init_from`.
 
   Args:
-    config: of the run. Its own seed is part of the compiled program: leave it, and vary `seed`.
+    config: of the run. Its own seed is that of what is drawn on the device, and part of the compiled program: runs that
+      differ in `seed` alone share it.
     sources: those of the config, in its order.
     seed: of weights, data order and augmentation on the host.
-
-  Returns:
-    (run, mesh, final state, losses of each step by stream).
+    encoder: parameters for the place of the initial ones.
+    watch: sees each step's number, the run, its mesh and the state after it.
 
   Raises:
     UserError: if a loss is not finite, or as `experiment.build` says.
   """
   experiment, mesh = build(config, sources)
   optimizer, _ = training.make_optimizer(experiment)
-  _, placed = state_shardings(experiment, optimizer, mesh)
-  seeded = ml_collections.ConfigDict({**config.to_dict(), 'seed': seed})
-  state = initialise.start(dataclasses.replace(experiment, config=seeded), optimizer, mesh, placed)
+  state, placed = _start(experiment, mesh, seed)
+  if encoder is not None:
+    params = {**state.params, 'encoder': jax.tree.map(jax.device_put, encoder, placed.params['encoder'])}
+    state = state.replace(params=params)
   streams = {
     name: views.Stream(
       s.sources,
@@ -91,14 +125,19 @@ def train(
     )
     for name, s in experiment.streams.items()
   }
-  step, losses = training.compile_step(experiment, optimizer, mesh), []
-  for batch in arrays.array_batches(sources, streams, seed, num_steps=experiment.total_steps):
+  step, losses, measures = training.compile_step(experiment, optimizer, mesh), [], None
+  batches = arrays.array_batches(sources, streams, seed, num_steps=experiment.total_steps)
+  for number, batch in enumerate(batches, 1):
     state, report = step(state, sharding.to_global(batch, mesh))
     losses.append(report['losses'])
+    if number > 0.9 * experiment.total_steps:
+      measures = metrics.merge(measures, report['measures']) if measures else report['measures']
+    if watch:
+      watch(number, experiment, mesh, state)
   losses = [{k: float(v) for k, v in row.items()} for row in jax.device_get(losses)]
   if not all(np.isfinite(v) for row in losses for v in row.values()):
     raise UserError('A loss was not finite: lower config.optimizer.learning_rate.')
-  return experiment, mesh, state, losses
+  return Run(experiment, mesh, state, losses, metrics.compute(measures))
 
 
 def test_set(experiment: Experiment, source: Source) -> TestSet:
@@ -109,10 +148,11 @@ def test_set(experiment: Experiment, source: Source) -> TestSet:
   return views.make_test_set(source, stream, lambda: arrays.array_eval_batches(source, source_id, stream, size))
 
 
-def top1(experiment: Experiment, mesh: Mesh, params: Any, sources: Sequence[Source]) -> Mapping[str, float]:
-  """{source: share of its examples whose best-scored class is theirs}."""
+def make_top1(experiment: Experiment, mesh: Mesh, sources: Sequence[Source]) -> Callable[[Any], dict[str, float]]:
+  """params -> {source: share of its examples whose best-scored class is theirs}."""
   sets = {source.name: test_set(experiment, source) for source in sources}
-  return {name: r.top1 for name, r in evaluate.make_evaluate(experiment, sets, mesh)(params).items()}
+  run = evaluate.make_evaluate(experiment, sets, mesh)
+  return lambda params: {name: result.top1 for name, result in run(params).items()}
 
 
 def save(path: str, experiment: Experiment, state: TrainState) -> None:

@@ -14,22 +14,21 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from absl import app, flags
 
+from benchmarks import documents, in_memory
+from benchmarks.documents import spread
 from configs import finetune_digits, semi_supervised_digits, vtdl_digits
-from cover_jax import evaluate, frozen, metrics, sharding
-from cover_jax import experiment as experiments
-from cover_jax import train as training
+from cover_jax import frozen
 from cover_jax.experiment import Experiment
-from cover_jax.state import TrainState, create, state_shardings
-from data_pipelines import arrays, subsets, views
+from cover_jax.state import TrainState
 from data_pipelines.builders import digits_rendering as rendering
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import UserError
 from data_pipelines.sources import Source
 
 _OWN = flags.FlagValues()  # so that another module may have flags of these names
@@ -55,7 +54,6 @@ _ABLATION = ('baseline', 'augmented', 'temporal', 'vtdl')
 _PLAIN = {'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'rotation': 0.0}
 # Of 1e-3, which the config has for its larger model, and this one the better on validation: docs/vtdl.md.
 _LEARNING_RATE = 2e-3
-_SOURCE_KEYS = ('sampler', 'stride', 'crop_scale', 'crop_ratio', 'rotation', 'flip')
 
 
 def get_vtdl(*, augmented: bool, **objective) -> ml_collections.ConfigDict:
@@ -128,90 +126,26 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config
 
 
-def videos(split: str) -> tuple[list[np.ndarray], list[int]]:
-  """All motions of a split, rendered."""
-  count = rendering.num_examples('motions', split) if not _QUICK.value else 48
-  examples = [rendering.render('motions', split, i) for i in range(count)]
-  return [e.frames for e in examples], [e.label for e in examples]
+def draw() -> dict[str, in_memory.Drawn]:
+  """All motions: those to train on and those that are reported."""
+  limit = 48 if _QUICK.value else None
+  return {'train': in_memory.draw('motions', 'train', limit), 'report': in_memory.draw('motions', _SPLIT.value, limit)}
 
 
-def make_source(name: str, config: ml_collections.ConfigDict, data: tuple[list[np.ndarray], list[int]]) -> Source:
-  settings = {k: config[k] for k in _SOURCE_KEYS}
-  if config.get('label_key', 'label') is None:
-    return arrays.array_source(name, data[0], **settings)
-  source = arrays.array_source(name, *data, rendering.class_names('motions'), **settings)
-  return subsets.few_labels(source, config.label_fraction)
+def make_sources(config: ml_collections.ConfigDict, data: in_memory.Drawn) -> list[Source]:
+  """The sources of a config, all of them parts of the same videos."""
+  return [in_memory.make_source(name, c, data) for name, c in config.sources.items()]
 
 
-def build(config: ml_collections.ConfigDict, sources: Sequence[Source]) -> tuple[Experiment, Any]:
-  mesh = sharding.make_mesh(config.mesh)
-  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in sources]
-  return experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh)), mesh
+def train(config: ml_collections.ConfigDict, data: in_memory.Drawn, encoder: Any = None, watch: Any = None):
+  return in_memory.train(config, make_sources(config, data), config.seed, encoder, watch)
 
 
-class Run(NamedTuple):
-  """A run that has ended.
-
-  Attributes:
-    experiment, mesh, state: of the run; the state is the final one.
-    losses: of each step, by stream.
-    measures: '<stream>/<source>/<measure>' -> mean over the last tenth of the steps.
-  """
-
-  experiment: Experiment
-  mesh: Any
-  state: TrainState
-  losses: list[dict[str, float]]
-  measures: dict[str, float]
-
-
-def train(
-  config: ml_collections.ConfigDict,
-  data: Any,
-  encoder: Any = None,
-  watch: Callable[[int, Experiment, Any, TrainState], None] | None = None,
-) -> Run:
-  """Runs a config on rendered data, seeded with an encoder if there is one; `watch` sees the state of each step."""
-  sources = [make_source(name, c, data) for name, c in config.sources.items()]
-  experiment, mesh = build(config, sources)
-  optimizer, _ = training.make_optimizer(experiment)
-  _, placed = state_shardings(experiment, optimizer, mesh)
-  state = create(experiment, optimizer, mesh, placed)
-  if encoder is not None:
-    params = {**state.params, 'encoder': jax.tree.map(jax.device_put, encoder, placed.params['encoder'])}
-    state = state.replace(params=params)
-  streams = {
-    name: views.Stream(s.sources, s.num_frames, s.size, s.batch_size, views=experiment.objectives[name].views)
-    for name, s in experiment.streams.items()
-  }
-  step, losses, measures = training.compile_step(experiment, optimizer, mesh), [], None
-  batches = arrays.array_batches(sources, streams, config.seed, num_steps=config.total_steps)
-  for number, batch in enumerate(batches, 1):
-    state, report = step(state, sharding.to_global(batch, mesh))
-    losses.append(report['losses'])
-    if number > 0.9 * config.total_steps:
-      measures = metrics.merge(measures, report['measures']) if measures else report['measures']
-    if watch:
-      watch(number, experiment, mesh, state)
-  losses = [{k: float(v) for k, v in row.items()} for row in jax.device_get(losses)]
-  if not all(np.isfinite(v) for row in losses for v in row.values()):
-    raise UserError('A loss was not finite: lower config.optimizer.learning_rate.')
-  return Run(experiment, mesh, state, losses, metrics.compute(measures))
-
-
-def test_set(experiment: Experiment, source: Source) -> Any:
-  plan, source_id = experiment.stream_of(source.name), experiment.source_id(source.name)
-  size = views.examples_per_step(source, experiment.config.eval_batch_size, jax.device_count())
-  stream = views.Stream(plan.sources, plan.num_frames, plan.size, size)
-  return views.make_test_set(source, stream, lambda: arrays.array_eval_batches(source, source_id, stream, size))
-
-
-def evaluation(experiment: Experiment, mesh: Any, data: Mapping[str, Any]) -> Callable[[TrainState], float]:
+def evaluation(experiment: Experiment, mesh: Any, data: Mapping[str, in_memory.Drawn]) -> Callable[[TrainState], float]:
   """state -> top-1 on the split that is reported."""
   settings = ml_collections.ConfigDict({**experiment.config.sources.motions.to_dict(), 'label_fraction': 1.0})
-  source = make_source('motions', settings, data['report'])
-  run = evaluate.make_evaluate(experiment, {'motions': test_set(experiment, source)}, mesh)
-  return lambda state: run(state.params)['motions'].top1
+  top1 = in_memory.make_top1(experiment, mesh, [in_memory.make_source('motions', settings, data['report'])])
+  return lambda state: top1(state.params)['motions']
 
 
 def finetuned(seed: int, fraction: float, encoder: Any, data: Mapping[str, Any]) -> dict[str, float]:
@@ -236,9 +170,9 @@ def frozen_features(encoder: Any, data: Mapping[str, Any]) -> dict[str, Any]:
   """Retrieval, k-NN and linear probe, one clip of segments a video (they cover it whole)."""
   config = shrink(finetune_digits.get_config())
   config.sources.motions.label_fraction = 1.0
-  pair = [make_source('motions', config.sources.motions, data[split]) for split in ('train', 'report')]
-  experiment, mesh = build(config, pair[:1])
-  sets = [test_set(experiment, source) for source in pair]
+  pair = [make_sources(config, data[split])[0] for split in ('train', 'report')]
+  experiment, mesh = in_memory.build(config, pair[:1])
+  sets = [in_memory.test_set(experiment, source) for source in pair]
   features = [frozen.encode(experiment, encoder, s.batches(), mesh, config.frozen.pool) for s in sets]
   return frozen.judge(*features, len(rendering.MOTIONS), config.frozen.to_dict())
 
@@ -250,10 +184,7 @@ def run_row(row: str, seed: int, data: Mapping[str, Any]) -> dict[str, Any]:
   if pretraining is None:
     config = shrink(finetune_digits.get_config())
     config.seed = seed
-    experiment, mesh = build(config, [make_source('motions', config.sources.motions, data['train'])])
-    optimizer, _ = training.make_optimizer(experiment)
-    _, placed = state_shardings(experiment, optimizer, mesh)
-    encoder = jax.device_get(create(experiment, optimizer, mesh, placed).params['encoder'])
+    encoder = jax.device_get(in_memory.initial(config, make_sources(config, data['train']), seed).params['encoder'])
     losses, found = [], {}
   else:
     config = shrink(pretraining())
@@ -305,30 +236,21 @@ def measures(cell: Mapping[str, Any]) -> dict[str, float]:
   }
 
 
-def spread(values: Sequence[float]) -> str:
-  """'mean ± sample standard deviation' in percent."""
-  deviation = f' ± {100 * np.std(values, ddof=1):.1f}' if len(values) > 1 else ''
-  return f'{100 * np.mean(values):.1f}{deviation}'
-
-
 def table(cells: Sequence[Mapping[str, Any]]) -> str:
   """Markdown: a line a row of the ablation, mean and spread over the seeds; then the semi-supervised runs."""
   rows = {row: [measures(c) for c in cells if c['row'] == row] for row in ROWS}
   rows = {row: found for row, found in rows.items() if found}
   columns = list(next(iter(rows.values()))[0])
-  lines = [f'| pre-training | {" | ".join(columns)} | seeds |', '| --- |' + ' --- |' * (len(columns) + 1)]
-  for row, found in rows.items():
-    lines.append(f'| {ROWS[row][0]} | {" | ".join(spread([f[c] for f in found]) for c in columns)} | {len(found)} |')
+  lines = [
+    [ROWS[row][0], *(spread(f[c] for f in found) for c in columns), str(len(found))] for row, found in rows.items()
+  ]
+  text = documents.markdown(['pre-training', *columns, 'seeds'], lines)
   semi = [c for c in cells if c['row'] == 'semi']
   if semi:
-    lines += [
-      '',
-      '| trained from nothing with 5 % of the labels | top-1 | seeds |',
-      '| --- | --- | --- |',
-      f'| labelled stream alone | {spread([c["labelled_alone"] for c in semi])} | {len(semi)} |',
-      f'| co-trained with VTDL on all videos | {spread([c["semi"] for c in semi])} | {len(semi)} |',
-    ]
-  return '\n'.join(lines)
+    arms = {'labelled stream alone': 'labelled_alone', 'co-trained with VTDL on all videos': 'semi'}
+    lines = [[words, spread(c[key] for c in semi), str(len(semi))] for words, key in arms.items()]
+    text += '\n\n' + documents.markdown(['trained from nothing with 5 % of the labels', 'top-1', 'seeds'], lines)
+  return text
 
 
 def picture(cells: Sequence[Mapping[str, Any]], path: str) -> None:
@@ -353,21 +275,6 @@ def picture(cells: Sequence[Mapping[str, Any]], path: str) -> None:
   plt.close(figure)
 
 
-def write_doc(path: str, text: str, cells: Sequence[Mapping[str, Any]]) -> None:
-  """Replaces what is between the two markers of a Markdown file; the words around the table are written by people."""
-  begin, end = '<!-- table: begin -->', '<!-- table: end -->'
-  image = os.path.splitext(path)[0] + '.png'
-  picture(cells, image)
-  before, after = '# VTDL\n\n', '\n'
-  if os.path.exists(path):
-    with open(path, encoding='utf-8') as f:
-      old = f.read()
-    if begin in old and end in old:
-      before, after = old.split(begin)[0], old.split(end)[1]
-  with open(path, 'w', encoding='utf-8') as f:
-    f.write(f'{before}{begin}\n{text}\n\n![top-1 by row]({os.path.basename(image)})\n{end}{after}')
-
-
 def main(argv: Sequence[str]) -> None:
   del argv
   _OWN.mark_as_parsed()
@@ -382,7 +289,7 @@ def main(argv: Sequence[str]) -> None:
     for row in _ROWS.value or (*ROWS, 'semi'):
       path = os.path.join(_OUTPUT.value, f'{_SPLIT.value}_{row}_{seed}.json')
       if not os.path.exists(path):
-        data = data or {'train': videos('train'), 'report': videos(_SPLIT.value)}
+        data = data or draw()
         print(f'{row}, seed {seed} ...', flush=True)
         cell = run_semi(seed, data) if row == 'semi' else run_row(row, seed, data)
         cell['settings'] = {
@@ -404,7 +311,9 @@ def main(argv: Sequence[str]) -> None:
   text += f'\n\nTop-1 and recall on the {_SPLIT.value} split, %; {seconds / 60:.0f} minutes in all.'
   print(f'\n{text}')
   if _DOC.value and ablation:
-    write_doc(_DOC.value, text, ablation)
+    image = os.path.splitext(_DOC.value)[0] + '.png'
+    picture(ablation, image)
+    documents.fill(_DOC.value, f'{text}\n\n![top-1 by row]({os.path.basename(image)})', 'VTDL')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks import documents
 from benchmarks import vtdl as benchmark
 from tests.test_main import ROOT
 
@@ -44,13 +45,17 @@ def test_table_has_mean_and_spread_of_the_seeds():
 
 def test_the_words_around_the_table_stay(tmp_path):
   path = tmp_path / 'vtdl.md'
-  path.write_text('# Title\n\nWhy.\n\n<!-- table: begin -->\nold\n<!-- table: end -->\n\nAfter.\n')
+  path.write_text(f'# Title\n\nWhy.\n\n{documents.BEGIN}\nold\n{documents.END}\n\nAfter.\n')
   for table in ('first', 'second'):
-    benchmark.write_doc(str(path), table, CELLS)
+    documents.fill(str(path), table, 'Other')
     text = path.read_text()
-    assert text.startswith('# Title\n\nWhy.\n\n<!-- table: begin -->\n') and text.endswith('-->\n\nAfter.\n')
-    assert table in text and 'old' not in text and text.count('<!-- table: end -->') == 1
-  assert 'first' not in text and '(vtdl.png)' in text
+    assert text == f'# Title\n\nWhy.\n\n{documents.BEGIN}\n{table}\n{documents.END}\n\nAfter.\n'
+  documents.fill(str(tmp_path / 'new.md'), 'table', 'Title')
+  assert (tmp_path / 'new.md').read_text().startswith('# Title\n\n<!--')
+
+
+def test_the_picture_is_drawn(tmp_path):
+  benchmark.picture(CELLS, str(tmp_path / 'vtdl.png'))
   assert (tmp_path / 'vtdl.png').stat().st_size > 5_000
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import claims, claims_report, claims_runs
+from benchmarks import claims, claims_report, claims_runs, documents
 from benchmarks.claims import Cell, Study
 from configs.claims_digits import VIDEOS
 from data_pipelines.contract import UserError
@@ -109,7 +109,7 @@ def test_report_fills_the_document_and_keeps_its_words(tmp_path):
   results, _ = run_all(s, tmp_path)
   final = [row for cell, row in results.items() if cell.seed in s.seeds]
   doc = tmp_path / 'claims.md'
-  doc.write_text(f'# Words\n\n{claims_report.BEGIN}\nold\n{claims_report.END}\n\nMore words.\n')
+  doc.write_text(f'# Words\n\n{documents.BEGIN}\nold\n{documents.END}\n\nMore words.\n')
   text = claims_report.write(str(tmp_path / 'claims'), str(doc), final, {'videos': 0.2}, list(results.values()), 0.4)
   written = doc.read_text()
   assert 'not finished: 40%' in written
