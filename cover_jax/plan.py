@@ -99,13 +99,19 @@ class Planner:
     return plan_costs.memory(plan_costs.compile_step(run, mesh), run, mesh)
 
 
-def largest_batch(planner: Planner, now: Memory | OutOfMemory, limit: float | None) -> dict[str, Any] | None:
+def largest_batch(
+  planner: Planner,
+  now: Memory | OutOfMemory,
+  limit: float | None,
+  save: Callable[[dict[str, Any]], None] = lambda found: None,
+) -> dict[str, Any] | None:
   """Searches the largest batch that fits: memory is nearly linear in it, so few compilations do.
 
   Args:
     planner: of the slice.
     now: the memory of the config's own batch.
     limit: bytes of a chip; None if unknown, then there is nothing to search.
+    save: gets what is known so far, after each compilation.
 
   Returns:
     {'batch_sizes': of the largest batch seen to fit, 'exact': whether the next larger one was seen not to fit, 'tried':
@@ -122,17 +128,28 @@ def largest_batch(planner: Planner, now: Memory | OutOfMemory, limit: float | No
     return {name: unit * max(1, round(n * b / sum(own.values()))) for name, b in own.items()}
 
   def look(n: int) -> Memory | OutOfMemory:
-    same = next((found for m, found in seen.items() if batch_sizes(m) == batch_sizes(n)), None)
+    same = next((memory for m, memory in seen.items() if batch_sizes(m) == batch_sizes(n)), None)
     return same or planner.memory(**{f'streams.{name}.batch_size': b for name, b in batch_sizes(n).items()})
+
+  def found() -> dict[str, Any]:
+    best = max((n for n, memory in seen.items() if isinstance(memory, Memory)), default=None)
+    return {
+      'batch_sizes': batch_sizes(best) if best else None,
+      'exact': best is not None and isinstance(seen.get(best + 1), OutOfMemory),
+      'tried': [
+        {'batch_sizes': batch_sizes(n), 'fits': isinstance(memory, Memory), 'bytes': _bytes(memory)}
+        for n, memory in sorted(seen.items())
+      ],
+    }
 
   seen = {sum(own.values()) // unit: now}
   for _ in range(6):
-    low = max((n for n, found in seen.items() if isinstance(found, Memory)), default=len(own) - 1)
-    high = min((n for n, found in seen.items() if isinstance(found, OutOfMemory)), default=None)
+    low = max((n for n, memory in seen.items() if isinstance(memory, Memory)), default=len(own) - 1)
+    high = min((n for n, memory in seen.items() if isinstance(memory, OutOfMemory)), default=None)
     near = max(1, low // 32)
     if high is not None and high - low <= near:
       break
-    in_units = {sum(batch_sizes(n).values()) // unit: _bytes(found) for n, found in seen.items()}
+    in_units = {sum(batch_sizes(n).values()) // unit: _bytes(memory) for n, memory in seen.items()}
     guess = _on_the_line(in_units, _fixed(now), limit)
     if guess is None:
       guess = 2 * max(low, 1) if high is None else (low + high) // 2
@@ -140,16 +157,8 @@ def largest_batch(planner: Planner, now: Memory | OutOfMemory, limit: float | No
     guess = max(guess, low + near)
     guess = guess if high is None else min(guess, high - near)
     seen[guess] = look(guess)
-  fits = [n for n, found in seen.items() if isinstance(found, Memory)]
-  best = max(fits, default=None)
-  return {
-    'batch_sizes': batch_sizes(best) if best else None,
-    'exact': best is not None and isinstance(seen.get(best + 1), OutOfMemory),
-    'tried': [
-      {'batch_sizes': batch_sizes(n), 'fits': isinstance(found, Memory), 'bytes': _bytes(found)}
-      for n, found in sorted(seen.items())
-    ],
-  }
+    save(found())
+  return found()
 
 
 def _bytes(found: Memory | OutOfMemory) -> float:
@@ -252,7 +261,8 @@ def plan(
       result['time'] = plan_costs.step_time(costs, result['collectives'], chip, run, mesh)
     save(result)
   if with_search:
-    result['largest_batch'] = largest_batch(planner, memory, chip.hbm_bytes)
+    keep = lambda found: save(result | {'largest_batch': found})
+    result['largest_batch'] = largest_batch(planner, memory, chip.hbm_bytes, keep)
     save(result)
   if with_levers:
     result['levers'] = levers(planner, compiled, lambda rows: save(result | {'levers': rows}))
