@@ -45,7 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
   )
 
-  # Fields of cover_jax.models.timesformer.TimeSformer.
+  # Fields of cover_jax.models.timesformer.TimeSformer, which explains them and has their defaults. The command line can
+  # change those that the config file sets.
   config.model = ml_collections.ConfigDict()
   config.dtype = 'float32'  # of the computation; 'bfloat16' on TPU and GPU. Parameters are float32.
   config.pixel_mean = (0.5, 0.5, 0.5)  # of pixels in [0, 1]; AugReg ViT's. TimeSformer's release: 0.45 and 0.225.
@@ -64,7 +65,8 @@ def get_config() -> ml_collections.ConfigDict:
       'decay_factor': 0.1,
       'clip_norm': 1.0,  # 0 for none
       'weight_decay': 0.0,  # decoupled: times the learning rate
-      # (regex, factor) tables; the first regex found in a parameter's name ('encoder/blocks/...') counts.
+      # (regex, factor) tables; the first regex found in a parameter's name ('encoder/blocks/...') counts. As a flag:
+      # --config.optimizer.learning_rate_rules="(('encoder/', 0.0), ('.*', 1.0))"
       'weight_decay_rules': (('kernel$', 1.0), ('.*', 0.0)),
       # A learning rate factor of 0 freezes: no gradient, no optimizer state, the weights stay to the bit.
       'learning_rate_rules': (('.*', 1.0),),
@@ -144,7 +146,8 @@ def source(dataset: str, **changes) -> ml_collections.ConfigDict:
 
   Args:
     dataset: a TFDS name with config and version as needed, e.g. 'moving_digits/objects'.
-    **changes: to the values below.
+    **changes: to the values below. 'frames_key' and 'label_key' name the features to use where the dataset has several;
+      label_key=None leaves its labels out.
   """
   config = ml_collections.ConfigDict(
     {

@@ -42,6 +42,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     'init_std': 0.15,
     'position_init_std': 1.0,
     'time_init_std': 2.0,
+    'remat': 'none',
     'scan_unroll': 3,
     'tokens_together': 0,  # a CPU's choice
   }

@@ -106,7 +106,7 @@ def open_slice(name: str) -> Slice:
 
 def _tpu_devices(name: str, kind: str, shape: str) -> list[jax.Device]:
   if importlib.util.find_spec('libtpu') is None:
-    raise UserError(f'--topology={name} needs the TPU compiler, libtpu: pip install "cover_jax[plan]".')
+    raise UserError(f'--topology={name} needs the TPU compiler, libtpu: pip install -e ".[plan]" where setup.py is.')
   from jax.experimental import topologies
 
   # The two cores of a v4 chip are one device, as on a TPU VM. A slice of one chip is a part of a host.
@@ -126,7 +126,7 @@ def _local_devices() -> list[jax.Device]:
     raise UserError(f'--topology=local: JAX cannot start here: {str(error).splitlines()[0]}.') from error
   if devices[0].platform == 'cpu':
     raise UserError(
-      '--topology=local: JAX sees no GPU here, only a CPU. Install its GPU part (pip install "cover_jax[cuda]") and '
+      '--topology=local: JAX sees no GPU here, only a CPU. Install its GPU part (pip install -e ".[cuda]") and '
       'leave JAX_PLATFORMS unset, or name a slice as in v5e:4x4, or cpu:8 to try the tool.'
     )
   return devices

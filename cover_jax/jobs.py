@@ -20,13 +20,17 @@ from data_pipelines import leaks, loader, sources, subsets, views
 from data_pipelines.contract import BatchIterator, SourceInfo, TestSet, UserError
 
 
+def _size(source: SourceInfo) -> str:
+  return f'{source.name} ({source.num_examples}{"" if source.class_names else " without labels"})'
+
+
 def train(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Trains (or continues) an experiment, evaluates it and leaves everything in the workdir."""
   _prepare_workdir(workdir)
   mesh = sharding.make_mesh(config.mesh)
   experiment, data, tests = open_experiment(config, mesh)
   for name, stream in experiment.streams.items():
-    members = ', '.join(f'{experiment.sources[i].name} ({experiment.sources[i].num_examples})' for i in stream.sources)
+    members = ', '.join(_size(experiment.sources[i]) for i in stream.sources)
     logging.info(
       'Stream %s: %d examples a step, loss weight %.4f: %s', name, stream.batch_size, stream.loss_weight, members
     )

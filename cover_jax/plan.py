@@ -2,7 +2,7 @@
 
     python -m cover_jax.plan --config=configs/cover_l16.py --topology=v5e:16x16,v5p:4x4x4 [--levers] [--output=FILE]
 
-Compiles the run's own train step with the real compiler of a TPU slice (libtpu: pip install "cover_jax[plan]"), reads
+Compiles the run's own train step with the real compiler of a TPU slice (libtpu: pip install -e '.[plan]'), reads
 memory and communication from the result, and bounds the time of a step by the chips' data sheets. No data is opened.
 docs/plan.md says how to read it.
 """

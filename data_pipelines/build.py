@@ -124,7 +124,7 @@ def _beam_options(options: list[str]):
   try:
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError:
-    raise UserError("--beam needs Apache Beam: pip install 'cover_jax[beam]'.") from None
+    raise UserError("--beam needs Apache Beam: pip install -e '.[beam]'.") from None
   return PipelineOptions(flags=[f'--{option}' for option in options])
 
 

@@ -62,6 +62,12 @@ state_of_queue() {
   gcloud_tpu queued-resources describe "$name" --format='value(state.state)' 2>/dev/null
 }
 
+# What no later attempt would mend: no login, no project, no such zone. gcloud says which.
+check() {
+  gcloud_tpu tpu-vm list --limit=1 --format='value(name)' >/dev/null ||
+    fail "gcloud cannot list the slices of $zone: log in (gcloud auth login), give --project or another --zone."
+}
+
 create() {
   local state options=(--accelerator-type="$type" --runtime-version="$runtime")
   state=$(state_of_slice)
@@ -159,6 +165,7 @@ delete() {
 }
 
 status() {
+  check
   echo "slice: $(state_of_slice)"
   [[ $direct ]] || echo "queued resource: $(state_of_queue)"
 }
@@ -166,6 +173,7 @@ status() {
 # Everything again after each preemption: the run continues from its newest checkpoint.
 run() {
   local attempt code=1
+  check
   for ((attempt = 1; attempt <= attempts; attempt++)); do
     code=1
     create && copy && install && {
@@ -235,6 +243,15 @@ case $command in run | create)
 esac
 case $command in run | train)
   ((${#arguments[@]})) || fail 'Nothing to run: give -- --config=FILE --workdir=DIR after the options.'
+  for argument in "${arguments[@]}"; do
+    case $argument in
+      --config=*)
+        file=${argument#--config=}
+        [[ -f $root/${file%%:*} ]] || fail "$argument: there is no file ${file%%:*} in $root."
+        ;;
+      --workdir=gs://*) fail "$argument: give --bucket=NAME, which mounts a bucket as runs/, and --workdir=runs/DIR." ;;
+    esac
+  done
   ;;
 esac
 "$command"

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 TPU_VM, ON_HOST = ROOT / 'launch' / 'tpu_vm.sh', ROOT / 'launch' / 'on_host.sh'
-ODD = ['--config=configs/a b.py', '--workdir=runs/it\'s a "$run"; *', '--config.name=é\\n', '']
+ODD = ['--a b=c', '--workdir=runs/it\'s a "$run"; *', '--config.name=é\\n', '']
 
 pytestmark = pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash')
 
@@ -26,7 +26,7 @@ def launch(*args, env=None):
   )
 
 
-def dry_run(*options, command='run', arguments=('--config=c.py', '--workdir=w')):
+def dry_run(*options, command='run', arguments=('--config=configs/cover_b16.py:k600', '--workdir=w')):
   done = launch(command, '--name=my-tpu', '--zone=us-east5-a', '--attempts=1', '--dry-run', *options, '--', *arguments)
   assert done.returncode == 0, done.stderr
   # A printed command may hold newlines inside quotes; shlex does not know bash's $'...', so bash splits it.
@@ -53,7 +53,7 @@ def test_each_kind_of_slice(type_, runtime):
   assert create[:5] == ['gcloud', 'compute', 'tpus', 'queued-resources', 'create']
   assert {f'--accelerator-type={type_}', f'--runtime-version={runtime}', '--spot', '--project=p'} < set(create)
   assert all('--zone=us-east5-a' in c for c in commands if c[0] == 'gcloud')
-  verbs = [' '.join(c[3:5]) for c in commands if c[0] == 'gcloud' and c[4] != 'describe']
+  verbs = [' '.join(c[3:5]) for c in commands if c[0] == 'gcloud' and c[4] not in ('describe', 'list')]
   assert verbs == ['queued-resources create', 'tpu-vm scp', 'tpu-vm ssh', 'tpu-vm ssh', 'tpu-vm ssh']
   assert '--spot' not in next(c for c in dry_run(f'--type={type_}') if 'create' in c)
 
@@ -84,7 +84,7 @@ def test_a_dry_run_touches_nothing(tmp_path):
   gcloud = tmp_path / 'gcloud'
   gcloud.write_text(f'#!/bin/sh\ntouch {called}\n')
   gcloud.chmod(0o755)
-  args = ('--name=a', '--zone=z', '--type=v6e-8', '--delete', '--dry-run', '--', '--config=c')
+  args = ('--name=a', '--zone=z', '--type=v6e-8', '--delete', '--dry-run', '--', '--config=configs/cover_l16.py')
   done = launch('run', *args, env={'PATH': f'{tmp_path}:{os.environ["PATH"]}'})
   assert (done.returncode, called.exists()) == (0, False)
 
@@ -117,7 +117,7 @@ def test_goes_on_after_preemptions_and_ends_with_the_trainings_code(ends, tmp_pa
   gcloud.write_text(FAKE_GCLOUD.format(folder=shlex.quote(str(tmp_path))))
   gcloud.chmod(0o755)
   (tmp_path / 'ends').write_text(str(ends))
-  args = ('--name=a', '--zone=z', '--type=v6e-8', '--spot', '--', '--config=c')
+  args = ('--name=a', '--zone=z', '--type=v6e-8', '--spot', '--', '--config=configs/cover_l16.py')
   done = launch('run', *args, env={'PATH': f'{tmp_path}:{os.environ["PATH"]}'})
   calls = (tmp_path / 'calls').read_text().splitlines()
   assert done.returncode == ends, done.stderr
@@ -128,17 +128,30 @@ def test_goes_on_after_preemptions_and_ends_with_the_trainings_code(ends, tmp_pa
 
 def test_gives_up_after_the_attempts(tmp_path):
   gcloud = tmp_path / 'gcloud'
-  gcloud.write_text('#!/bin/sh\nexit 1\n')
+  gcloud.write_text('#!/bin/sh\n[ "$4" = list ]\n')
   gcloud.chmod(0o755)
-  args = ('--name=a', '--zone=z', '--type=v6e-8', '--attempts=2', '--', '--config=c')
+  args = ('--name=a', '--zone=z', '--type=v6e-8', '--attempts=2', '--', '--config=configs/cover_l16.py')
   done = launch('run', *args, env={'PATH': f'{tmp_path}:{os.environ["PATH"]}'})
   assert done.returncode == 1
   assert 'Attempt 2 of 2 ended early' in done.stderr
 
 
+@pytest.mark.parametrize('command', ['run', 'status'])
+def test_without_a_project_it_ends_at_once(command, tmp_path):
+  gcloud = tmp_path / 'gcloud'
+  gcloud.write_text('#!/bin/sh\necho "no project" >&2\nexit 1\n')
+  gcloud.chmod(0o755)
+  args = ('--name=a', '--zone=z', '--type=v6e-8', '--', '--config=configs/cover_l16.py')
+  done = launch(command, *args, env={'PATH': f'{tmp_path}:{os.environ["PATH"]}'})
+  assert done.returncode == 2 and done.stdout == ''
+  assert 'no project' in done.stderr and 'Error: gcloud cannot list the slices of z' in done.stderr
+
+
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
+    (('run', '--name=a', '--zone=z', '--type=v6e-8', '--', '--config=configs/none.py:x'), 'no file configs/none.py'),
+    (('run', '--name=a', '--zone=z', '--type=v6e-8', '--', '--workdir=gs://b/x'), 'give --bucket=NAME'),
     (('run', '--zone=z', '--type=v6e-8', '--', 'x'), "--name is ''"),
     (('run', '--name=My TPU', '--zone=z', '--type=v6e-8', '--', 'x'), "--name is 'My TPU'"),
     (('run', '--name=a', '--type=v6e-8', '--', 'x'), '--zone is missing'),

@@ -223,7 +223,7 @@ def test_unknown_slices_are_refused(name):
 
 def test_without_the_compiler_one_sentence_says_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(UserError, match=r'pip install "cover_jax\[plan\]"'):
+  with pytest.raises(UserError, match=r'pip install -e "\.\[plan\]"'):
     chips.open_slice('v5e:2x2')
 
 
@@ -358,7 +358,7 @@ def test_local_is_for_a_gpu_that_is_there(monkeypatch):
     chips.open_slice('local')
 
 
-@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu: pip install "cover_jax[plan]"')
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu: pip install -e .[plan]')
 def test_tpu_compiler(tmp_path):
   """The real compiler of a v5e slice, in a process of its own: a step that fits, and a batch that does not."""
   path = tmp_path / 'plan.json'
@@ -388,7 +388,7 @@ print(np.vectorize(lambda d: d.slice_index)(sharding.make_mesh(sizes, devices).d
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu: pip install "cover_jax[plan]"')
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu: pip install -e .[plan]')
 def test_meshes_of_real_slices():
   """On libtpu's own description of their devices: any size of an axis is possible, and only `data` spans slices."""
   done = subprocess.run([sys.executable, '-c', REAL_SLICES], capture_output=True, text=True, timeout=300)
