@@ -96,7 +96,7 @@ class Planner:
 
   def memory(self, **changes: Any) -> Memory | OutOfMemory:
     run, mesh = self.build(**changes)
-    return plan_costs.memory(plan_costs.compile_step(run, mesh), run, mesh)
+    return plan_costs.memory(plan_costs.compile_step(run, mesh), run, mesh, self.slice.chip.hbm_bytes)
 
 
 def largest_batch(
@@ -127,36 +127,47 @@ def largest_batch(
     """About n units a step, each stream's share as in the config and at least one unit."""
     return {name: unit * max(1, round(n * b / sum(own.values()))) for name, b in own.items()}
 
-  def look(n: int) -> Memory | OutOfMemory:
-    same = next((memory for m, memory in seen.items() if batch_sizes(m) == batch_sizes(n)), None)
-    return same or planner.memory(**{f'streams.{name}.batch_size': b for name, b in batch_sizes(n).items()})
+  def units(n: int) -> int:
+    return sum(batch_sizes(n).values()) // unit
 
   def found() -> dict[str, Any]:
-    best = max((n for n, memory in seen.items() if isinstance(memory, Memory)), default=None)
+    low, high = bounds()
     return {
-      'batch_sizes': batch_sizes(best) if best else None,
-      'exact': best is not None and isinstance(seen.get(best + 1), OutOfMemory),
+      'batch_sizes': sizes[low] if low in seen else None,
+      'exact': low in seen and high is not None and not between(low, high),
       'tried': [
-        {'batch_sizes': batch_sizes(n), 'fits': isinstance(memory, Memory), 'bytes': _bytes(memory)}
+        {'batch_sizes': sizes[n], 'fits': isinstance(memory, Memory), 'bytes': _bytes(memory)}
         for n, memory in sorted(seen.items())
       ],
     }
 
-  seen = {sum(own.values()) // unit: now}
-  for _ in range(6):
+  def bounds() -> tuple[int, int | None]:
     low = max((n for n, memory in seen.items() if isinstance(memory, Memory)), default=len(own) - 1)
-    high = min((n for n, memory in seen.items() if isinstance(memory, OutOfMemory)), default=None)
+    return low, min((n for n, memory in seen.items() if isinstance(memory, OutOfMemory)), default=None)
+
+  def between(low: int, high: int) -> list[int]:
+    """All n that make a batch between the two."""
+    return [n for n in range(1, high) if low < units(n) < high]
+
+  seen, sizes = {sum(own.values()) // unit: now}, {sum(own.values()) // unit: own}
+  for _ in range(6):
+    low, high = bounds()
     near = max(1, low // 32)
     if high is not None and high - low <= near:
       break
-    in_units = {sum(batch_sizes(n).values()) // unit: _bytes(memory) for n, memory in seen.items()}
-    guess = _on_the_line(in_units, _fixed(now), limit)
+    guess = _on_the_line({n: _bytes(memory) for n, memory in seen.items()}, _fixed(now), limit)
     if guess is None:
       guess = 2 * max(low, 1) if high is None else (low + high) // 2
     # Where the line ends at a batch that was seen, the next one says whether it is the last.
     guess = max(guess, low + near)
     guess = guess if high is None else min(guess, high - near)
-    seen[guess] = look(guess)
+    free = between(low, high or 2 * guess + len(own))
+    if not free:
+      break
+    guess = min(free, key=lambda n: abs(n - guess))
+    sizes[units(guess)] = batch_sizes(guess)
+    changes = {f'streams.{name}.batch_size': b for name, b in batch_sizes(guess).items()}
+    seen[units(guess)] = planner.memory(**changes)
     save(found())
   return found()
 
@@ -202,14 +213,16 @@ def levers(
     program = repr(run.model), tuple(mesh.shape.items()), run.config.accumulation_steps
     if program not in known:  # else the lever is what the config has
       known.add(program)
-      rows.append(row | _lever(run, mesh, plan_costs.compile_step(run, mesh) if changes else compiled))
+      rows.append(row | _lever(planner, run, mesh, plan_costs.compile_step(run, mesh) if changes else compiled))
       save(rows)
   return rows
 
 
-def _lever(run: Experiment, mesh: jax.sharding.Mesh, compiled: jax.stages.Compiled | OutOfMemory) -> dict[str, Any]:
+def _lever(
+  planner: Planner, run: Experiment, mesh: jax.sharding.Mesh, compiled: jax.stages.Compiled | OutOfMemory
+) -> dict[str, Any]:
   row = {
-    'memory': plan_costs.memory(compiled, run, mesh),
+    'memory': plan_costs.memory(compiled, run, mesh, planner.slice.chip.hbm_bytes),
     'product_flops': plan_costs.step_products(run) / mesh.size,
   }
   if not isinstance(compiled, OutOfMemory):
@@ -234,7 +247,7 @@ def plan(
   run, mesh = planner.build()
   chip = planner.slice.chip
   compiled = plan_costs.compile_step(run, mesh)
-  memory = plan_costs.memory(compiled, run, mesh)
+  memory = plan_costs.memory(compiled, run, mesh, chip.hbm_bytes)
   result = {
     'topology': planner.slice.name,
     'chip': dataclasses.asdict(chip),
@@ -244,7 +257,7 @@ def plan(
     'accumulation_steps': run.config.accumulation_steps,
     'streams': {name: dataclasses.asdict(s) for name, s in run.streams.items()},
     'total_steps': run.total_steps,
-    'fits': isinstance(memory, Memory) and (chip.hbm_bytes is None or memory.total <= chip.hbm_bytes),
+    'fits': isinstance(memory, Memory),
     'memory': memory,
   }
   save(result)

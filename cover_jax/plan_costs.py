@@ -83,8 +83,17 @@ def compile_step(run: Experiment, mesh: Mesh) -> jax.stages.Compiled | OutOfMemo
     return _compile(step.lower(*arguments))
 
 
-def memory(compiled: jax.stages.Compiled | OutOfMemory, run: Experiment, mesh: Mesh) -> Memory | OutOfMemory:
-  """Splits the memory of a compiled step by kind."""
+def memory(
+  compiled: jax.stages.Compiled | OutOfMemory, run: Experiment, mesh: Mesh, limit: float | None
+) -> Memory | OutOfMemory:
+  """Splits the memory of a compiled step by kind.
+
+  Args:
+    compiled: as `compile_step` gives it.
+    run, mesh: what was compiled.
+    limit: bytes of a chip, if known. The TPU compiler also takes steps whose parts are some percent more than that
+      together, since not all are needed at once; a chip has to hold them all, so here they do not fit.
+  """
   abstract_state, batch = _abstract(run, mesh)
   kinds = {
     'parameters': _bytes_on_a_chip(abstract_state.params),
@@ -96,13 +105,14 @@ def memory(compiled: jax.stages.Compiled | OutOfMemory, run: Experiment, mesh: M
   if isinstance(compiled, OutOfMemory):
     return dataclasses.replace(compiled, kinds=kinds)
   stats = compiled.memory_analysis()
-  return Memory(
+  found = Memory(
     **kinds,
     padding=max(stats.argument_size_in_bytes - sum(kinds.values()), 0),
     # Outputs that do not take the place of a donated argument are as good as temporary.
     temporaries=stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes,
     program=stats.generated_code_size_in_bytes,
   )
+  return found if limit is None or found.total <= limit else OutOfMemory(found.total, limit, kinds)
 
 
 def _bytes_on_a_chip(tree: Any) -> float:

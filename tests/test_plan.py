@@ -38,7 +38,7 @@ def planner(count=8, **changes):
 def test_data_parallel_step_reduces_its_gradients_and_nothing_large_else():
   run, mesh = planner().build()
   compiled = plan_costs.compile_step(run, mesh)
-  params = plan_costs.memory(compiled, run, mesh).parameters
+  params = plan_costs.memory(compiled, run, mesh, None).parameters
   by_kind = {c.kind: c for c in plan_costs.communication(compiled, mesh)}
   # The gradients of both streams, which the CPU's compiler reduces one by one before it adds them.
   assert 0.9 * params < by_kind['all-reduce'].result_bytes < 2.1 * params
@@ -54,7 +54,11 @@ def test_memory_by_kind():
   found = {}
   for name, p in {'whole': one, 'split': eight}.items():
     run, mesh = p.build()
-    found[name] = plan_costs.memory(plan_costs.compile_step(run, mesh), run, mesh)
+    compiled = plan_costs.compile_step(run, mesh)
+    found[name] = plan_costs.memory(compiled, run, mesh, None)
+    assert plan_costs.memory(compiled, run, mesh, found[name].total) == found[name]
+    refused = plan_costs.memory(compiled, run, mesh, found[name].total - 1)
+    assert isinstance(refused, OutOfMemory) and refused.needed == found[name].total
   whole, split = found['whole'], found['split']
   arrays = plan_costs._abstract(*one.build())[0]
   params = sum(4 * x.size for x in jax.tree.leaves(arrays.params))
@@ -250,7 +254,7 @@ def test_levers_that_change_nothing_or_cannot_be_are_said(monkeypatch):
   monkeypatch.setattr(
     plan,
     '_lever',
-    lambda run, mesh, compiled: (
+    lambda planner, run, mesh, compiled: (
       seen.append(compiled) or {'memory': Memory(0, 0, 0, 0, 0, 0, 1, 0), 'product_flops': 1.0}
     ),
   )
