@@ -34,24 +34,27 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
+def spawn(module, flags, env):
+  """Starts `python -m module flags` with these variables, its errors among its output."""
+  return subprocess.Popen(
+    [sys.executable, '-m', module, *flags],
+    cwd=ROOT,
+    env=os.environ | env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
 def start(workdir, count=2, step_seconds=0.0, **changes):
   """Starts `count` processes that share two devices a run, or have one each."""
   flags = f'--xla_force_host_platform_device_count={max(DEVICES // count, 1)} --xla_backend_optimization_level=0'
   options = {'changes': CHANGES | changes, 'step_seconds': step_seconds}
-  env = os.environ | {'XLA_FLAGS': flags, 'TINY_RUN': json.dumps(options)}
+  env = {'XLA_FLAGS': flags, 'TINY_RUN': json.dumps(options)}
   address = f'127.0.0.1:{free_port()}'
   several = lambda i: [f'--coordinator={address}', f'--num_processes={count}', f'--process_id={i}']
-  return [
-    subprocess.Popen(
-      [sys.executable, '-m', 'tests.process_worker', f'--workdir={workdir}', '--heartbeat_seconds=30', *several(i)],
-      cwd=ROOT,
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in range(count)
-  ]
+  own = [f'--workdir={workdir}', '--heartbeat_seconds=30']
+  return [spawn('tests.process_worker', [*own, *several(i)], env) for i in range(count)]
 
 
 def finish(workers, timeout=PATIENCE):

@@ -1,9 +1,6 @@
 """VTDL and the protocols in two processes are what they are in one."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -11,7 +8,6 @@ import numpy as np
 from cover_jax import train as training
 from tests import test_processes as processes
 from tests import tiny
-from tests.test_main import ROOT
 
 # Without normalisation by gradients' sizes, which would make much of a rounding, a difference stays as small as it is.
 VTDL = {
@@ -45,23 +41,12 @@ def test_vtdl_in_two_processes_equals_one(tmp_path):
 
 def judge(workdir, count):
   """`--mode=frozen` in `count` processes that have two devices in all; the bytes of its report and its features."""
-  env = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={2 // count}'}
+  env = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={2 // count}'}
   flags = ['--config=configs/frozen_digits.py:debug', '--mode=frozen', f'--workdir={workdir}']
   if count > 1:
     flags += [f'--coordinator=127.0.0.1:{processes.free_port()}', f'--num_processes={count}']
   of = lambda i: flags + [f'--process_id={i}'] * (count > 1)
-  workers = [
-    subprocess.Popen(
-      [sys.executable, '-m', 'cover_jax.main', *of(i)],
-      cwd=ROOT,
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in range(count)
-  ]
-  ended = processes.finish(workers)
+  ended = processes.finish([processes.spawn('cover_jax.main', of(i), env) for i in range(count)])
   assert [code for code, _ in ended] == [0] * count, '\n'.join(output for _, output in ended)
   features = {}
   for path in (workdir / 'features').glob('*.npz'):
