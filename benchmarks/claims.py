@@ -3,12 +3,14 @@
     python -m benchmarks.claims --output=DIR [--doc=docs/claims.md] [--seeds=0,1,2,3,4] [--workers=2] [--quick]
 
 Runs every training of the study (`claims_runs.py`, on configs/claims_digits.py) in memory, without TensorFlow: first
-each arm with each learning rate on seeds of the search, judged on the validation split; then with the best one on the
+each arm with each learning rate of a grid, and beyond where the best is at its end, on a seed of the search, judged on
+the validation split; then with the best one on the
 seeds that count, judged on the test split, too. What is finished is a line of `cells.jsonl` in DIR (with --doc: beside
 the document), so the same command goes on where it was stopped; so does another machine that has the file. Weights
 and compiled programs lie in DIR and may be deleted.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -51,6 +53,7 @@ _QUICK = flags.DEFINE_bool(
 )
 
 SEARCH_SEEDS = (100,)
+_REACH = 4  # how far beyond the ends of the grid the search goes at most, as a factor
 STEPS, FINETUNING_STEPS = 2400, 300
 QUICK_STEPS, QUICK_FINETUNING_STEPS = 600, 100
 
@@ -82,20 +85,32 @@ class Study:
     name = self.runs[name].rate_of or name
     if len(self.learning_rates) == 1:
       return self.learning_rates[0]
-    scores = {}
-    for cell in self._search(name, results) or [None]:
-      if cell not in results:
-        return None
-      scores.setdefault(cell.learning_rate, []).append(_score(results[cell]['validation']))
-    return max(scores, key=lambda rate: sum(scores[rate]))
+    cells = self._search(name, results)
+    return _best(cells, results) if cells and all(cell in results for cell in cells) else None
 
   def _search(self, name: str, results: Results) -> list[Cell]:
-    """The cells of a run's search; none yet where the run that it starts from is still searched."""
+    """The cells of a run's search, as far as known; none yet where the run that it starts from is still searched.
+
+    A best rate at an end of the grid says that the grid was not for this run: the next one beyond, half or double, is
+    tried, too, until the best lies between two others or the grid has grown by `_REACH` on that side.
+    """
     start = self.runs[name].start
     start_rate = self.rate(start, results) if start else None
     if start and start_rate is None:
       return []
-    return [Cell(name, seed, rate, start_rate) for rate in self.learning_rates for seed in self.search_seeds]
+    rates = sorted(self.learning_rates)
+    lowest, highest = rates[0] / _REACH, rates[-1] * _REACH
+    while True:
+      cells = [Cell(name, seed, rate, start_rate) for rate in rates for seed in self.search_seeds]
+      if not all(cell in results for cell in cells):
+        return cells
+      best = _best(cells, results)
+      if best == rates[0] > lowest:
+        rates = [best / 2, *rates]
+      elif best == rates[-1] < highest:
+        rates = [*rates, best * 2]
+      else:
+        return cells
 
   def cells(self, results: Results) -> list[Cell]:
     """All cells that are known to be wanted by now, in the order in which they are best run."""
@@ -112,17 +127,27 @@ class Study:
             wanted.append(Cell(name, seed, rate, start_rate))
     return wanted
 
-  def cost(self, done: Results) -> float:
-    """Of what is left to do."""
-    whole = sum(
-      run.cost * (len(self.seeds) + (0 if run.rate_of or len(self.learning_rates) == 1 else self.searches_per_run))
-      for run in self.runs.values()
-    )
-    return whole - sum(self.runs[cell.run].cost for cell in done if cell.run in self.runs)
+  def whole(self, results: Results) -> float:
+    """The cost of all that is known to be wanted by now."""
+    return sum(run.cost * (len(self.seeds) + self._searches(name, results)) for name, run in self.runs.items())
 
-  @property
-  def searches_per_run(self) -> int:
-    return len(self.learning_rates) * len(self.search_seeds)
+  def left(self, results: Results) -> float:
+    """The cost of what is not done of it."""
+    return self.whole(results) - sum(self.runs[cell.run].cost for cell in results if cell.run in self.runs)
+
+  def _searches(self, name: str, results: Results) -> int:
+    """How many cells a run's search has, at least."""
+    if self.runs[name].rate_of or len(self.learning_rates) == 1:
+      return 0
+    return max(len(self.learning_rates) * len(self.search_seeds), len(self._search(name, results)))
+
+
+def _best(cells: Sequence[Cell], results: Results) -> float:
+  """The rate with the highest score, summed over seeds."""
+  scores = collections.defaultdict(float)
+  for cell in cells:
+    scores[cell.learning_rate] += _score(results[cell]['validation'])
+  return max(scores, key=scores.get)
 
 
 def _score(top1: Mapping[str, float]) -> float:
@@ -245,7 +270,7 @@ def append(path: str, row: Mapping[str, Any]) -> None:
 
 def execute(study: Study, results: Results, cells_path: str, folder: str) -> None:
   """Runs what is left, several cells at a time, and says how long the rest will take."""
-  begin, spent, whole = time.monotonic(), 0.0, study.cost({})
+  begin, spent = time.monotonic(), 0.0
   context = multiprocessing.get_context('spawn')
   with futures.ProcessPoolExecutor(_WORKERS.value, context, _start_worker, (folder,)) as pool:
     running: dict[futures.Future, Cell] = {}
@@ -264,10 +289,11 @@ def execute(study: Study, results: Results, cells_path: str, folder: str) -> Non
           results[cell] = row
           append(cells_path, row)
         spent += study.runs[cell.run].cost
-        left = study.cost(results) * (time.monotonic() - begin) / spent
+        left = study.left(results)
+        minutes = left / spent * (time.monotonic() - begin) / 60
         top1 = ' '.join(f'{source} {value:.1%}' for source, value in row['validation'].items())
         print(
-          f'{1 - study.cost(results) / whole:5.1%} done, {left / 60:.0f} min left · {cell.run}, seed {cell.seed}, '
+          f'{1 - left / study.whole(results):5.1%} done, {minutes:.0f} min left · {cell.run}, seed {cell.seed}, '
           f'rate {cell.learning_rate:g}: validation {top1} ({row["seconds"]:.0f} s)',
           flush=True,
         )
@@ -354,7 +380,7 @@ def main(argv: Sequence[str]) -> None:
   execute(study, results, cells_path, _OUTPUT.value)
   final = [results[cell] for cell in study.cells(results) if cell in results and cell.seed in study.seeds]
   searched = {name: study.rate(name, results) for name, run in study.runs.items() if not run.rate_of}
-  done = 1 - study.cost(results) / study.cost({})
+  done = 1 - study.left(results) / study.whole(results)
   print('\n' + claims_report.write(files, _DOC.value, final, searched, list(results.values()), done))
 
 

@@ -22,7 +22,7 @@ def line(study: Study, cell: Cell) -> dict:
   """A made-up result: the higher rate is better for co-trained runs, the lower one for the others."""
   rng = np.random.default_rng(hash((cell.run, cell.seed)) % 2**32)
   run = study.runs[cell.run]
-  good = (cell.learning_rate == 0.2) == (len(run.sources) > 1)
+  good = cell.learning_rate == (0.2 if len(run.sources) > 1 else 0.1)
   top1 = {source: 0.4 + 0.3 * good + 0.05 * rng.random() for source in run.sources}
   examples = {source: round(1000 * run.shares[source]) for source in run.sources}
   row = {**dataclasses.asdict(cell), 'examples': examples, 'validation': top1, 'seconds': 1.0, 'device': 'cpu'}
@@ -54,7 +54,7 @@ def test_every_arm_is_searched_alike_and_run_with_its_best_rate(tmp_path):
   for name, run in s.runs.items():
     search = [c for c in order if c.run == name and c.seed in s.search_seeds]
     final = [c for c in order if c.run == name and c.seed in s.seeds]
-    assert len(search) == (4 if name in searched else 0)
+    assert len(search) == (6 if name in searched else 0)  # one rate beyond the end of the grid where the best was
     assert sorted(c.seed for c in final) == [0, 1]
     best = 0.2 if len(run.sources) > 1 else 0.1
     assert {c.learning_rate for c in final} == {best}
@@ -62,8 +62,22 @@ def test_every_arm_is_searched_alike_and_run_with_its_best_rate(tmp_path):
       best = 0.2 if len(s.runs[run.start].sources) > 1 else 0.1
       assert {c.start_rate for c in (*search, *final)} == {best}
   assert all('test' not in results[c] for c in order if c.seed in s.search_seeds)
-  assert s.cost(results) == pytest.approx(0)
-  assert s.cost({}) == pytest.approx(sum(s.runs[c.run].cost for c in order))
+  assert s.left(results) == pytest.approx(0)
+  assert s.whole(results) == pytest.approx(sum(s.runs[c.run].cost for c in order))
+  assert s.left({}) == s.whole({}) < s.whole(results)
+
+
+@pytest.mark.parametrize(
+  'best, tried', [(0.2, {0.1, 0.2, 0.4}), (0.05, {0.025, 0.05, 0.1, 0.2, 0.4}), (0.0, {0.025, 0.05, 0.1, 0.2, 0.4})]
+)
+def test_the_search_leaves_the_grid_where_its_best_is_at_the_end(best, tried):
+  s = study(learning_rates=(0.1, 0.2, 0.4))
+  results = {}
+  while s.rate('videos', results) is None:
+    cell = next(c for c in s.cells(results) if c.run == 'videos' and c not in results)
+    results[cell] = {**line(s, cell), 'validation': dict.fromkeys(VIDEOS, 1 - abs(cell.learning_rate - best))}
+  assert {c.learning_rate for c in results} == tried
+  assert s.rate('videos', results) == max(best, 0.025)
 
 
 def test_weights_that_were_deleted_are_made_again(tmp_path):
