@@ -4,10 +4,9 @@
 
 Runs every training of the study (`claims_runs.py`, on configs/claims_digits.py) in memory, without TensorFlow: first
 each arm with each learning rate of a grid, and beyond where the best is at its end, on a seed of the search, judged on
-the validation split; then with the best one on the
-seeds that count, judged on the test split, too. What is finished is a line of `cells.jsonl` in DIR (with --doc: beside
-the document), so the same command goes on where it was stopped; so does another machine that has the file. Weights
-and compiled programs lie in DIR and may be deleted.
+the validation split; then with the best one on the seeds that count, judged on the test split, too. What is finished is
+a line of `cells.jsonl` in DIR (with --doc: beside the document), so the same command goes on where it was stopped; so
+does another machine that has the file. Weights and compiled programs lie in DIR and may be deleted.
 """
 
 import collections
