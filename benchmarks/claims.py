@@ -4,7 +4,7 @@
 
 Runs every training of the study (`claims_runs.py`, on configs/claims_digits.py) in memory, without TensorFlow: first
 each arm with each learning rate of a grid, and beyond where the best is at its end, on a seed of the search, judged on
-the validation split; then with the best one on the seeds that count, judged on the test split, too. What is finished is
+the validation split; then with the best one on the seeds that count, judged on the test split. What is finished is
 a line of `cells.jsonl` in DIR (with --doc: beside the document), so the same command goes on where it was stopped; so
 does another machine that has the file. Weights and compiled programs lie in DIR and may be deleted.
 """
@@ -186,7 +186,11 @@ def _drawn(source: str, split: str):
   return in_memory.draw(source, split)
 
 
-def _start_worker(folder: str) -> None:
+def _start_worker(folder: str, cores: Any = None) -> None:
+  """Prepares a process to train; `cores` is a queue with the numbers of those that are still free."""
+  if cores is not None:
+    # Before XLA counts the cores: with a thread for each of them in every worker, a step takes a quarter longer.
+    os.sched_setaffinity(0, {cores.get()})
   # Seeds share their programs, so most of them are compiled once.
   import jax
 
@@ -194,7 +198,7 @@ def _start_worker(folder: str) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-def train_cell(run: Run, cell: Cell, start: str, keep: str, test: bool) -> dict[str, Any]:
+def train_cell(run: Run, cell: Cell, start: str, keep: str, split: str) -> dict[str, Any]:
   """Trains one run in this process and judges it.
 
   Args:
@@ -202,10 +206,11 @@ def train_cell(run: Run, cell: Cell, start: str, keep: str, test: bool) -> dict[
     cell: its seed and learning rates.
     start: file of the weights to start from; '' for random ones.
     keep: file for the weights; '' for none.
-    test: whether to look at the test split, too.
+    split: which it is judged on.
 
   Returns:
-    The cell's line: top-1 by split and source, the mean loss of the last 20 steps, seconds and device.
+    The cell's line: top-1 of each source under the name of the split, the mean loss of the last 20 steps, seconds and
+    device.
   """
   import jax
 
@@ -217,14 +222,8 @@ def train_cell(run: Run, cell: Cell, start: str, keep: str, test: bool) -> dict[
   sources = [in_memory.make_source(s, c, _drawn(s, 'train'), cell.seed) for s, c in config.sources.items()]
   trained = in_memory.train(config, sources, cell.seed)
   whole = claims_digits.make(run.sources, dict.fromkeys(run.shares, 1.0)).sources
-  judged = {
-    split: in_memory.make_top1(
-      trained.experiment,
-      trained.mesh,
-      [in_memory.make_source(s, c, _drawn(s, split)) for s, c in whole.items()],
-    )(trained.state.params)
-    for split in ('validation', *(['test'] if test else []))
-  }
+  judged = [in_memory.make_source(s, c, _drawn(s, split)) for s, c in whole.items()]
+  top1 = in_memory.make_top1(trained.experiment, trained.mesh, judged)(trained.state.params)
   if keep:
     os.makedirs(os.path.dirname(keep), exist_ok=True)
     in_memory.save(keep, trained.experiment, trained.state)
@@ -233,7 +232,7 @@ def train_cell(run: Run, cell: Cell, start: str, keep: str, test: bool) -> dict[
     **dataclasses.asdict(cell),
     'steps': run.steps,
     'examples': {source.name: source.num_examples for source in sources},
-    **judged,
+    split: top1,
     'loss': {stream: sum(row[stream] for row in last) / len(last) for stream in last[0]},
     'seconds': round(time.monotonic() - begin, 1),
     'device': f'{jax.devices()[0].device_kind} ({platform.machine()})',
@@ -270,8 +269,12 @@ def append(path: str, row: Mapping[str, Any]) -> None:
 def execute(study: Study, results: Results, cells_path: str, folder: str) -> None:
   """Runs what is left, several cells at a time, and says how long the rest will take."""
   begin, spent = time.monotonic(), 0.0
-  context = multiprocessing.get_context('spawn')
-  with futures.ProcessPoolExecutor(_WORKERS.value, context, _start_worker, (folder,)) as pool:
+  context, cores = multiprocessing.get_context('spawn'), None
+  if _WORKERS.value > 1 and hasattr(os, 'sched_setaffinity'):
+    cores, mine = context.Queue(), sorted(os.sched_getaffinity(0))
+    for worker in range(_WORKERS.value):
+      cores.put(mine[worker % len(mine)])
+  with futures.ProcessPoolExecutor(_WORKERS.value, context, _start_worker, (folder, cores)) as pool:
     running: dict[futures.Future, Cell] = {}
     while True:
       late = _MINUTES.value and time.monotonic() - begin > 60 * _MINUTES.value
@@ -290,10 +293,11 @@ def execute(study: Study, results: Results, cells_path: str, folder: str) -> Non
         spent += study.runs[cell.run].cost
         left = study.left(results)
         minutes = left / spent * (time.monotonic() - begin) / 60
-        top1 = ' '.join(f'{source} {value:.1%}' for source, value in row['validation'].items())
+        split = _split(study, cell)
+        top1 = ' '.join(f'{source} {value:.1%}' for source, value in row[split].items())
         print(
           f'{1 - left / study.whole(results):5.1%} done, {minutes:.0f} min left · {cell.run}, seed {cell.seed}, '
-          f'rate {cell.learning_rate:g}: validation {top1} ({row["seconds"]:.0f} s)',
+          f'rate {cell.learning_rate:g}: {split} {top1} ({row["seconds"]:.0f} s)',
           flush=True,
         )
 
@@ -307,8 +311,13 @@ def _submit(pool: futures.Executor, study: Study, cell: Cell, folder: str) -> fu
     cell,
     weights_path(folder, start) if start else '',
     weights_path(folder, cell) if is_start else '',
-    cell.seed in study.seeds,
+    _split(study, cell),
   )
+
+
+def _split(study: Study, cell: Cell) -> str:
+  """What a cell is judged on: the test split is never looked at by the search."""
+  return 'test' if cell.seed in study.seeds else 'validation'
 
 
 def rerun(study: Study, results: Results, names: Sequence[str], folder: str) -> None:
@@ -326,9 +335,9 @@ def rerun(study: Study, results: Results, names: Sequence[str], folder: str) -> 
       if start:
         first = Cell(start, seed, study.rate(start, results), None)
         file = weights_path(fresh, first)
-        train_cell(study.runs[start], first, '', file, False)
+        train_cell(study.runs[start], first, '', file, 'validation')
       cell = Cell(name, seed, study.rate(name, results), study.rate(start, results) if start else None)
-      row = train_cell(study.runs[name], cell, file, '', True)
+      row = train_cell(study.runs[name], cell, file, '', 'test')
       for source, top1 in row['test'].items():
         recorded = [r['test'][source] for c, r in results.items() if c.run == name and source in r.get('test', {})]
         was = ', '.join(f'{100 * value:.1f}' for value in recorded) or 'none'

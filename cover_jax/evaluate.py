@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -105,13 +106,15 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
   missing = experiment.config.eval_missing
   if missing not in ('leave_out', 'wrong'):
     raise UserError(f'config.eval_missing is {missing!r}: expected "leave_out" or "wrong".')
-  steps = {name: _eval_step(experiment, name) for name in test_sets}
+  steps = {name: _eval_step(experiment, name, mesh) for name in test_sets}
 
   def evaluate(params: Any) -> dict[str, SourceResult]:
     return {name: _run(name, params) for name in test_sets}
 
   def _run(name, params):
-    totals = _zero_totals(len(experiment.sources[experiment.source_id(name)].class_names))
+    # Placed as the step returns them, or it would be traced and compiled a second time.
+    zero = _zero_totals(len(experiment.sources[experiment.source_id(name)].class_names))
+    totals = sharding.put(zero, sharding.replicated(mesh))
     with sharding.use(mesh, experiment.config.logical_axis_rules):
       for batch in test_sets[name].batches():
         totals = steps[name](params, sharding.to_global(batch, mesh), totals)
@@ -140,11 +143,11 @@ def _zero_totals(classes: int) -> dict[str, np.ndarray]:
   }
 
 
-def _eval_step(experiment: Experiment, name: str) -> Callable[[Any, Any, Any], Any]:
+def _eval_step(experiment: Experiment, name: str, mesh: Mesh) -> Callable[[Any, Any, Any], Any]:
   """One jitted pass: adds a batch to the totals, leaving padding out."""
   columns = head_columns(_own_head(experiment, name).class_counts, [s.name for s in experiment.sources])
 
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def step(params, batch, totals):
     logits_BxK = _log_probabilities(experiment, name, params, batch['clip'])
     label_B, source_B = batch['label'], batch['source']

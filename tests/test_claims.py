@@ -25,8 +25,8 @@ def line(study: Study, cell: Cell) -> dict:
   good = cell.learning_rate == (0.2 if len(run.sources) > 1 else 0.1)
   top1 = {source: 0.4 + 0.3 * good + 0.05 * rng.random() for source in run.sources}
   examples = {source: round(1000 * run.shares[source]) for source in run.sources}
-  row = {**dataclasses.asdict(cell), 'examples': examples, 'validation': top1, 'seconds': 1.0, 'device': 'cpu'}
-  return {**row, 'test': top1} if cell.seed in study.seeds else row
+  split = 'test' if cell.seed in study.seeds else 'validation'
+  return {**dataclasses.asdict(cell), 'examples': examples, split: top1, 'seconds': 1.0, 'device': 'cpu'}
 
 
 def run_all(study: Study, folder, results=None) -> tuple[dict, list[Cell]]:
@@ -61,7 +61,7 @@ def test_every_arm_is_searched_alike_and_run_with_its_best_rate(tmp_path):
     if run.start:
       best = 0.2 if len(s.runs[run.start].sources) > 1 else 0.1
       assert {c.start_rate for c in (*search, *final)} == {best}
-  assert all('test' not in results[c] for c in order if c.seed in s.search_seeds)
+  assert all(claims._split(s, c) == ('test' if c.seed in s.seeds else 'validation') for c in order)
   assert s.left(results) == pytest.approx(0)
   assert s.whole(results) == pytest.approx(sum(s.runs[c.run].cost for c in order))
   assert s.left({}) == s.whole({}) < s.whole(results)
@@ -154,9 +154,9 @@ def test_a_run_trains_from_its_start_and_is_judged(tmp_path, name, monkeypatch):
   start = ''
   if runs[name].start:
     start = str(tmp_path / 'start.flax')
-    claims.train_cell(runs[runs[name].start], Cell('first_stage', 0, 1e-3, None), '', start, False)
-  row = claims.train_cell(runs[name], Cell(name, 0, 1e-3, 1e-3), start, '', True)
-  assert set(row['validation']) == set(row['test']) == set(runs[name].sources)
+    claims.train_cell(runs[runs[name].start], Cell('first_stage', 0, 1e-3, None), '', start, 'validation')
+  row = claims.train_cell(runs[name], Cell(name, 0, 1e-3, 1e-3), start, '', 'test')
+  assert set(row['test']) == set(runs[name].sources) and 'validation' not in row
   assert np.isfinite(list(row['loss'].values())).all() and row['steps'] == 2
   assert json.loads(json.dumps(row)) == row
 

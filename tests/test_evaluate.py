@@ -77,6 +77,18 @@ def of_many_views():
   return results_with((1, 1, 1), 36, **MANY_VIEWS)
 
 
+@pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2)])
+def test_every_source_is_traced_once(mesh, monkeypatch):
+  traced = []
+  whole = evaluate._log_probabilities
+  monkeypatch.setattr(
+    evaluate, '_log_probabilities', lambda run, name, *args: traced.append(name) or whole(run, name, *args)
+  )
+  _, _, tests, _ = results_with(mesh, 8)
+  assert all(len(list(test.batches())) > 1 for test in tests.values())
+  assert sorted(traced) == sorted(tests)
+
+
 def test_views_are_averaged_as_probabilities(of_many_views, reference):
   run, params, tests, results = of_many_views
   batch = next(tests['acts'].batches())
