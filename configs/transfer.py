@@ -4,7 +4,8 @@
 
 The variant names B: `k400`, `k600`, `k700`, `ssv2` or `mit`; `:ssv2,debug` runs two steps of a tiny model.
 WORKDIR_OF_A is that of any run of this project with 8 frames of 224 and a ViT-B/16, such as configs/cover_b16.py. The
-encoder is taken over whole; a head too, if A has one of the same name and classes, otherwise B's starts anew.
+encoder is taken over whole; a head too, if A has one of the same name and classes, otherwise B's starts anew. A run
+that was trained on videos of B's test split, as Kinetics-700 holds most of Kinetics-400's, is refused.
 
 CoVeR's blog post reports what fine-tuning from the co-trained model gains over fine-tuning from one data set: on K400
 +1.3 over K400, +1.7 over SSv2, +0.4 over MiT; on SSv2 +2.0, +1.8 and +1.1 over SSv2, K400 and MiT. Its recipe is not

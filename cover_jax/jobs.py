@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, frozen, initialise, metrics, processes, sharding, state
+from cover_jax import checkpoints, frozen, initialise, interop, metrics, processes, sharding, state
 from cover_jax import evaluate as evaluation
 from cover_jax import experiment as experiments
 from cover_jax import train as training
@@ -191,8 +191,11 @@ def open_experiment(
 
   test_sources = [_open_test(s, _source_config(config.sources[s.name])) for s in infos if s.class_names]
   test_sources = [s for s in test_sources if s is not None]
-  datasets = {name: c.dataset for name, c in config.sources.items()}
-  leaks.check(leaks.overlaps(train_sources, test_sources, datasets), config.allow_overlap)
+  found = leaks.overlaps(train_sources, test_sources)
+  if any(source.video_names is not None for source in test_sources):
+    for run, trained_before in _runs_before(config.init_from.path):
+      found += leaks.overlaps(trained_before, test_sources, run)
+  leaks.check(found, config.allow_overlap)
 
   return experiment, batches, {source.name: _test_set(experiment, source, mesh) for source in test_sources}
 
@@ -218,6 +221,21 @@ def _open_training(name: str, source_config: Mapping[str, Any]) -> sources.Sourc
   source = sources.open_source(name, source_config, 'train')
   source = leaks.leave_out(source, source_config['exclude'], open_split)
   return subsets.few_labels(source, source_config['label_fraction'])
+
+
+def _runs_before(path: str) -> Iterator[tuple[str, list[sources.Source]]]:
+  """The runs of this project that a path for `init_from` goes back to, and what each was trained on."""
+  seen = set()
+  while path and path not in seen and interop.is_own(path):
+    seen.add(path)
+    try:
+      trained = ml_collections.ConfigDict(checkpoints.describe(path)['about']['config'])
+      opened = [_open_training(name, _source_config(c)) for name, c in trained.sources.items()]
+    except UserError as error:
+      logging.warning('Leak check: what %s was trained on cannot be compared with the test splits (%s)', path, error)
+      return
+    yield path, opened
+    path = trained.init_from.path
 
 
 def _open_test(info: SourceInfo, source_config: Mapping[str, Any]) -> sources.Source | None:

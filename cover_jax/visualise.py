@@ -70,7 +70,8 @@ def confusion_matrix(
 
 
 def _shortened(name: str, most: int = 32) -> str:
-  return name if len(name) <= most else name[: most - 1] + '…'
+  # Long names differ at their ends: 'Pushing something from left to right', 'Pushing something from right to left'.
+  return name if len(name) <= most else f'{name[: most // 2 - 1]}…{name[-(most // 2) :]}'
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:

@@ -76,10 +76,11 @@ def make_builder(dataset: str, data_dir: str | None, name: str | None, stored: d
     stored: how frames are stored, where that differs from the config.
 
   Raises:
-    UserError: there is no such builder or config, or a variant has no name of its own.
+    UserError: there is no such builder or config, a variant has no name of its own, or `data_dir` is no folder.
   """
-  from data_pipelines.builders.media import MediaBuilder
+  from data_pipelines.builders.media import MediaBuilder, check_data_dir
 
+  check_data_dir(data_dir or '')
   known = {cls.name: cls for cls in MediaBuilder.__subclasses__()}
   builder, _, config = dataset.partition('/')
   if builder not in known:

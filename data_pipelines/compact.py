@@ -1,6 +1,6 @@
 """The compact tier: a video is stored as one small mp4 with a key frame every 8 frames, in place of its JPEG frames.
 
-About an eighth of the disk for several times the CPU a clip (docs/input.md). Only the groups of frames that a clip
+About a seventh of the disk for several times the CPU a clip (docs/input.md). Only the groups of frames that a clip
 needs are decoded, by PyAV, in processes of their own: a decoder that crashes or hangs on a video ends with a sentence
 that names the example, not with a dead run. Decoded frames travel as uncompressed pictures (BMP), so that whatever
 follows is the same as for JPEG frames.

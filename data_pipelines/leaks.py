@@ -8,7 +8,7 @@ dataset gives to the original video: the YouTube id in Kinetics, the group in UC
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ class Overlap(NamedTuple):
 
   Attributes:
     train, test: names of the sources.
+    run: '' for this run's training; else what `init_from` names of the run before it, whose source `train` is.
     videos: how many original videos they share.
     train_examples, test_examples: how many examples were cut from these.
     some: up to three of their names.
@@ -33,6 +34,7 @@ class Overlap(NamedTuple):
 
   train: str
   test: str
+  run: str
   videos: int
   train_examples: int
   test_examples: int
@@ -112,7 +114,7 @@ def _read_names(path: str) -> np.ndarray:
   return np.array(names, np.bytes_)
 
 
-def overlaps(train: Sequence[Source], tests: Sequence[Source], dataset_of: Mapping[str, str]) -> list[Overlap]:
+def overlaps(train: Sequence[Source], tests: Sequence[Source], run: str = '') -> list[Overlap]:
   """Original videos that are both trained on and tested.
 
   Names are compared within a dataset, and between datasets where they look like YouTube ids; test splits of sources
@@ -121,9 +123,9 @@ def overlaps(train: Sequence[Source], tests: Sequence[Source], dataset_of: Mappi
   Args:
     train: the training sources.
     tests: the test splits, named as their sources.
-    dataset_of: {source: dataset as TFDS names it}.
+    run: for `Overlap.run`.
   """
-  family = {name: re.split('[/:]', dataset)[0] for name, dataset in dataset_of.items()}
+  family = lambda source: re.split('[/:]', source.dataset)[0]
   found = []
   for a in train:
     for b in tests:
@@ -131,11 +133,11 @@ def overlaps(train: Sequence[Source], tests: Sequence[Source], dataset_of: Mappi
         logging.info('Leak check: %s and the test split of %s do not both name original videos', a.name, b.name)
         continue
       shared = np.intersect1d(a.video_names, b.video_names)
-      if family[a.name] != family[b.name]:
+      if family(a) != family(b):
         shared = np.array([n for n in shared if _YOUTUBE_ID.fullmatch(n)], np.bytes_)
       if len(shared):
         counts = (int(np.isin(s.video_names, shared).sum()) for s in (a, b))
-        found.append(Overlap(a.name, b.name, len(shared), *counts, tuple(n.decode() for n in shared[:3])))
+        found.append(Overlap(a.name, b.name, run, len(shared), *counts, tuple(n.decode() for n in shared[:3])))
   return found
 
 
@@ -147,14 +149,18 @@ def check(found: Sequence[Overlap], allowed: bool) -> None:
   """
   for o in found:
     logging.warning(
-      'Leak: %d examples that %s trains on and %d that %s tests on were cut from the same %d original videos (%s ...)',
-      o.train_examples, o.train, o.test_examples, o.test, o.videos, ', '.join(o.some),
+      'Leak: %d examples that %s%s trains on and %d that %s tests on come from the same %d original videos (%s ...)',
+      o.train_examples, o.train, o.run and f' of {o.run}', o.test_examples, o.test, o.videos, ', '.join(o.some),
     )  # fmt: skip
   if found and not allowed:
     o = found[0]
+    whose = (
+      f'The run {o.run}, whose weights this one starts from (config.init_from.path), has a source {o.train!r} that'
+    )
     raise UserError(
-      f'Source {o.train!r} trains on {o.train_examples} examples from {o.videos} original videos that the test split '
-      f'of {o.test!r} has too ({", ".join(o.some)}{", ..." if o.videos > len(o.some) else ""}): name that split in '
-      f"config.sources.{o.train}.exclude (['dataset:split']), or set config.allow_overlap=True and say so with the "
-      f'results.'
+      f'{whose if o.run else f"Source {o.train!r}"} trains on {o.train_examples} examples from {o.videos} original '
+      f'videos that the test split of {o.test!r} has too ({", ".join(o.some)}'
+      f'{", ..." if o.videos > len(o.some) else ""}): name that split in config.sources.{o.train}.exclude'
+      f"{' of that run and train it again' if o.run else ''} (['dataset:split']), or set config.allow_overlap=True and "
+      f'say so with the results.'
     )

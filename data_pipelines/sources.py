@@ -3,13 +3,13 @@
 import dataclasses
 import difflib
 import fcntl
+import functools
 import hashlib
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Source:
     video_id: int32 [N], `video_names` as numbers from 0; without names each example is a video of its own.
     fps: float32 [N], of the stored frames; None where the dataset does not say.
     expected: examples that the split's annotations list, found or not; None where the dataset does not say.
+    dataset: as TFDS names it, 'kinetics/400'; '' for arrays.
     sampler: frames of a training or test clip: 'dense' (`stride` apart) or 'segments' (one of each part).
     stride: of the dense sampler, in frames at `target_fps`.
     target_fps: the config's 'fps': rate in Hz at which `stride` counts, whatever a video's own; 0: stored frames.
@@ -75,6 +76,7 @@ class Source:
   video_names: np.ndarray | None = field(default=None, repr=False)
   fps: np.ndarray | None = field(default=None, repr=False)
   expected: int | None = None
+  dataset: str = ''
   sampler: str = 'dense'
   stride: int = 1
   target_fps: float = 0.0
@@ -125,7 +127,7 @@ class Source:
     if not 0 < self.test_crop_fraction <= 1:
       raise UserError(f'test_crop_fraction of {where} is {self.test_crop_fraction!r}; expected more than 0, at most 1.')
 
-  @cached_property
+  @functools.cached_property
   def video_id(self) -> np.ndarray:
     if self.video_names is None:
       return np.arange(self.num_examples, dtype=np.int32)
@@ -167,11 +169,12 @@ def fingerprint(source: Source) -> str:
 def left_right_labels(class_names: Sequence[str]) -> tuple[int, ...]:
   """The label of a mirrored clip, per class: of the class in whose name 'left' and 'right' are exchanged.
 
-  A class that names a side and has no such counterpart gives -1: its clips are never mirrored.
+  A class that names a side and has no such counterpart gives -1: its clips are never mirrored. 'right out', as in
+  'pulling it right out', is no side. For the classes of Something-Something v2 this is its authors' own mapping.
   """
   other = {'left': 'right', 'right': 'left', 'Left': 'Right', 'Right': 'Left'}
   label = {name: i for i, name in enumerate(class_names)}
-  swap = lambda name: re.sub(r'(?<![A-Za-z])([Ll]eft|[Rr]ight)(?![A-Za-z])', lambda m: other[m[0]], name)
+  swap = lambda name: re.sub(r'(?<![A-Za-z])([Ll]eft|[Rr]ight)(?![A-Za-z])(?! out\b)', lambda m: other[m[0]], name)
   return tuple(label.get(swap(name), -1) for name in class_names)
 
 
@@ -204,7 +207,7 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
   label_key, class_names = _label_feature(dataset, builder.info.features, config)
   index, rows = _select(dataset, builder, config[split_key], frames_key)
   if index.storage.cost:
-    logging.info('The %s is read from %s', dataset, index.storage.cost)
+    _say_once('The %s is read from %s', dataset, index.storage.cost)
   stored = _is_stored_video(builder.info.features, frames_key)
   num_frames = index.columns[compact.NUM_FRAMES][rows] if stored else np.diff(index.pointer)[rows]
   if not num_frames.all():
@@ -233,15 +236,24 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
     height, width, known['decode'] = index.columns[compact.HEIGHT], index.columns[compact.WIDTH], compact.decoders()
   return Source(
     name, modality, class_names, label, num_frames, height[rows].astype(np.int64), width[rows].astype(np.int64),
-    index, rows, expected=_expected(builder, config[split_key]), **known, **settings,
+    index, rows, expected=_expected(dataset, builder, config[split_key]), dataset=config['dataset'],
+    **known, **settings,
   )  # fmt: skip
 
 
-def _expected(builder, split: str) -> int | None:
+# A data set is opened once for each of its splits.
+_say_once = functools.cache(logging.info)
+
+
+def _expected(dataset: str, builder, split: str) -> int | None:
   """Examples that the annotations of whole splits list ('train+validation'); None if that is not known."""
   listed = (builder.info.metadata or {}).get('expected', {})  # of the builders of local files
   parts = list(listed) if split == 'all' else [part.strip() for part in str(split).split('+')]
-  return sum(listed[p] for p in parts) if listed and set(parts) <= listed.keys() else None
+  if set(parts) <= listed.keys():
+    return sum(listed[p] for p in parts)
+  if listed:
+    _say_once('The %s is used in part, as %s: how many of its examples are missing there is not known', dataset, split)
+  return None
 
 
 def unshared(source: Source) -> Source:

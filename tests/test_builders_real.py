@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from PIL import Image
 
 import data_pipelines.builders
 from data_pipelines import build, inspect, sources
-from data_pipelines.builders import listing, something_something_v2
+from data_pipelines.builders import listing
 from data_pipelines.contract import UserError
 from tests import miniature
 
@@ -102,13 +102,17 @@ def test_every_builder_is_registered_under_its_own_name():
   assert not type(tfds.builder('ucf101')).__module__.startswith('data_pipelines')
 
 
-def test_flips_of_something_something_are_the_official_ones(media):
-  names = listing.official_names('something_something_v2')
-  official = json.loads((media / 'ann/ssv2/augmentation_mappings.json').read_text())
-  flipped = something_something_v2.flip_labels(names)
-  assert {names[i]: names[j] for i, j in enumerate(flipped) if i != j} == official['left/right']
-  assert {names[i] for i, j in enumerate(flipped) if i == j} >= set(official['left/right agnostic'])
-  assert all(flipped[j] == i for i, j in enumerate(flipped))
+def test_a_bucket_is_no_place_to_build_in():
+  with pytest.raises(UserError, match=r'^--data_dir=gs://bucket/tfds is not a folder: build on a disk'):
+    build.make_builder('kinetics/400', 'gs://bucket/tfds', None, {})
+
+
+def test_lists_that_are_not_whole_are_told(media, tmp_path, capsys):
+  miniature.DATASETS['hmdb51/split1'](media, tmp_path / 'manual')
+  build.main(['hmdb51/split1', f'--manual_dir={tmp_path}/manual', f'--data_dir={tmp_path}/tfds', '--workers=1'])
+  assert re.search(
+    r'^train: your annotations list \d+ clips; the official ones list 3,570\.$', capsys.readouterr().out, re.M
+  )
 
 
 def test_a_single_config_needs_no_name(tmp_path):

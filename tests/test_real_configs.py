@@ -6,7 +6,16 @@ import tarfile
 
 import pytest
 
-from configs import cover_b16, cover_l16, defaults, timesformer_k400, timesformer_k600, timesformer_ssv2, transfer
+from configs import (
+  cover_b16,
+  cover_l16,
+  defaults,
+  finetune_folder,
+  timesformer_k400,
+  timesformer_k600,
+  timesformer_ssv2,
+  transfer,
+)
 from data_pipelines.contract import UserError
 from tests import miniature
 
@@ -78,8 +87,10 @@ def prepared(media, tmp_path_factory):
     'timesformer_ssv2',
     'cover_b16',
     'cover_b16:k600',
-    'cover_l16:k700',
+    'cover_l16',
+    'cover_b16:k700',
     'transfer:mit',
+    'transfer:ssv2',
   ],
 )
 def test_trains_two_steps_on_the_official_formats(experiment, prepared, tmp_path):
@@ -97,6 +108,24 @@ def test_trains_two_steps_on_the_official_formats(experiment, prepared, tmp_path
       # One of the three validation clips that each miniature lists has no file.
       assert (result['examples'], result['expected']) == (2, 3), source
       assert '3 crops' in result['protocol']
+
+
+def test_my_own_videos_as_the_docs_say(media, tmp_path):
+  """The four commands of docs/datasets.md, with `:debug` for `:tiny`."""
+  from cover_jax import jobs, predict
+  from data_pipelines import build, inspect
+
+  miniature.folder(media, tmp_path / 'videos')
+  data_dir = f'--data_dir={tmp_path}/tfds'
+  build.main(['video_folder/mine', f'--manual_dir={tmp_path}/videos', data_dir])
+  assert inspect.main(['video_folder/mine', data_dir, f'--out={tmp_path}/sheet.png']) == 0
+  config = finetune_folder.get_config('debug')
+  config.sources.videos.data_dir = f'{tmp_path}/tfds'
+  jobs.train(config, str(tmp_path / 'run'))
+  report = json.loads((tmp_path / 'run/evaluation/report.json').read_text())
+  assert report['sources']['videos']['classes'] == 2
+  video = next((tmp_path / 'videos/test').rglob('*.mp4'))
+  assert predict.main([f'{tmp_path}/run', str(video), f'--output={tmp_path}/out']) == 0
 
 
 def _all_variants():

@@ -17,6 +17,13 @@ from data_pipelines.contract import UserError
 _TANH_GELU = ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast', 'gelu_python_tanh')
 
 
+def is_own(path: str) -> bool:
+  """Whether a path names what this project writes, by its form: a workdir or a `.flax` file."""
+  if os.path.isdir(path):
+    return not os.path.isfile(os.path.join(path, 'model.safetensors'))
+  return path.lower().endswith('.flax')
+
+
 def read(path: str, which: str = 'raw') -> Weights:
   """Reads the weights of a file, without running any code that it may hold.
 
@@ -36,11 +43,11 @@ def read(path: str, which: str = 'raw') -> Weights:
     raise UserError(f'config.init_from.params is {which!r}: expected "raw" or "ema".')
   if not os.path.exists(path):
     raise UserError(f'The weights {path} do not exist: give a local path; docs/weights.md says how to fetch files.')
-  if os.path.isdir(path) and os.path.isfile(os.path.join(path, 'model.safetensors')):
+  if is_own(path):
+    return _read_own(path, which)
+  if os.path.isdir(path):
     path = os.path.join(path, 'model.safetensors')
   extension = os.path.splitext(path)[1].lower()
-  if os.path.isdir(path) or extension == '.flax':
-    return _read_own(path, which)
   if which == 'ema':
     raise UserError(f'{path} holds one set of parameters, no moving average: set config.init_from.params=raw.')
   readers = {'.npz': _read_npz, '.safetensors': _read_safetensors}

@@ -47,3 +47,6 @@ class Hmdb51(MediaBuilder):
 
   def _class_names(self) -> tuple[str, ...]:
     return official_names('hmdb51')
+
+  def _official_counts(self) -> dict[str, int]:
+    return {'train': 51 * 70, 'test': 51 * 30}

@@ -40,7 +40,7 @@ class MediaConfig(tfds.core.BuilderConfig):
     short_side: pixels of the shorter side of frames, which are never enlarged; 0: as they are.
     fps: frames a second of videos, resampled by time; 0: as they are.
     jpeg_quality: 1 to 95.
-    storage: of videos; 'jpeg': every frame a JPEG, read fast; 'mp4': one small video each, an eighth of the disk and
+    storage: of videos; 'jpeg': every frame a JPEG, read fast; 'mp4': one small video each, a seventh of the disk and
       several times the CPU a clip (`data_pipelines.compact`).
   """
 
@@ -76,6 +76,10 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
     """The official names where they are fixed; None: `_list` finds them when the dataset is built."""
     return None
 
+  def _official_counts(self) -> Mapping[str, int]:
+    """{split: clips of the official list}, where that is fixed."""
+    return {}
+
   def _info(self) -> tfds.core.DatasetInfo:
     # Without names, those of the listing are set when it is built, and TFDS reads them back from then on.
     features = shards.features(self.MODALITY, self._class_names(), self.builder_config.storage)
@@ -95,6 +99,7 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
     return Path(self._data_dir_root, self.name, self.builder_config_name or '', f'{self.version}.unfinished')
 
   def download_and_prepare(self, **kwargs) -> None:
+    check_data_dir(os.fspath(self._data_dir_root))
     super().download_and_prepare(**kwargs)
     shutil.rmtree(self.unfinished, ignore_errors=True)  # its shards have second names in the data by now
     for split, expected in self.info.metadata.get('expected', {}).items():
@@ -120,6 +125,9 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
       raise UserError(f'{self.name} is built from files of your own: name their folder with --manual_dir.')
     listing = self._list(Path(config.manual_dir).expanduser().absolute())
     _check(self.name, listing)
+    for split, count in self._official_counts().items():
+      if split in listing.splits and (listed := len(listing.splits[split])) != count:
+        print(f'{split}: your annotations list {listed:,} clips; the official ones list {count:,}.')
     if self.info.features['label'].num_classes is None:
       self.info.features['label'].names = list(listing.class_names)
     if (most := config.max_examples_per_split) is not None:
@@ -195,6 +203,15 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
     for folder in self.unfinished.parent.glob(f'incomplete.*_{self.version}'):
       if folder != Path(self.data_dir):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_data_dir(path: str) -> None:
+  """Raises a UserError if that is no folder: shards are written and linked where they end."""
+  if '://' in path:
+    raise UserError(
+      f'--data_dir={path} is not a folder: build on a disk that every worker sees, or mount the bucket; what was built '
+      'can be copied to the bucket then, and training reads it there.'
+    )
 
 
 def _settings(modality: str, config: MediaConfig) -> Settings:
