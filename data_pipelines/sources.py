@@ -241,8 +241,10 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
   )  # fmt: skip
 
 
-# A data set is opened once for each of its splits.
-_say_once = functools.cache(logging.info)
+@functools.cache
+def _say_once(text: str, *args: str) -> None:
+  # A data set is opened once for each of its splits.
+  logging.info(text, *args)
 
 
 def _expected(dataset: str, builder, split: str) -> int | None:

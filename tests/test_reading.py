@@ -95,8 +95,10 @@ def test_all_kinds_of_files_hold_the_same(plain, packed, tmp_path, remote, monke
 def test_the_log_says_once_what_unusual_files_cost(plain, packed, tmp_path, monkeypatch):
   said = []
   monkeypatch.setattr(logging, 'info', lambda text, *args: said.append(text % args))
+  sources._say_once.cache_clear()
   opened(plain)
   assert not any('is read from' in s for s in said)
+  opened(packed)
   opened(packed)
   opened(build_array_record(tmp_path / 'array'))
   assert [s.split('is read from ')[1].split()[0] for s in said if 'is read from' in s] == ['gzipped', 'ArrayRecord']
