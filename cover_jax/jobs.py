@@ -230,12 +230,13 @@ def _runs_before(path: str) -> Iterator[tuple[str, list[sources.Source]]]:
     seen.add(path)
     try:
       trained = ml_collections.ConfigDict(checkpoints.describe(path)['about']['config'])
-      opened = [_open_training(name, _source_config(c)) for name, c in trained.sources.items()]
-    except UserError as error:
+      opened = [_open_training(name, _source_config(c)) for name, c in trained['sources'].items()]
+      before = trained['init_from']['path']
+    except (UserError, KeyError) as error:  # the latter: of a version with other keys
       logging.warning('Leak check: what %s was trained on cannot be compared with the test splits (%s)', path, error)
       return
     yield path, opened
-    path = trained.init_from.path
+    path = before
 
 
 def _open_test(info: SourceInfo, source_config: Mapping[str, Any]) -> sources.Source | None:

@@ -251,10 +251,11 @@ def _expected(dataset: str, builder, split: str) -> int | None:
   """Examples that the annotations of whole splits list ('train+validation'); None if that is not known."""
   listed = (builder.info.metadata or {}).get('expected', {})  # of the builders of local files
   parts = list(listed) if split == 'all' else [part.strip() for part in str(split).split('+')]
+  if not listed:
+    return None
   if set(parts) <= listed.keys():
     return sum(listed[p] for p in parts)
-  if listed:
-    _say_once('The %s is used in part, as %s: how many of its examples are missing there is not known', dataset, split)
+  _say_once('The %s is used in part, as %s: how many of its examples are missing there is not known', dataset, split)
   return None
 
 

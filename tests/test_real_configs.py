@@ -88,6 +88,7 @@ def prepared(media, tmp_path_factory):
     'cover_b16',
     'cover_b16:k600',
     'cover_l16',
+    'cover_l16:k700',
     'cover_b16:k700',
     'transfer:mit',
     'transfer:ssv2',

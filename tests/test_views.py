@@ -207,6 +207,7 @@ def test_batches_show_the_maps(tmp_path_factory):
   tiny_datasets.build(data_dir)
   config = CLIPS | {'data_dir': str(data_dir), 'rotation': 45.0, 'crop_scale': (1, 1), 'crop_ratio': (1, 1)}
   source = sources.open_source('clips', config, 'train')
+  assert sources.open_source('clips', config | {'train': 'all'}, 'train').expected is None  # no lists, nothing expected
   stream = Stream((0,), 2, 16, 4)
   (batch,) = loader.train_batches([source], {'v': stream}, 0, num_steps=1)
   plain = sources.open_source('clips', config | {'rotation': 0.0}, 'train')
