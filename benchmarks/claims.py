@@ -48,7 +48,7 @@ _RERUN = flags.DEFINE_list(
   'rerun', [], 'Only train these runs again and print them beside what is recorded.', flag_values=_OWN
 )
 _QUICK = flags.DEFINE_bool(
-  'quick', False, 'A small study: short runs, two seeds, no search and no sweep.', flag_values=_OWN
+  'quick', False, 'A small study: short runs, two seeds, no search, no sweep, no longer runs.', flag_values=_OWN
 )
 
 SEARCH_SEEDS = (100,)
@@ -239,20 +239,33 @@ def train_cell(run: Run, cell: Cell, start: str, keep: str, split: str) -> dict[
   }
 
 
-def read(path: str, settings: Mapping[str, Any]) -> Results:
-  """The cells of a file, which must be of this study; a last line that was cut off is left out."""
+def fingerprint(runs: Mapping[str, Run], name: str) -> str:
+  """Of all that decides a run's result, but for what its cell says: a run that is changed gets another one."""
+  run, base = runs[name], claims_digits.make(claims_runs.ALL)
+  start = fingerprint(runs, run.start) if run.start else ''
+  what = [dataclasses.asdict(run), start, base.model.to_dict(), base.optimizer.to_dict(), claims_digits.BATCH]
+  return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read(path: str, runs: Mapping[str, Run]) -> Results:
+  """The cells of a file; a last line that was cut off is left out.
+
+  Raises:
+    UserError: if one is of a run that there is not, or that was changed since.
+  """
   results: Results = {}
   if not os.path.exists(path):
     return results
   with open(path, encoding='utf-8') as f:
     lines = f.read().split('\n')
-  rows = [json.loads(line) for line in lines[:-1]]  # what follows the last line break is no whole line
-  if rows and rows[0] != settings:
-    raise UserError(
-      f'{path} holds results of other settings, {json.dumps(rows[0])} and not {json.dumps(settings)}: give another '
-      '--output or --doc, or delete the file.'
-    )
-  for row in rows[1:]:
+  now = {name: fingerprint(runs, name) for name in runs}
+  for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is no whole line
+    row = json.loads(line)
+    if row['fingerprint'] != now.get(row['run']):
+      raise UserError(
+        f'{path}, line {number} is of a run {row["run"]!r} with other settings than that of this study: give another '
+        '--output or --doc, or delete the lines of this run.'
+      )
     results[Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell)})] = row
   return results
 
@@ -288,8 +301,8 @@ def execute(study: Study, results: Results, cells_path: str, folder: str) -> Non
       for done in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
         cell, row = running.pop(done), done.result()
         if cell not in results:
-          results[cell] = row
-          append(cells_path, row)
+          results[cell] = {**row, 'fingerprint': fingerprint(study.runs, cell.run)}
+          append(cells_path, results[cell])
         spent += study.runs[cell.run].cost
         left = study.left(results)
         minutes = left / spent * (time.monotonic() - begin) / 60
@@ -357,31 +370,18 @@ def main(argv: Sequence[str]) -> None:
   if clash := set(seeds) & set(SEARCH_SEEDS):
     raise UserError(f'--seeds has {sorted(clash)}, which the search uses: take others.')
   study = Study(
-    claims_runs.study(steps, finetuning_steps, sweep=not _QUICK.value),
+    claims_runs.study(steps, finetuning_steps, whole=not _QUICK.value),
     seeds[:2] if _QUICK.value else seeds,
     SEARCH_SEEDS,
     LEARNING_RATES[1:2] if _QUICK.value else LEARNING_RATES,
   )
-  base = claims_digits.make(claims_runs.ALL)
-  what = [[dataclasses.asdict(run) for run in study.runs.values()], base.model.to_dict(), base.optimizer.to_dict()]
-  settings = {
-    'steps': steps,
-    'finetuning_steps': finetuning_steps,
-    'learning_rates': study.learning_rates,
-    'search_seeds': SEARCH_SEEDS,
-    'batch': claims_digits.BATCH,
-    'runs_sha256': hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16],
-  }
-  settings = json.loads(json.dumps(settings))
   os.makedirs(_OUTPUT.value, exist_ok=True)
   files = os.path.splitext(_DOC.value)[0] if _DOC.value else os.path.join(_OUTPUT.value, 'cells')
   cells_path = files + '.jsonl'
-  results = read(cells_path, settings)
+  results = read(cells_path, study.runs)
   if _RERUN.value:
     _start_worker(_OUTPUT.value)
     return rerun(study, results, _RERUN.value, _OUTPUT.value)
-  if not os.path.exists(cells_path):
-    append(cells_path, settings)
   if _WORKERS.value > 1:  # one core each; the workers inherit it
     single = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {single}'

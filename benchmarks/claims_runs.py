@@ -13,6 +13,8 @@ from data_pipelines.builders import digits_rendering as rendering
 
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 SWEEP = (1 / 4, 4)  # times the target's labels that the config has
+LONGER = 3  # times the steps: each of three sources is then seen about as often as by a model of its own
+CROP_SCALE = (0.6, 1.0)  # share of the area
 ALL = (*VIDEOS, 'digits')
 
 
@@ -58,13 +60,13 @@ def sweep_shares(source: str) -> tuple[float, ...]:
   return tuple(factor * SHARES[source] for factor in SWEEP if factor * SHARES[source] <= 1)
 
 
-def study(steps: int, finetuning_steps: int, sweep: bool) -> dict[str, Run]:
+def study(steps: int, finetuning_steps: int, whole: bool) -> dict[str, Run]:
   """All runs of a seed, each after the one that it starts from.
 
   Args:
     steps: of every co-trained run.
     finetuning_steps: of study 2.
-    sweep: whether to vary the size of the target's training set.
+    whole: whether to vary the size of the target's training set and to train longer, too.
 
   Returns:
     {name: run}.
@@ -85,13 +87,37 @@ def study(steps: int, finetuning_steps: int, sweep: bool) -> dict[str, Run]:
     Run('seeded_videos', VIDEOS, steps, start='first_stage'),
     Run('seeded_videos_images', ALL, steps, start='first_stage'),
   ]
-  # Study 2. From each model trained on one source, and from the co-trained ones.
-  for b in VIDEOS:
-    for a in (*(f'alone_long/{s}' for s in VIDEOS), 'videos', 'videos_images'):
-      runs.append(Run(f'{a}>{b}', (b,), finetuning_steps, start=a))
-  if sweep:
+  # What was tried where a claim failed: crops and a longer warm-up, and more steps.
+  cropped = [_cropped(run, steps // 6) for run in runs if run.name.startswith(('alone_long/', 'videos', 'seeded_'))]
+  transfers = _transfers(finetuning_steps)
+  longer = [*(run for run in runs if run.name.startswith('videos')), *(run for run in cropped if not run.start)]
+  runs += [*transfers, *cropped, *(_cropped(run) for run in transfers)]
+  if whole:
+    runs += [_longer(run) for run in longer]
+    named = {run.name: run for run in runs}
     for s in VIDEOS:
       for share in sweep_shares(s):
-        for arm, sources in ((f'alone_long/{s}', (s,)), ('videos_images', ALL)):
-          runs.append(Run(f'{arm}@{s}={share:g}', sources, steps, shares={**SHARES, s: share}, rate_of=arm))
+        for arm in (f'crops/alone_long/{s}', 'crops/videos_images'):
+          name, shares = f'{arm}@{s}={share:g}', {**SHARES, s: share}
+          runs.append(dataclasses.replace(named[arm], name=name, shares=shares, rate_of=arm))
   return {run.name: run for run in runs}
+
+
+def _transfers(steps: int) -> list[Run]:
+  """Study 2: to each video source from each model trained on one of them, and from the co-trained ones."""
+  starts = (*(f'alone_long/{s}' for s in VIDEOS), 'videos', 'videos_images')
+  return [Run(f'{a}>{b}', (b,), steps, start=a) for b in VIDEOS for a in starts]
+
+
+def _cropped(run: Run, warmup_steps: int | None = None) -> Run:
+  """The same with random crops, and with a longer warm-up where one is given; a transfer's start is cropped, too."""
+  changes = {**run.changes, **{f'sources.{s}.crop_scale': CROP_SCALE for s in run.sources}}
+  if warmup_steps is not None:
+    changes['optimizer.warmup_steps'] = warmup_steps
+  start = f'crops/{run.start}' if '>' in run.name else run.start
+  return dataclasses.replace(run, name=f'crops/{run.name}', start=start, changes=changes)
+
+
+def _longer(run: Run) -> Run:
+  """The same for more steps, with the learning rate that was found for fewer."""
+  return dataclasses.replace(run, name=f'longer/{run.name}', steps=LONGER * run.steps, rate_of=run.name)

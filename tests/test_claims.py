@@ -14,7 +14,7 @@ from data_pipelines.contract import UserError
 
 
 def study(**changes) -> Study:
-  runs = claims_runs.study(20, 4, sweep=True)
+  runs = claims_runs.study(20, 4, whole=True)
   return dataclasses.replace(Study(runs, (0, 1), (100, 101), (0.1, 0.2)), **changes)
 
 
@@ -91,19 +91,42 @@ def test_weights_that_were_deleted_are_made_again(tmp_path):
   assert claims.ready(s, results, str(tmp_path)) == [start]
 
 
-def test_the_file_of_cells_survives_a_kill_and_refuses_other_settings(tmp_path):
+def test_the_file_of_cells_survives_a_kill_and_refuses_changed_runs(tmp_path):
   path, s = str(tmp_path / 'cells.jsonl'), study()
-  cell = Cell('videos', 0, 0.1, None)
-  claims.append(path, {'steps': 20})
-  claims.append(path, line(s, cell))
+  row = lambda cell: {**line(s, cell), 'fingerprint': claims.fingerprint(s.runs, cell.run)}
+  cell = Cell('seeded_videos', 0, 0.1, 0.1)
+  claims.append(path, row(cell))
   with open(path, 'a') as f:
     f.write('{"run": "vid')  # a kill in the middle of a line
-  assert list(claims.read(path, {'steps': 20})) == [cell]
-  other = Cell('videos', 1, 0.1, None)
-  claims.append(path, line(s, other))
-  assert list(claims.read(path, {'steps': 20})) == [cell, other]
-  with pytest.raises(UserError, match='other settings'):
-    claims.read(path, {'steps': 21})
+  assert list(claims.read(path, s.runs)) == [cell]
+  other = Cell('uniform', 1, 0.1, None)
+  claims.append(path, row(other))
+  assert list(claims.read(path, s.runs)) == [cell, other]
+  more = {**s.runs, 'new': claims_runs.Run('new', VIDEOS, 3)}
+  assert list(claims.read(path, more)) == [cell, other]  # another arm leaves what is done as it is
+  longer = dataclasses.replace(s.runs['first_stage'], steps=21)  # the start of one of the two
+  with pytest.raises(UserError, match="line 1 is of a run 'seeded_videos' with other settings"):
+    claims.read(path, {**s.runs, 'first_stage': longer})
+  with pytest.raises(UserError, match="line 2 is of a run 'uniform'"):
+    claims.read(path, {name: run for name, run in s.runs.items() if name != 'uniform'})
+
+
+def test_a_remedy_changes_all_arms_alike():
+  runs = claims_runs.study(600, 60, whole=True)
+  for name in ('alone_long/objects', 'alone_long/motions', 'alone_long/moments', 'videos', 'videos_images'):
+    plain, cropped, longer = runs[name], runs[f'crops/{name}'], runs[f'longer/crops/{name}']
+    config, changed = plain.config(1e-3), cropped.config(1e-3)
+    assert all(source.crop_scale == (0.6, 1.0) for source in changed.sources.values())
+    assert (config.optimizer.warmup_steps, changed.optimizer.warmup_steps) == (50, 100)
+    for source in config.sources.values():
+      source.crop_scale = (0.6, 1.0)
+    config.optimizer.warmup_steps = 100
+    assert config.to_dict() == changed.to_dict()
+    assert longer.rate_of == cropped.name and longer.steps == 3 * plain.steps
+    config.total_steps *= 3
+    assert longer.config(1e-3).to_dict() == config.to_dict()
+  assert runs['crops/videos>motions'].start == 'crops/videos'
+  assert runs['crops/seeded_videos'].start == 'first_stage'
 
 
 def test_difference_is_the_paired_t_interval():
@@ -133,13 +156,19 @@ def test_report_fills_the_document_and_keeps_its_words(tmp_path):
   expected = claims_report.difference(accuracy('videos', 'motions'), accuracy('alone/motions', 'motions'))
   row = next(row for row in text.split('\n') if row.startswith('| co-trained on videos - alone, as many passes'))
   assert str(expected) in row
-  sizes = [size for size, _ in claims_report.points(final, 'objects', 'alone_long')]
+  sizes = [size for size, _ in claims_report.points(final, 'objects', 'crops/alone_long')]
   shares = (claims_runs.SHARES['objects'], *claims_runs.sweep_shares('objects'))
   assert sizes == sorted(round(1000 * share) for share in shares)
+  # "It transfers", by hand: the mean over all A and B of each seed, then the interval over seeds.
+  co = {b: accuracy(f'crops/videos>{b}', b) for b in VIDEOS}
+  by_seed = lambda seed: [co[b][seed] - accuracy(f'crops/alone_long/{a}>{b}', b)[seed] for a in VIDEOS for b in VIDEOS]
+  d = claims_report.difference({seed: np.mean(by_seed(seed)) for seed in s.seeds}, dict.fromkeys(s.seeds, 0.0))
+  row = next(row for row in text.split('\n') if row.startswith('| it transfers: co-trained on videos, then B'))
+  assert row.split(' | ')[3] == str(d)
 
 
 def test_arms_see_the_target_as_often_or_train_as_long():
-  runs = claims_runs.study(700, 150, sweep=False)
+  runs = claims_runs.study(700, 150, whole=False)
   for source in VIDEOS:
     assert runs[f'alone_long/{source}'].steps == runs['videos'].steps == runs['videos_images'].steps
   assert sum(runs[f'alone/{source}'].steps for source in VIDEOS) == pytest.approx(700, abs=len(VIDEOS))
@@ -148,7 +177,7 @@ def test_arms_see_the_target_as_often_or_train_as_long():
 @pytest.mark.parametrize('name', ['one_source_a_step', 'seeded_videos_images'])
 def test_a_run_trains_from_its_start_and_is_judged(tmp_path, name, monkeypatch):
   monkeypatch.setattr(claims, '_drawn', lambda source, split: _few(source, split))
-  runs = claims_runs.study(2, 1, sweep=False)
+  runs = claims_runs.study(2, 1, whole=False)
   small = {'model.width': 16, 'model.num_heads': 2, 'model.mlp_dim': 16, 'model.depth': 1, 'model.scan_unroll': 1}
   runs = {n: dataclasses.replace(r, changes={**r.changes, **small}) for n, r in runs.items()}
   start = ''
