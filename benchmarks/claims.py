@@ -12,15 +12,16 @@ does another machine that has the file. Weights and compiled programs lie in DIR
 import collections
 import dataclasses
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent import futures
+from multiprocessing import connection
 from typing import Any
 
 from absl import app, flags
@@ -79,6 +80,11 @@ class Study:
   search_seeds: tuple[int, ...]
   learning_rates: tuple[float, ...]
 
+  @functools.cached_property
+  def fingerprints(self) -> dict[str, str]:
+    """Of each run."""
+    return {name: claims_runs.fingerprint(self.runs, name) for name in self.runs}
+
   def rate(self, name: str, results: Results) -> float | None:
     """The learning rate of a run: the best of the search on the validation split; None if that is not over."""
     name = self.runs[name].rate_of or name
@@ -132,7 +138,7 @@ class Study:
 
   def left(self, results: Results) -> float:
     """The cost of what is not done of it."""
-    return self.whole(results) - sum(self.runs[cell.run].cost for cell in results if cell.run in self.runs)
+    return self.whole(results) - sum(self.runs[c.run].cost for c in set(self.cells(results)) if c in results)
 
   def _searches(self, name: str, results: Results) -> int:
     """How many cells a run's search has, at least."""
@@ -155,8 +161,9 @@ def _score(top1: Mapping[str, float]) -> float:
   return sum(videos) / len(videos) if videos else sum(top1.values())
 
 
-def weights_path(folder: str, cell: Cell) -> str:
-  return os.path.join(folder, 'weights', f'{cell.run.replace("/", "_")}-{cell.seed}-{cell.learning_rate:g}.flax')
+def weights_path(folder: str, study: Study, cell: Cell) -> str:
+  name = f'{cell.run.replace("/", "_")}-{cell.seed}-{cell.learning_rate:g}-{study.fingerprints[cell.run]}.flax'
+  return os.path.join(folder, 'weights', name)
 
 
 def start_cell(study: Study, cell: Cell) -> Cell | None:
@@ -172,7 +179,7 @@ def ready(study: Study, results: Results, folder: str) -> list[Cell]:
     if cell in results:
       continue
     start = start_cell(study, cell)
-    if start is None or (start in results and os.path.exists(weights_path(folder, start))):
+    if start is None or (start in results and os.path.exists(weights_path(folder, study, start))):
       cells.append(cell)
     elif start in results:
       cells.append(start)
@@ -191,6 +198,14 @@ def _start_worker(folder: str, cores: Any = None) -> None:
   if cores is not None:
     # Before XLA counts the cores: with a thread for each of them in every worker, a step takes a quarter longer.
     os.sched_setaffinity(0, {cores.get()})
+  if parent := multiprocessing.parent_process():
+
+    def follow() -> None:  # a worker of a killed command would go on, and then wait for ever
+      connection.wait([parent.sentinel])
+      os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
   # Seeds share their programs, so most of them are compiled once.
   import jax
 
@@ -210,7 +225,10 @@ def train_cell(run: Run, cell: Cell, start: str, keep: str, split: str) -> dict[
 
   Returns:
     The cell's line: top-1 of each source under the name of the split, the mean loss of the last 20 steps, seconds and
-    device.
+    device. A search that diverges has a top-1 of 0 and no loss.
+
+  Raises:
+    in_memory.Diverged: if a run that counts does.
   """
   import jax
 
@@ -220,7 +238,18 @@ def train_cell(run: Run, cell: Cell, start: str, keep: str, split: str) -> dict[
   config = run.config(cell.learning_rate)
   config.init_from.path = start
   sources = [in_memory.make_source(s, c, _drawn(s, 'train'), cell.seed) for s, c in config.sources.items()]
-  trained = in_memory.train(config, sources, cell.seed)
+  about = {
+    **dataclasses.asdict(cell),
+    'steps': run.steps,
+    'examples': {source.name: source.num_examples for source in sources},
+    'device': f'{jax.devices()[0].device_kind} ({platform.machine()})',
+  }
+  try:
+    trained = in_memory.train(config, sources, cell.seed)
+  except in_memory.Diverged:
+    if split == 'test':
+      raise
+    return about | {split: dict.fromkeys(run.sources, 0.0), 'loss': None, 'seconds': time.monotonic() - begin}
   whole = claims_digits.make(run.sources, dict.fromkeys(run.shares, 1.0)).sources
   judged = [in_memory.make_source(s, c, _drawn(s, split)) for s, c in whole.items()]
   top1 = in_memory.make_top1(trained.experiment, trained.mesh, judged)(trained.state.params)
@@ -228,26 +257,11 @@ def train_cell(run: Run, cell: Cell, start: str, keep: str, split: str) -> dict[
     os.makedirs(os.path.dirname(keep), exist_ok=True)
     in_memory.save(keep, trained.experiment, trained.state)
   last = trained.losses[-20:]
-  return {
-    **dataclasses.asdict(cell),
-    'steps': run.steps,
-    'examples': {source.name: source.num_examples for source in sources},
-    split: top1,
-    'loss': {stream: sum(row[stream] for row in last) / len(last) for stream in last[0]},
-    'seconds': round(time.monotonic() - begin, 1),
-    'device': f'{jax.devices()[0].device_kind} ({platform.machine()})',
-  }
+  loss = {stream: sum(row[stream] for row in last) / len(last) for stream in last[0]}
+  return about | {split: top1, 'loss': loss, 'seconds': round(time.monotonic() - begin, 1)}
 
 
-def fingerprint(runs: Mapping[str, Run], name: str) -> str:
-  """Of all that decides a run's result, but for what its cell says: a run that is changed gets another one."""
-  run, base = runs[name], claims_digits.make(claims_runs.ALL)
-  start = fingerprint(runs, run.start) if run.start else ''
-  what = [dataclasses.asdict(run), start, base.model.to_dict(), base.optimizer.to_dict(), claims_digits.BATCH]
-  return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def read(path: str, runs: Mapping[str, Run]) -> Results:
+def read(path: str, study: Study) -> Results:
   """The cells of a file; a last line that was cut off is left out.
 
   Raises:
@@ -258,10 +272,9 @@ def read(path: str, runs: Mapping[str, Run]) -> Results:
     return results
   with open(path, encoding='utf-8') as f:
     lines = f.read().split('\n')
-  now = {name: fingerprint(runs, name) for name in runs}
   for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is no whole line
     row = json.loads(line)
-    if row['fingerprint'] != now.get(row['run']):
+    if row['fingerprint'] != study.fingerprints.get(row['run']):
       raise UserError(
         f'{path}, line {number} is of a run {row["run"]!r} with other settings than that of this study: give another '
         '--output or --doc, or delete the lines of this run.'
@@ -301,7 +314,7 @@ def execute(study: Study, results: Results, cells_path: str, folder: str) -> Non
       for done in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
         cell, row = running.pop(done), done.result()
         if cell not in results:
-          results[cell] = {**row, 'fingerprint': fingerprint(study.runs, cell.run)}
+          results[cell] = {**row, 'fingerprint': study.fingerprints[cell.run]}
           append(cells_path, results[cell])
         spent += study.runs[cell.run].cost
         left = study.left(results)
@@ -322,8 +335,8 @@ def _submit(pool: futures.Executor, study: Study, cell: Cell, folder: str) -> fu
     train_cell,
     study.runs[cell.run],
     cell,
-    weights_path(folder, start) if start else '',
-    weights_path(folder, cell) if is_start else '',
+    weights_path(folder, study, start) if start else '',
+    weights_path(folder, study, cell) if is_start else '',
     _split(study, cell),
   )
 
@@ -347,7 +360,7 @@ def rerun(study: Study, results: Results, names: Sequence[str], folder: str) -> 
       start, file = study.runs[name].start, ''
       if start:
         first = Cell(start, seed, study.rate(start, results), None)
-        file = weights_path(fresh, first)
+        file = weights_path(fresh, study, first)
         train_cell(study.runs[start], first, '', file, 'validation')
       cell = Cell(name, seed, study.rate(name, results), study.rate(start, results) if start else None)
       row = train_cell(study.runs[name], cell, file, '', 'test')
@@ -378,7 +391,7 @@ def main(argv: Sequence[str]) -> None:
   os.makedirs(_OUTPUT.value, exist_ok=True)
   files = os.path.splitext(_DOC.value)[0] if _DOC.value else os.path.join(_OUTPUT.value, 'cells')
   cells_path = files + '.jsonl'
-  results = read(cells_path, study.runs)
+  results = read(cells_path, study)
   if _RERUN.value:
     _start_worker(_OUTPUT.value)
     return rerun(study, results, _RERUN.value, _OUTPUT.value)

@@ -219,12 +219,9 @@ def summary(accuracy: Accuracy) -> str:
   header = ['claim', 'as configured', f'{n} x the steps', 'crops', f'crops, {n} x the steps']
   return (
     '### The claims\n\nPaired differences of the mean over the three video sources, points; "it transfers": over all '
-    f'A and B. "alone" has as many steps as the co-trained model in columns one and three, a {_PARTS[n]} in the other '
-    'two, where both have seen each source about as often.\n\n' + markdown(header, rows)
+    f'A and B. "alone" has as many steps as the co-trained model in columns one and three, 1/{n} of them in the '
+    'other two, where both have seen each source about as often.\n\n' + markdown(header, rows)
   )
-
-
-_PARTS = {3: 'third'}
 
 
 def points(cells: Cells, source: str, arm: str) -> list[tuple[int, dict[int, float]]]:

@@ -1,13 +1,15 @@
 """The trainings of the study of CoVeR's claims, as data; `claims.py` runs them, `claims_report.py` reads them."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from configs import claims_digits
+from configs import claims_digits, defaults
 from configs.claims_digits import SHARES, VIDEOS
 from data_pipelines.builders import digits_rendering as rendering
 
@@ -87,13 +89,12 @@ def study(steps: int, finetuning_steps: int, whole: bool) -> dict[str, Run]:
     Run('seeded_videos', VIDEOS, steps, start='first_stage'),
     Run('seeded_videos_images', ALL, steps, start='first_stage'),
   ]
-  # What was tried where a claim failed: crops and a longer warm-up, and more steps.
-  cropped = [_cropped(run, steps // 6) for run in runs if run.name.startswith(('alone_long/', 'videos', 'seeded_'))]
-  transfers = _transfers(finetuning_steps)
-  longer = [*(run for run in runs if run.name.startswith('videos')), *(run for run in cropped if not run.start)]
-  runs += [*transfers, *cropped, *(_cropped(run) for run in transfers)]
+  # What was tried where a claim failed, one change after the other: a longer warm-up, with it crops, and more steps.
+  warmed = [_warmed(run, steps // 6) for run in runs if run.name.startswith(('alone_long/', 'videos', 'seeded_'))]
+  cropped, transfers = [_cropped(run) for run in warmed], _transfers(finetuning_steps)
+  runs += [*transfers, *(run for run in warmed if not run.start), *cropped, *(_cropped(run) for run in transfers)]
   if whole:
-    runs += [_longer(run) for run in longer]
+    runs += [_longer(run) for run in cropped if not run.start]
     named = {run.name: run for run in runs}
     for s in VIDEOS:
       for share in sweep_shares(s):
@@ -109,15 +110,35 @@ def _transfers(steps: int) -> list[Run]:
   return [Run(f'{a}>{b}', (b,), steps, start=a) for b in VIDEOS for a in starts]
 
 
-def _cropped(run: Run, warmup_steps: int | None = None) -> Run:
-  """The same with random crops, and with a longer warm-up where one is given; a transfer's start is cropped, too."""
+def _warmed(run: Run, steps: int) -> Run:
+  """The same with a longer warm-up."""
+  changes = {**run.changes, 'optimizer.warmup_steps': steps}
+  return dataclasses.replace(run, name=f'warmup/{run.name}', changes=changes)
+
+
+def _cropped(run: Run) -> Run:
+  """The same with random crops; what a transfer starts from has them, too."""
   changes = {**run.changes, **{f'sources.{s}.crop_scale': CROP_SCALE for s in run.sources}}
-  if warmup_steps is not None:
-    changes['optimizer.warmup_steps'] = warmup_steps
   start = f'crops/{run.start}' if '>' in run.name else run.start
-  return dataclasses.replace(run, name=f'crops/{run.name}', start=start, changes=changes)
+  return dataclasses.replace(run, name=f'crops/{run.name.removeprefix("warmup/")}', start=start, changes=changes)
 
 
 def _longer(run: Run) -> Run:
   """The same for more steps, with the learning rate that was found for fewer."""
   return dataclasses.replace(run, name=f'longer/{run.name}', steps=LONGER * run.steps, rate_of=run.name)
+
+
+def fingerprint(runs: Mapping[str, Run], name: str) -> str:
+  """Of a run's config where it differs from the defaults, and of the run that it starts from; not of the code."""
+  start = fingerprint(runs, runs[name].start) if runs[name].start else ''
+  config, known = runs[name].config(0.0), defaults.get_config()
+  known.sources = {s: defaults.source('') for s in config.sources}
+  known.streams = {s: defaults.stream(()) for s in config.streams}
+  said = _differing(config.to_dict(), known.to_dict())
+  return hashlib.sha256(json.dumps([said, start], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _differing(ours: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+  """What another mapping does not have, or has another value for."""
+  below = lambda key, value: _differing(value, known.get(key, {})) if isinstance(value, Mapping) else value
+  return {key: below(key, value) for key, value in ours.items() if key not in known or known[key] != value}

@@ -23,6 +23,11 @@ from data_pipelines.sources import Source
 
 Drawn = tuple[list[np.ndarray], list[int]]  # frames uint8 [n, 32, 32, 3] and label of each example
 
+
+class Diverged(UserError):
+  """A loss was not finite."""
+
+
 _SOURCE_KEYS = ('sampler', 'stride', 'crop_scale', 'crop_ratio', 'rotation', 'flip')
 
 
@@ -105,7 +110,8 @@ def train(
     watch: sees each step's number, the run, its mesh and the state after it.
 
   Raises:
-    UserError: if a loss is not finite, or as `experiment.build` says.
+    Diverged: if a loss is not finite.
+    UserError: as `experiment.build` says.
   """
   experiment, mesh = build(config, sources)
   optimizer, _ = training.make_optimizer(experiment)
@@ -136,7 +142,7 @@ def train(
       watch(number, experiment, mesh, state)
   losses = [{k: float(v) for k, v in row.items()} for row in jax.device_get(losses)]
   if not all(np.isfinite(v) for row in losses for v in row.values()):
-    raise UserError('A loss was not finite: lower config.optimizer.learning_rate.')
+    raise Diverged('A loss was not finite: lower config.optimizer.learning_rate.')
   return Run(experiment, mesh, state, losses, metrics.compute(measures))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import claims, claims_report, claims_runs, documents
+from benchmarks import claims, claims_report, claims_runs, documents, in_memory
 from benchmarks.claims import Cell, Study
 from configs.claims_digits import VIDEOS
 from data_pipelines.contract import UserError
@@ -37,9 +37,9 @@ def run_all(study: Study, folder, results=None) -> tuple[dict, list[Cell]]:
     cell = cells[0]
     start = claims.start_cell(study, cell)
     if start is not None:
-      with open(claims.weights_path(str(folder), start)) as f:
+      with open(claims.weights_path(str(folder), study, start)) as f:
         assert f.read() == f'{start}'
-    with open(claims.weights_path(str(folder), cell), 'w') as f:
+    with open(claims.weights_path(str(folder), study, cell), 'w') as f:
       f.write(f'{cell}')
     results[cell] = line(study, cell)
     order.append(cell)
@@ -87,28 +87,31 @@ def test_weights_that_were_deleted_are_made_again(tmp_path):
   start = claims.start_cell(s, gone)
   assert start in results and start.run == 'videos'
   del results[gone]
-  (tmp_path / 'weights' / claims.weights_path('', start).split('/')[-1]).unlink()
+  (tmp_path / 'weights' / claims.weights_path('', s, start).split('/')[-1]).unlink()
   assert claims.ready(s, results, str(tmp_path)) == [start]
 
 
 def test_the_file_of_cells_survives_a_kill_and_refuses_changed_runs(tmp_path):
   path, s = str(tmp_path / 'cells.jsonl'), study()
-  row = lambda cell: {**line(s, cell), 'fingerprint': claims.fingerprint(s.runs, cell.run)}
+  row = lambda cell: {**line(s, cell), 'fingerprint': s.fingerprints[cell.run]}
   cell = Cell('seeded_videos', 0, 0.1, 0.1)
   claims.append(path, row(cell))
   with open(path, 'a') as f:
     f.write('{"run": "vid')  # a kill in the middle of a line
-  assert list(claims.read(path, s.runs)) == [cell]
+  assert list(claims.read(path, s)) == [cell]
   other = Cell('uniform', 1, 0.1, None)
   claims.append(path, row(other))
-  assert list(claims.read(path, s.runs)) == [cell, other]
+  assert list(claims.read(path, s)) == [cell, other]
   more = {**s.runs, 'new': claims_runs.Run('new', VIDEOS, 3)}
-  assert list(claims.read(path, more)) == [cell, other]  # another arm leaves what is done as it is
+  assert list(claims.read(path, dataclasses.replace(s, runs=more))) == [
+    cell,
+    other,
+  ]  # another arm leaves what is done as it is
   longer = dataclasses.replace(s.runs['first_stage'], steps=21)  # the start of one of the two
   with pytest.raises(UserError, match="line 1 is of a run 'seeded_videos' with other settings"):
-    claims.read(path, {**s.runs, 'first_stage': longer})
+    claims.read(path, dataclasses.replace(s, runs={**s.runs, 'first_stage': longer}))
   with pytest.raises(UserError, match="line 2 is of a run 'uniform'"):
-    claims.read(path, {name: run for name, run in s.runs.items() if name != 'uniform'})
+    claims.read(path, dataclasses.replace(s, runs={n: run for n, run in s.runs.items() if n != 'uniform'}))
 
 
 def test_a_remedy_changes_all_arms_alike():
@@ -116,11 +119,12 @@ def test_a_remedy_changes_all_arms_alike():
   for name in ('alone_long/objects', 'alone_long/motions', 'alone_long/moments', 'videos', 'videos_images'):
     plain, cropped, longer = runs[name], runs[f'crops/{name}'], runs[f'longer/crops/{name}']
     config, changed = plain.config(1e-3), cropped.config(1e-3)
+    assert config.optimizer.warmup_steps == 50
+    config.optimizer.warmup_steps = 100
+    assert config.to_dict() == runs[f'warmup/{name}'].config(1e-3).to_dict()
     assert all(source.crop_scale == (0.6, 1.0) for source in changed.sources.values())
-    assert (config.optimizer.warmup_steps, changed.optimizer.warmup_steps) == (50, 100)
     for source in config.sources.values():
       source.crop_scale = (0.6, 1.0)
-    config.optimizer.warmup_steps = 100
     assert config.to_dict() == changed.to_dict()
     assert longer.rate_of == cropped.name and longer.steps == 3 * plain.steps
     config.total_steps *= 3
@@ -190,7 +194,19 @@ def test_a_run_trains_from_its_start_and_is_judged(tmp_path, name, monkeypatch):
   assert json.loads(json.dumps(row)) == row
 
 
-def _few(source, split):
-  from benchmarks import in_memory
+def test_a_search_that_diverges_loses_and_a_run_that_counts_says_so(monkeypatch):
+  monkeypatch.setattr(claims, '_drawn', lambda source, split: _few(source, split))
 
+  def diverge(*args):
+    raise in_memory.Diverged('A loss was not finite')
+
+  monkeypatch.setattr(in_memory, 'train', diverge)
+  run = claims_runs.study(2, 1, whole=False)['alone/objects']
+  row = claims.train_cell(run, Cell(run.name, 100, 1.0, None), '', '', 'validation')
+  assert row['validation'] == {'objects': 0.0} and row['loss'] is None
+  with pytest.raises(in_memory.Diverged):
+    claims.train_cell(run, Cell(run.name, 0, 1.0, None), '', '', 'test')
+
+
+def _few(source, split):
   return in_memory.draw(source, split, 90)
