@@ -31,7 +31,7 @@ class Difference:
     """Whether the interval excludes zero."""
     if not self.half < abs(self.mean):
       return 'open'
-    return 'yes' if self.mean > 0 else 'no'
+    return 'better' if self.mean > 0 else 'worse'
 
   def __str__(self) -> str:
     if not self.pairs:
@@ -94,10 +94,17 @@ def words(arm: str) -> str:
   return WORDS[arm.rpartition('/')[2]] + longer
 
 
-def levels(accuracy: Accuracy, arms: Sequence[str]) -> str:
-  """Test top-1 of arms."""
-  rows = [[words(arm), *(spread(top1(accuracy, arm, s).values()) for s in COLUMNS)] for arm in arms]
-  return 'Test top-1, %.\n\n' + markdown(['trained', *COLUMNS], rows)
+def levels(cells: Cells, arms: Sequence[str]) -> str:
+  """Test top-1 of arms, and how well they fit what they were trained on."""
+  accuracy, rows = accuracies(cells), []
+  for arm in arms:
+    runs = (arm, *(f'{arm}/{source}' for source in VIDEOS))
+    losses = [c['loss']['video'] for c in cells if c['run'] in runs]
+    loss = f'{np.median(losses):.3f} (at most {max(losses):.3f})' if losses else '-'
+    rows.append([words(arm), *(spread(top1(accuracy, arm, s).values()) for s in COLUMNS), loss])
+  return 'Test top-1, %, mean ± standard deviation over the seeds.\n\n' + markdown(
+    ['trained', *COLUMNS, 'last training loss, videos'], rows
+  )
 
 
 def differences(accuracy: Accuracy, pairs: Sequence[tuple[str, str]]) -> str:
@@ -107,31 +114,35 @@ def differences(accuracy: Accuracy, pairs: Sequence[tuple[str, str]]) -> str:
   return 'Paired differences, points.\n\n' + markdown(['difference', *COLUMNS], rows)
 
 
-def study1(accuracy: Accuracy) -> str:
+FIRST_STAGE = [('seeded_videos', 'videos'), ('seeded_videos_images', 'videos_images')]
+
+
+def study1(cells: Cells) -> str:
   """Alone against co-trained, and the ways of mixing."""
-  arms = ('alone', 'alone_long', 'videos', 'videos_images')
-  pairs = [('videos', 'alone'), ('videos', 'alone_long'), ('videos_images', 'alone'), ('videos_images', 'alone_long')]
+  accuracy, arms = accuracies(cells), ('alone', 'alone_long', 'videos', 'videos_images')
+  pairs = [(co, alone) for co in arms[2:] for alone in arms[:2]]
+  ways = ('one_source_a_step', 'square_root', 'uniform')
   return '\n\n'.join(
     [
       '### Study 1: co-training',
-      levels(accuracy, arms),
+      levels(cells, arms),
       differences(accuracy, [*pairs, ('videos_images', 'videos')]),
       'How sources are mixed: in proportion to their sizes ("co-trained on videos") against three other ways.',
-      differences(accuracy, [('videos', way) for way in ('one_source_a_step', 'square_root', 'uniform')]),
+      levels(cells, ways),
+      differences(accuracy, [('videos', way) for way in ways]),
       '### Study 3: first stage\n\nA ViT on the images, then co-training, against co-training from nothing.',
+      levels(cells, [a for a, _ in FIRST_STAGE]),
       differences(accuracy, FIRST_STAGE),
     ]
   )
-
-
-FIRST_STAGE = [('seeded_videos', 'videos'), ('seeded_videos_images', 'videos_images')]
 
 
 def study2(accuracy: Accuracy, regime: str = '') -> str:
   """Transfer A -> B."""
   starts, co = tuple(f'{regime}alone_long/{a}' for a in VIDEOS), [f'{regime}videos', f'{regime}videos_images']
   then = lambda start, b: accuracy(f'{regime}{start.removeprefix(regime)}>{b}', b)
-  rows = [[f'{s.rpartition("/")[2]}, then B', *(spread(then(s, b).values()) for b in VIDEOS)] for s in starts]
+  rows = [['B alone, no fine-tuning', *(spread(accuracy(f'{regime}alone_long/{b}', b).values()) for b in VIDEOS)]]
+  rows += [[f'{s.rpartition("/")[2]}, then B', *(spread(then(s, b).values()) for b in VIDEOS)] for s in starts]
   rows += [[f'{words(s)}, then B', *(spread(then(s, b).values()) for b in VIDEOS)] for s in co]
   rows += [[f'{words(s)}, no fine-tuning', *(spread(accuracy(s, b).values()) for b in VIDEOS)] for s in co]
   changes = []
@@ -143,7 +154,7 @@ def study2(accuracy: Accuracy, regime: str = '') -> str:
   header = [f'B = {b}' for b in VIDEOS]
   return '\n\n'.join(
     [
-      'Test top-1 on B, %. Fine-tuning is the same for every row.',
+      'Test top-1 on B, %. All are fine-tuned for as many steps, each row with a learning rate of its own search.',
       markdown(['trained on', *header], rows),
       'Paired differences, points.',
       markdown(['difference', *header], changes),
@@ -151,76 +162,69 @@ def study2(accuracy: Accuracy, regime: str = '') -> str:
   )
 
 
-def remedies(accuracy: Accuracy) -> str:
+def remedies(cells: Cells) -> str:
   """What was tried where a claim failed."""
-  arms = [f'crops/{arm}' for arm in ('alone_long', 'videos', 'videos_images')]
-  alone, videos, both = arms
-  longer = [f'longer/{arm}' for arm in ('videos', 'videos_images')]
-  longer_crops = [f'longer/{arm}' for arm in arms]
+  accuracy, names = accuracies(cells), ('alone_long', 'videos', 'videos_images')
+  pairs = (('videos', 'alone_long'), ('videos_images', 'alone_long'), ('videos_images', 'videos'))
+  regime = lambda prefix: [
+    levels(cells, [prefix + name for name in names]),
+    differences(accuracy, [(prefix + a, prefix + b) for a, b in pairs]),
+  ]
   scale = ' to '.join(f'{x:g}' for x in claims_runs.CROP_SCALE)
+  passes = [(f'longer/crops/{n}', 'crops/alone_long') for n in names]
   return '\n\n'.join(
     [
-      f'### What was tried: crops\n\nEvery arm with random crops ({scale} of the area, the same for all frames of a '
-      'clip) and a warm-up of a sixth of the steps, its learning rate searched again.',
-      levels(accuracy, arms),
-      differences(accuracy, [(videos, alone), (both, alone), (both, videos)]),
-      'First stage, with crops.',
+      '### What was tried: a longer warm-up\n\nA sixth of the steps for every arm, its learning rate searched again.',
+      *regime('warmup/'),
+      f'### What was tried: crops\n\nWith that warm-up, random crops of {scale} of the area, the same for all '
+      'frames of a clip, in every arm; learning rates searched again.',
+      *regime('crops/'),
+      'The first stage is the one without crops.',
+      levels(cells, [f'crops/{a}' for a, _ in FIRST_STAGE]),
       differences(accuracy, [(f'crops/{a}', f'crops/{b}') for a, b in FIRST_STAGE]),
       '### What was tried: crops, transfer A to B',
       study2(accuracy, 'crops/'),
-      f'### What was tried: more steps\n\n{claims_runs.LONGER} times the steps: a co-trained model then sees its three '
-      'sources together as often as three models of their own. Without crops:',
-      levels(accuracy, longer),
-      differences(accuracy, [*((arm, 'alone_long') for arm in longer), (longer[1], longer[0])]),
-      'With crops:',
-      levels(accuracy, longer_crops),
-      differences(
-        accuracy,
-        [
-          *((arm, alone) for arm in longer_crops),
-          *((arm, longer_crops[0]) for arm in longer_crops[1:]),
-          (longer_crops[2], longer_crops[1]),
-        ],
-      ),
+      f'### What was tried: {claims_runs.LONGER} x the steps\n\nWith crops, as many steps of warm-up and the rates '
+      'that were found for fewer steps. The last three differences are to models alone of fewer steps.',
+      *regime('longer/crops/'),
+      differences(accuracy, passes),
     ]
   )
 
 
 def summary(accuracy: Accuracy) -> str:
   """A row a claim, a column a regime; means over the video sources."""
+  regimes = ('', 'warmup/', 'crops/', 'longer/crops/')
 
-  def transfer(regime: str, fine_tuned: bool) -> str:
-    c, pairs = f'{regime}videos', [(a, b) for a in VIDEOS for b in VIDEOS]
-    mine = _mean([accuracy(f'{c}>{b}' if fine_tuned else c, b) for _, b in pairs])
+  def transfer(regime: str, then: str, pairs: Sequence[tuple[str, str]]) -> str:
+    mine = _mean([accuracy(f'{regime}videos{then.format(b)}', b) for _, b in pairs])
     return str(difference(mine, _mean([accuracy(f'{regime}alone_long/{a}>{b}', b) for a, b in pairs])))
 
-  def of(a: str, b: str) -> str:
-    return str(difference(top1(accuracy, a, 'mean'), top1(accuracy, b, 'mean')))
-
-  def row(claim: str, a: str, b: str) -> list[str]:
-    longer = [of(f'longer/{regime}{a}', f'{regime}{b}') for regime in ('', 'crops/')]
-    return [claim, of(a, b), longer[0], of(f'crops/{a}', f'crops/{b}'), longer[1]]
-
-  images = [
-    'images help: videos and images - videos',
-    *(of(f'{regime}videos_images', f'{regime}videos') for regime in ('', 'longer/', 'crops/', 'longer/crops/')),
-  ]
+  of = lambda a, b: str(difference(top1(accuracy, a, 'mean'), top1(accuracy, b, 'mean')))
+  row = lambda claim, a, b: [claim, *(of(regime + a, regime + b) for regime in regimes)]
+  passes = lambda a: [of(a, 'alone'), '-', '-', of(f'longer/crops/{a}', 'crops/alone_long')]
   rows = [
     row('co-training helps: videos - alone', 'videos', 'alone_long'),
+    ['the same, alone with fewer steps', *passes('videos')],
     row('with images: videos and images - alone', 'videos_images', 'alone_long'),
-    images,
+    ['the same, alone with fewer steps', *passes('videos_images')],
+    row('images help: videos and images - videos', 'videos_images', 'videos'),
   ]
-  for claim, fine_tuned in (('then B', True), ('no fine-tuning', False)):
-    cells = [transfer(regime, fine_tuned) for regime in ('', 'crops/')]
-    rows.append([f'it transfers: co-trained on videos, {claim} - A, then B', cells[0], '-', cells[1], '-'])
+  other, same = ([(a, b) for a in VIDEOS for b in VIDEOS if (a == b) is equal] for equal in (False, True))
+  for label, then, pairs in (
+    ('it transfers, A not B: co-trained on videos, then B - A, then B', '>{}', other),
+    ('the same, A = B', '>{}', same),
+    ('it transfers, A not B: co-trained on videos, no fine-tuning - A, then B', '', other),
+    ('the same, A = B', '', same),
+  ):
+    rows.append([label, transfer('', then, pairs), '-', transfer('crops/', then, pairs), '-'])
   for (a, b), of_what in zip(FIRST_STAGE, ('videos', 'videos and images'), strict=True):
     rows.append([f'the first stage helps: {of_what}', of(a, b), '-', of(f'crops/{a}', f'crops/{b}'), '-'])
-  n = claims_runs.LONGER
-  header = ['claim', 'as configured', f'{n} x the steps', 'crops', f'crops, {n} x the steps']
+  header = ['claim', 'as configured', 'longer warm-up', 'with crops, too', f'and {claims_runs.LONGER} x the steps']
   return (
-    '### The claims\n\nPaired differences of the mean over the three video sources, points; "it transfers": over all '
-    f'A and B. "alone" has as many steps as the co-trained model in columns one and three, 1/{n} of them in the '
-    'other two, where both have seen each source about as often.\n\n' + markdown(header, rows)
+    '### The claims\n\nPaired differences of the mean over the three video sources, points. Both sides have as many '
+    'steps, but for "fewer": there a model alone sees its source about as often as the co-trained one.\n\n'
+    + markdown(header, rows)
   )
 
 
@@ -268,7 +272,7 @@ SWEPT = ('crops/alone_long', 'crops/videos_images')
 
 
 def picture(cells: Cells, path: str) -> None:
-  """Top-1 by arm for each source (bars: means, dots: seeds), and over the size of the target's training set."""
+  """Top-1 by arm for each source and over the size of the target's training set; means, and dots for seeds."""
   from cover_jax import visualise  # noqa: F401  sets matplotlib's backend
   import matplotlib.pyplot as plt  # isort: skip
 
@@ -280,34 +284,28 @@ def picture(cells: Cells, path: str) -> None:
     'videos': 'videos',
     'videos_images': 'videos,\nimages',
   }
-  regimes = {'': 'tab:grey', 'crops/': 'tab:blue', 'longer/crops/': 'tab:green'}
-  names = {'': 'no crops', 'crops/': 'crops', 'longer/crops/': f'crops, {claims_runs.LONGER} x the steps'}
+  longer = f'crops, {claims_runs.LONGER} x the steps'
+  regimes = {'': 'as configured', 'warmup/': 'longer warm-up', 'crops/': 'crops', 'longer/crops/': longer}
   for column, source in enumerate(VIDEOS):
     top, bottom = axes[:, column]
-    for r, (regime, colour) in enumerate(regimes.items()):
+    for r, regime in enumerate(regimes):
       for i, arm in enumerate(short):
         y = 100 * np.array(list(top1(accuracy, regime + arm, source).values()))
         if len(y):
-          x = i + 0.27 * (r - 1)
-          top.bar(x, y.mean(), 0.25, color=colour, label=names[regime] if i == len(short) - 1 else None)
-          top.plot([x] * len(y), y, 'k.', markersize=4)
+          x = i + 0.2 * (r - 1.5)
+          top.bar(x, y.mean(), 0.18, color=f'C{r}', label=regimes[regime] if arm == 'videos' else None)
+          top.plot([x] * len(y), y, 'k.', markersize=3)
     top.set(title=source, xticks=range(len(short)), xticklabels=short.values())
-    chance = 100 / len(rendering.class_names(source))
-    for arm, label, colour in zip(
-      SWEPT, ('alone', 'co-trained on videos and images'), ('tab:grey', 'tab:blue'), strict=True
-    ):
-      line = points(cells, source, arm)
-      x = [size for size, _ in line]
-      y = np.array([100 * np.mean(list(a.values())) for _, a in line])
-      sd = np.array([100 * np.std(list(a.values()), ddof=1) if len(a) > 1 else 0.0 for _, a in line])
-      bottom.plot(x, y, 'o-', color=colour, label=label)
-      bottom.fill_between(x, y - sd, y + sd, color=colour, alpha=0.2)
-    bottom.axhline(chance, color='tab:red', linewidth=1, label='chance')
-    bottom.set(xscale='log', xlabel=f'labelled examples of {source} (crops)')
-  axes[0, 0].set_ylabel('test top-1, %')
-  axes[1, 0].set_ylabel('test top-1, %')
-  axes[0, -1].legend()
-  axes[1, 0].legend()
+    for colour, arm, label in zip(('C7', 'C2'), SWEPT, ('alone', 'co-trained on videos and images'), strict=True):
+      for size, of in (line := points(cells, source, arm)):
+        bottom.plot([size] * len(of), [100 * value for value in of.values()], '.', color=colour, markersize=4)
+      x, y = [size for size, _ in line], [100 * np.mean(list(of.values())) for _, of in line]
+      bottom.plot(x, y, '-', color=colour, label=label)
+    bottom.axhline(100 / len(rendering.class_names(source)), color='k', linewidth=0.5, label='chance')
+    bottom.set(xscale='log', xlim=(10, 2000), xlabel=f'labelled examples of {source}, with crops')
+  for row in axes:
+    row[0].set_ylabel('test top-1, %')
+    row[0].legend()
   figure.savefig(path, dpi=110)
   plt.close(figure)
 
@@ -330,14 +328,15 @@ def write(base: str, doc: str, final: Cells, rates: Mapping[str, float | None], 
   unfinished = [] if done > 0.999 else [f'**The study is not finished: {done:.0%} of its steps are run.**']
   parts = [
     *unfinished,
-    f'{len(everything)} runs, {seconds / 3600:.1f} hours of one core or device ({", ".join(devices)}); seeds '
-    f'{", ".join(map(str, seeds)) or "none yet, the search is on"}. Differences are over the seeds that both arms '
-    'have: mean ± half of the 95 % interval (Student\'s t); "yes" and "no" exclude zero.',
+    f'{len(everything)} runs, {seconds / 3600:.1f} hours (wall-clock, of one core or device: {", ".join(devices)}); '
+    f'seeds {", ".join(map(str, seeds)) or "none yet, the search is on"}. Differences are over the seeds that both '
+    'arms have: mean ± half of the 95 % interval (Student\'s t); "better" and "worse" say that it excludes zero, '
+    '"open" that it does not. One difference in twenty that is none is expected to exclude zero.',
   ]
   if final:
     picture(final, base + '.png')
     transfer = '### Study 2: transfer A to B\n\n' + study2(accuracy)
-    parts += [summary(accuracy), study1(accuracy), transfer, sweep(final), remedies(accuracy), searched_rates(rates)]
+    parts += [summary(accuracy), study1(final), transfer, remedies(final), sweep(final), searched_rates(rates)]
     parts.append(f'![top-1 by arm, and over the size of the training set]({os.path.basename(base)}.png)')
   text = '\n\n'.join(parts)
   if doc:
