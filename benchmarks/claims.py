@@ -9,7 +9,6 @@ a line of `cells.jsonl` in DIR (with --doc: beside the document), so the same co
 does another machine that has the file. Weights and compiled programs lie in DIR and may be deleted.
 """
 
-import collections
 import dataclasses
 import functools
 import json
@@ -28,6 +27,7 @@ from absl import app, flags
 
 from benchmarks import claims_report, claims_runs
 from benchmarks.claims_runs import LEARNING_RATES, Run
+from benchmarks.claims_study import Cell, Results, Study, append, read, ready, start_cell, weights_path
 from configs import claims_digits
 from data_pipelines.contract import UserError
 
@@ -48,142 +48,19 @@ _MINUTES = flags.DEFINE_float(
 _RERUN = flags.DEFINE_list(
   'rerun', [], 'Only train these runs again and print them beside what is recorded.', flag_values=_OWN
 )
+_TRY = flags.DEFINE_string(
+  'try',
+  '',
+  'With --rerun: changes of its config, such as {"model.width": 96}; judged on the validation split.',
+  flag_values=_OWN,
+)
 _QUICK = flags.DEFINE_bool(
   'quick', False, 'A small study: short runs, two seeds, no search, no sweep, no longer runs.', flag_values=_OWN
 )
 
 SEARCH_SEEDS = (100,)
-_REACH = 4  # how far beyond the ends of the grid the search goes at most, as a factor
 STEPS, FINETUNING_STEPS = 2400, 300
 QUICK_STEPS, QUICK_FINETUNING_STEPS = 600, 100
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """One training to be done or done: its result is one line of the file of cells."""
-
-  run: str
-  seed: int
-  learning_rate: float
-  start_rate: float | None  # of the run that it starts from
-
-
-Results = dict[Cell, dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-  """What is to be run: the runs, the seeds that count, those of the search and its learning rates."""
-
-  runs: Mapping[str, Run]
-  seeds: tuple[int, ...]
-  search_seeds: tuple[int, ...]
-  learning_rates: tuple[float, ...]
-
-  @functools.cached_property
-  def fingerprints(self) -> dict[str, str]:
-    """Of each run."""
-    return {name: claims_runs.fingerprint(self.runs, name) for name in self.runs}
-
-  def rate(self, name: str, results: Results) -> float | None:
-    """The learning rate of a run: the best of the search on the validation split; None if that is not over."""
-    name = self.runs[name].rate_of or name
-    if len(self.learning_rates) == 1:
-      return self.learning_rates[0]
-    cells = self._search(name, results)
-    return _best(cells, results) if cells and all(cell in results for cell in cells) else None
-
-  def _search(self, name: str, results: Results) -> list[Cell]:
-    """The cells of a run's search, as far as known; none yet where the run that it starts from is still searched.
-
-    A best rate at an end of the grid says that the grid was not for this run: the next one beyond, half or double, is
-    tried, too, until the best lies between two others or the grid has grown by `_REACH` on that side.
-    """
-    start = self.runs[name].start
-    start_rate = self.rate(start, results) if start else None
-    if start and start_rate is None:
-      return []
-    rates = sorted(self.learning_rates)
-    lowest, highest = rates[0] / _REACH, rates[-1] * _REACH
-    while True:
-      cells = [Cell(name, seed, rate, start_rate) for rate in rates for seed in self.search_seeds]
-      if not all(cell in results for cell in cells):
-        return cells
-      best = _best(cells, results)
-      if best == rates[0] > lowest:
-        rates = [best / 2, *rates]
-      elif best == rates[-1] < highest:
-        rates = [*rates, best * 2]
-      else:
-        return cells
-
-  def cells(self, results: Results) -> list[Cell]:
-    """All cells that are known to be wanted by now, in the order in which they are best run."""
-    wanted = []
-    if len(self.learning_rates) > 1:
-      for name, run in self.runs.items():
-        if not run.rate_of:
-          wanted += self._search(name, results)
-    for late in (False, True):  # the sweep comes last
-      for seed in self.seeds:
-        for name, run in self.runs.items():
-          rate, start_rate = self.rate(name, results), self.rate(run.start, results) if run.start else None
-          if bool(run.rate_of) == late and rate is not None and (not run.start or start_rate is not None):
-            wanted.append(Cell(name, seed, rate, start_rate))
-    return wanted
-
-  def whole(self, results: Results) -> float:
-    """The cost of all that is known to be wanted by now."""
-    return sum(run.cost * (len(self.seeds) + self._searches(name, results)) for name, run in self.runs.items())
-
-  def left(self, results: Results) -> float:
-    """The cost of what is not done of it."""
-    return self.whole(results) - sum(self.runs[c.run].cost for c in set(self.cells(results)) if c in results)
-
-  def _searches(self, name: str, results: Results) -> int:
-    """How many cells a run's search has, at least."""
-    if self.runs[name].rate_of or len(self.learning_rates) == 1:
-      return 0
-    return max(len(self.learning_rates) * len(self.search_seeds), len(self._search(name, results)))
-
-
-def _best(cells: Sequence[Cell], results: Results) -> float:
-  """The rate with the highest score, summed over seeds."""
-  scores = collections.defaultdict(float)
-  for cell in cells:
-    scores[cell.learning_rate] += _score(results[cell]['validation'])
-  return max(scores, key=scores.get)
-
-
-def _score(top1: Mapping[str, float]) -> float:
-  """What the search maximises: the mean over the video sources; of a run on images, the images."""
-  videos = [value for source, value in top1.items() if source in claims_digits.VIDEOS]
-  return sum(videos) / len(videos) if videos else sum(top1.values())
-
-
-def weights_path(folder: str, study: Study, cell: Cell) -> str:
-  name = f'{cell.run.replace("/", "_")}-{cell.seed}-{cell.learning_rate:g}-{study.fingerprints[cell.run]}.flax'
-  return os.path.join(folder, 'weights', name)
-
-
-def start_cell(study: Study, cell: Cell) -> Cell | None:
-  """The cell whose weights a cell starts from."""
-  start = study.runs[cell.run].start
-  return Cell(start, cell.seed, cell.start_rate, None) if start else None
-
-
-def ready(study: Study, results: Results, folder: str) -> list[Cell]:
-  """The cells that can run now, without those that are done; a start whose weights are gone is run again."""
-  cells = []
-  for cell in study.cells(results):
-    if cell in results:
-      continue
-    start = start_cell(study, cell)
-    if start is None or (start in results and os.path.exists(weights_path(folder, study, start))):
-      cells.append(cell)
-    elif start in results:
-      cells.append(start)
-  return list(dict.fromkeys(cells))
 
 
 @functools.cache
@@ -261,37 +138,6 @@ def train_cell(run: Run, cell: Cell, start: str, keep: str, split: str) -> dict[
   return about | {split: top1, 'loss': loss, 'seconds': round(time.monotonic() - begin, 1)}
 
 
-def read(path: str, study: Study) -> Results:
-  """The cells of a file; a last line that was cut off is left out.
-
-  Raises:
-    UserError: if one is of a run that there is not, or that was changed since.
-  """
-  results: Results = {}
-  if not os.path.exists(path):
-    return results
-  with open(path, encoding='utf-8') as f:
-    lines = f.read().split('\n')
-  for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is no whole line
-    row = json.loads(line)
-    if row['fingerprint'] != study.fingerprints.get(row['run']):
-      raise UserError(
-        f'{path}, line {number} is of a run {row["run"]!r} with other settings than that of this study: give another '
-        '--output or --doc, or delete the lines of this run.'
-      )
-    results[Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell)})] = row
-  return results
-
-
-def append(path: str, row: Mapping[str, Any]) -> None:
-  """Adds a line; what a kill left half written goes."""
-  if os.path.exists(path):
-    with open(path, 'rb+') as f:
-      f.truncate(f.read().rfind(b'\n') + 1)
-  with open(path, 'a', encoding='utf-8') as f:
-    f.write(json.dumps(row) + '\n')
-
-
 def execute(study: Study, results: Results, cells_path: str, folder: str) -> None:
   """Runs what is left, several cells at a time, and says how long the rest will take."""
   begin, spent = time.monotonic(), 0.0
@@ -346,28 +192,51 @@ def _split(study: Study, cell: Cell) -> str:
   return 'test' if cell.seed in study.seeds else 'validation'
 
 
-def rerun(study: Study, results: Results, names: Sequence[str], folder: str) -> None:
-  """Trains runs again, with the rates that the search chose, and prints them beside what is recorded of all seeds."""
+def again(study: Study, results: Results, names: Sequence[str], changes: Mapping[str, Any], folder: str) -> None:
+  """Trains runs again, with the rates that the search chose, and prints them beside what is recorded.
+
+  Args:
+    study: they are of.
+    results: what is recorded.
+    names: of the runs.
+    changes: dotted keys of their configs, and of those they start from, and values. With any, the runs are judged on
+      the validation split with the seeds of the search: an idea can be tried without a look at the test split.
+    folder: for weights.
+
+  Raises:
+    UserError: if a run is unknown or its search not over, or a key is not in its config.
+  """
   if unknown := sorted(set(names) - set(study.runs)):
     raise UserError(f'--rerun has {", ".join(unknown)}: expected some of {", ".join(study.runs)}.')
   if missing := sorted(name for name in names if study.rate(name, results) is None):
     raise UserError(
       f'--rerun has {", ".join(missing)}, whose search is not over: run the study first, or give its --doc.'
     )
-  fresh = os.path.join(folder, 'rerun')
-  for seed in study.seeds:
+  seeds, split = (study.search_seeds, 'validation') if changes else (study.seeds, 'test')
+  changed = lambda run: dataclasses.replace(run, changes={**run.changes, **changes})
+  for run in map(study.runs.get, names):
+    try:
+      changed(run).config(0.0)
+    except (KeyError, TypeError) as error:
+      raise UserError(f'--try does not fit the config of {run.name}: {error}.') from error
+  for seed in seeds:
     for name in names:
       start, file = study.runs[name].start, ''
       if start:
         first = Cell(start, seed, study.rate(start, results), None)
-        file = weights_path(fresh, study, first)
-        train_cell(study.runs[start], first, '', file, 'validation')
+        file = weights_path(os.path.join(folder, 'again'), study, first)
+        train_cell(changed(study.runs[start]), first, '', file, 'validation')
       cell = Cell(name, seed, study.rate(name, results), study.rate(start, results) if start else None)
-      row = train_cell(study.runs[name], cell, file, '', 'test')
-      for source, top1 in row['test'].items():
-        recorded = [r['test'][source] for c, r in results.items() if c.run == name and source in r.get('test', {})]
-        was = ', '.join(f'{100 * value:.1f}' for value in recorded) or 'none'
-        print(f'{name}, {source}, seed {seed}: test {100 * top1:.1f}; recorded: {was}', flush=True)
+      row = train_cell(changed(study.runs[name]), cell, file, '', split)
+      for source, top1 in row[split].items():
+        was = [results[cell][split][source]] if cell in results else []
+        others = [r[split][source] for c, r in results.items() if c.run == name and split == 'test' and split in r]
+        print(
+          f'{name}, {source}, seed {seed}: {split} {100 * top1:.1f}; recorded: '
+          + (', '.join(f'{100 * value:.1f}' for value in was) or 'nothing')
+          + (f', of all seeds {", ".join(f"{100 * value:.1f}" for value in others)}' if others else ''),
+          flush=True,
+        )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -380,6 +249,14 @@ def main(argv: Sequence[str]) -> None:
     seeds = tuple(int(seed) for seed in _SEEDS.value)
   except ValueError as error:
     raise UserError(f'--seeds is {",".join(_SEEDS.value)}: expected whole numbers, such as 0,1,2.') from error
+  try:
+    changes = json.loads(_TRY.value or '{}')
+    if not isinstance(changes, dict):
+      raise ValueError('it is no object')
+  except ValueError as error:
+    raise UserError(f'--try is {_TRY.value!r}: expected JSON such as {{"model.width": 96}}: {error}.') from error
+  if changes and not _RERUN.value:
+    raise UserError('--try needs --rerun: name the runs to change.')
   if clash := set(seeds) & set(SEARCH_SEEDS):
     raise UserError(f'--seeds has {sorted(clash)}, which the search uses: take others.')
   study = Study(
@@ -394,7 +271,7 @@ def main(argv: Sequence[str]) -> None:
   results = read(cells_path, study)
   if _RERUN.value:
     _start_worker(_OUTPUT.value)
-    return rerun(study, results, _RERUN.value, _OUTPUT.value)
+    return again(study, results, _RERUN.value, changes, _OUTPUT.value)
   if _WORKERS.value > 1:  # one core each; the workers inherit it
     single = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {single}'

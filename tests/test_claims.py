@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import claims, claims_report, claims_runs, documents, in_memory
-from benchmarks.claims import Cell, Study
+from benchmarks import claims, claims_report, claims_runs, claims_study, documents, in_memory
+from benchmarks.claims_study import Cell, Study
 from configs.claims_digits import VIDEOS
 from data_pipelines.contract import UserError
 
@@ -40,13 +40,13 @@ def run_all(study: Study, folder, results=None) -> tuple[dict, list[Cell]]:
   """Runs all cells with made-up results, one after the other, and leaves the files of the weights."""
   results, order = {} if results is None else results, []
   (folder / 'weights').mkdir(exist_ok=True)
-  while cells := claims.ready(study, results, str(folder)):
+  while cells := claims_study.ready(study, results, str(folder)):
     cell = cells[0]
-    start = claims.start_cell(study, cell)
+    start = claims_study.start_cell(study, cell)
     if start is not None:
-      with open(claims.weights_path(str(folder), study, start)) as f:
+      with open(claims_study.weights_path(str(folder), study, start)) as f:
         assert f.read() == f'{start}'
-    with open(claims.weights_path(str(folder), study, cell), 'w') as f:
+    with open(claims_study.weights_path(str(folder), study, cell), 'w') as f:
       f.write(f'{cell}')
     results[cell] = line(study, cell)
     order.append(cell)
@@ -91,34 +91,34 @@ def test_weights_that_were_deleted_are_made_again(tmp_path):
   s = study()
   results, _ = run_all(s, tmp_path)
   gone = next(c for c in results if c.run == 'videos>motions' and c.seed == 1)
-  start = claims.start_cell(s, gone)
+  start = claims_study.start_cell(s, gone)
   assert start in results and start.run == 'videos'
   del results[gone]
-  (tmp_path / 'weights' / claims.weights_path('', s, start).split('/')[-1]).unlink()
-  assert claims.ready(s, results, str(tmp_path)) == [start]
+  (tmp_path / 'weights' / claims_study.weights_path('', s, start).split('/')[-1]).unlink()
+  assert claims_study.ready(s, results, str(tmp_path)) == [start]
 
 
 def test_the_file_of_cells_survives_a_kill_and_refuses_changed_runs(tmp_path):
   path, s = str(tmp_path / 'cells.jsonl'), study()
   row = lambda cell: {**line(s, cell), 'fingerprint': s.fingerprints[cell.run]}
   cell = Cell('seeded_videos', 0, 0.1, 0.1)
-  claims.append(path, row(cell))
+  claims_study.append(path, row(cell))
   with open(path, 'a') as f:
     f.write('{"run": "vid')  # a kill in the middle of a line
-  assert list(claims.read(path, s)) == [cell]
+  assert list(claims_study.read(path, s)) == [cell]
   other = Cell('uniform', 1, 0.1, None)
-  claims.append(path, row(other))
-  assert list(claims.read(path, s)) == [cell, other]
+  claims_study.append(path, row(other))
+  assert list(claims_study.read(path, s)) == [cell, other]
   more = {**s.runs, 'new': claims_runs.Run('new', VIDEOS, 3)}
-  assert list(claims.read(path, dataclasses.replace(s, runs=more))) == [
+  assert list(claims_study.read(path, dataclasses.replace(s, runs=more))) == [
     cell,
     other,
   ]  # another arm leaves what is done as it is
   longer = dataclasses.replace(s.runs['first_stage'], steps=21)  # the start of one of the two
   with pytest.raises(UserError, match="line 1 is of a run 'seeded_videos' with other settings"):
-    claims.read(path, dataclasses.replace(s, runs={**s.runs, 'first_stage': longer}))
+    claims_study.read(path, dataclasses.replace(s, runs={**s.runs, 'first_stage': longer}))
   with pytest.raises(UserError, match="line 2 is of a run 'uniform'"):
-    claims.read(path, dataclasses.replace(s, runs={n: run for n, run in s.runs.items() if n != 'uniform'}))
+    claims_study.read(path, dataclasses.replace(s, runs={n: run for n, run in s.runs.items() if n != 'uniform'}))
 
 
 def test_a_remedy_changes_all_arms_alike():
@@ -215,6 +215,48 @@ def test_a_search_that_diverges_loses_and_a_run_that_counts_says_so(monkeypatch)
   assert row['validation'] == {'objects': 0.0} and row['loss'] is None
   with pytest.raises(in_memory.Diverged):
     claims.train_cell(run, Cell(run.name, 0, 1.0, None), '', '', 'test')
+
+
+def test_runs_are_repeated_on_the_test_split_and_ideas_tried_on_the_other(tmp_path, monkeypatch, capsys):
+  s = study(search_seeds=(100,))
+  results, _ = run_all(s, tmp_path)
+  trained = []
+
+  def train(run, cell, start, keep, split):
+    trained.append((run.name, cell.seed, cell.learning_rate, start, keep, split, run.changes.get('model.width')))
+    return {split: dict.fromkeys(run.sources, 0.5)}
+
+  monkeypatch.setattr(claims, 'train_cell', train)
+  claims.again(s, results, ['videos>motions'], {}, str(tmp_path))
+  files = [t[4] for t in trained[::2]]
+  assert [t[:2] + t[5:] for t in trained] == [
+    (name, seed, split, None)
+    for seed in (0, 1)
+    for name, split in (('videos', 'validation'), ('videos>motions', 'test'))
+  ]
+  assert [t[3] for t in trained[1::2]] == files and len(set(files)) == 2
+  assert {t[2] for t in trained} == {s.rate('videos', results), s.rate('videos>motions', results)}
+  of_seed = lambda seed: next(
+    100 * r['test']['motions'] for c, r in results.items() if (c.run, c.seed) == ('videos>motions', seed)
+  )
+  said = capsys.readouterr().out.splitlines()
+  both = f'{of_seed(0):.1f}, {of_seed(1):.1f}'
+  assert said[1] == f'videos>motions, motions, seed 1: test 50.0; recorded: {of_seed(1):.1f}, of all seeds {both}'
+  trained.clear()
+  claims.again(s, results, ['videos>motions'], {'model.width': 16}, str(tmp_path))
+  assert [t[:2] + t[5:] for t in trained] == [
+    ('videos', 100, 'validation', 16),
+    ('videos>motions', 100, 'validation', 16),
+  ]
+  for names, changes, message in (
+    (['vidoes'], {}, 'has vidoes: expected some of'),
+    (['videos'], {'modle.width': 16}, 'does not fit the config of videos'),
+    (['videos'], {'model.width': 'wide'}, 'does not fit the config of videos'),
+  ):
+    with pytest.raises(UserError, match=message):
+      claims.again(s, results, names, changes, str(tmp_path))
+  with pytest.raises(UserError, match='whose search is not over'):
+    claims.again(s, {}, ['videos'], {}, str(tmp_path))
 
 
 def _few(source, split):
