@@ -82,7 +82,7 @@ class Study:
       for name, run in self.runs.items():
         if not run.rate_of:
           wanted += self._search(name, results)
-    for late in (False, True):  # the sweep comes last
+    for late in (False, True):  # the sweep and longer runs come last: they take the rates of others
       for seed in self.seeds:
         for name, run in self.runs.items():
           rate, start_rate = self.rate(name, results), self.rate(run.start, results) if run.start else None

@@ -23,12 +23,11 @@ from data_pipelines.sources import Source
 
 Drawn = tuple[list[np.ndarray], list[int]]  # frames uint8 [n, 32, 32, 3] and label of each example
 
+_SOURCE_KEYS = ('sampler', 'stride', 'crop_scale', 'crop_ratio', 'rotation', 'flip')
+
 
 class Diverged(UserError):
   """A loss was not finite."""
-
-
-_SOURCE_KEYS = ('sampler', 'stride', 'crop_scale', 'crop_ratio', 'rotation', 'flip')
 
 
 def draw(dataset: str, split: str, limit: int | None = None) -> Drawn:

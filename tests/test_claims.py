@@ -110,10 +110,8 @@ def test_the_file_of_cells_survives_a_kill_and_refuses_changed_runs(tmp_path):
   claims_study.append(path, row(other))
   assert list(claims_study.read(path, s)) == [cell, other]
   more = {**s.runs, 'new': claims_runs.Run('new', VIDEOS, 3)}
-  assert list(claims_study.read(path, dataclasses.replace(s, runs=more))) == [
-    cell,
-    other,
-  ]  # another arm leaves what is done as it is
+  # Another arm leaves what is done as it is.
+  assert list(claims_study.read(path, dataclasses.replace(s, runs=more))) == [cell, other]
   longer = dataclasses.replace(s.runs['first_stage'], steps=21)  # the start of one of the two
   with pytest.raises(UserError, match="line 1 is of a run 'seeded_videos' with other settings"):
     claims_study.read(path, dataclasses.replace(s, runs={**s.runs, 'first_stage': longer}))
