@@ -10,6 +10,7 @@ does another machine that has the file. Weights and compiled programs lie in DIR
 """
 
 import dataclasses
+import difflib
 import functools
 import json
 import multiprocessing
@@ -207,7 +208,12 @@ def again(study: Study, results: Results, names: Sequence[str], changes: Mapping
     UserError: if a run is unknown or its search not over, or a key is not in its config.
   """
   if unknown := sorted(set(names) - set(study.runs)):
-    raise UserError(f'--rerun has {", ".join(unknown)}: expected some of {", ".join(study.runs)}.')
+    close = [c for name in unknown for c in difflib.get_close_matches(name, study.runs)]
+    raise UserError(
+      f'--rerun has {", ".join(unknown)}: expected some of '
+      + (f'{", ".join(close)}, ...' if close else ', '.join(study.runs))
+      + ' (names with > in quotes).'
+    )
   if missing := sorted(name for name in names if study.rate(name, results) is None):
     raise UserError(
       f'--rerun has {", ".join(missing)}, whose search is not over: run the study first, or give its --doc.'
@@ -269,12 +275,12 @@ def main(argv: Sequence[str]) -> None:
   files = os.path.splitext(_DOC.value)[0] if _DOC.value else os.path.join(_OUTPUT.value, 'cells')
   cells_path = files + '.jsonl'
   results = read(cells_path, study)
+  if _WORKERS.value > 1:  # one core each, which the workers inherit; sums in the same order when a run is repeated
+    single = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {single}'
   if _RERUN.value:
     _start_worker(_OUTPUT.value)
     return again(study, results, _RERUN.value, changes, _OUTPUT.value)
-  if _WORKERS.value > 1:  # one core each; the workers inherit it
-    single = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {single}'
   execute(study, results, cells_path, _OUTPUT.value)
   final = [results[cell] for cell in study.cells(results) if cell in results and cell.seed in study.seeds]
   searched = {name: study.rate(name, results) for name, run in study.runs.items() if not run.rate_of}

@@ -100,10 +100,10 @@ def levels(cells: Cells, arms: Sequence[str]) -> str:
   for arm in arms:
     runs = (arm, *(f'{arm}/{source}' for source in VIDEOS))
     losses = [c['loss']['video'] for c in cells if c['run'] in runs]
-    loss = f'{np.median(losses):.3f} (at most {max(losses):.3f})' if losses else '-'
+    loss = f'{np.median(losses):.3f} ({max(losses):.3f})' if losses else '-'
     rows.append([words(arm), *(spread(top1(accuracy, arm, s).values()) for s in COLUMNS), loss])
   return 'Test top-1, %, mean ± standard deviation over the seeds.\n\n' + markdown(
-    ['trained', *COLUMNS, 'last training loss, videos'], rows
+    ['trained', *COLUMNS, 'training loss, videos: median (greatest)'], rows
   )
 
 
@@ -111,9 +111,10 @@ def differences(accuracy: Accuracy, pairs: Sequence[tuple[str, str]]) -> str:
   """Paired differences of arms."""
   of = lambda a, b, s: str(difference(top1(accuracy, a, s), top1(accuracy, b, s)))
   rows = [[f'{words(a)} - {words(b)}', *(of(a, b, s) for s in COLUMNS)] for a, b in pairs]
-  return 'Paired differences, points.\n\n' + markdown(['difference', *COLUMNS], rows)
+  return 'Paired differences, points ± half of the 95 % interval.\n\n' + markdown(['difference', *COLUMNS], rows)
 
 
+SAME, OTHER = [(b, b) for b in VIDEOS], [(a, b) for a in VIDEOS for b in VIDEOS if a != b]
 FIRST_STAGE = [('seeded_videos', 'videos'), ('seeded_videos_images', 'videos_images')]
 
 
@@ -130,9 +131,6 @@ def study1(cells: Cells) -> str:
       'How sources are mixed: in proportion to their sizes ("co-trained on videos") against three other ways.',
       levels(cells, ways),
       differences(accuracy, [('videos', way) for way in ways]),
-      '### Study 3: first stage\n\nA ViT on the images, then co-training, against co-training from nothing.',
-      levels(cells, [a for a, _ in FIRST_STAGE]),
-      differences(accuracy, FIRST_STAGE),
     ]
   )
 
@@ -154,12 +152,19 @@ def study2(accuracy: Accuracy, regime: str = '') -> str:
   header = [f'B = {b}' for b in VIDEOS]
   return '\n\n'.join(
     [
-      'Test top-1 on B, %. All are fine-tuned for as many steps, each row with a learning rate of its own search.',
+      'Test top-1 on B, %, mean ± standard deviation over the seeds. All are fine-tuned for as many steps, each row '
+      'with a learning rate of its own search.',
       markdown(['trained on', *header], rows),
-      'Paired differences, points.',
+      'Paired differences, points ± half of the 95 % interval.',
       markdown(['difference', *header], changes),
     ]
   )
+
+
+def first_stage(cells: Cells, regime: str) -> list[str]:
+  """Test top-1 with a first stage, and what it is better by than co-training from nothing."""
+  pairs = [(regime + a, regime + b) for a, b in FIRST_STAGE]
+  return [levels(cells, [a for a, _ in pairs]), differences(accuracies(cells), pairs)]
 
 
 def remedies(cells: Cells) -> str:
@@ -171,7 +176,16 @@ def remedies(cells: Cells) -> str:
     differences(accuracy, [(prefix + a, prefix + b) for a, b in pairs]),
   ]
   scale = ' to '.join(f'{x:g}' for x in claims_runs.CROP_SCALE)
-  passes = [(f'longer/crops/{n}', 'crops/alone_long') for n in names]
+  longer = [
+    f'### What was tried: {claims_runs.LONGER} x the steps\n\nWith crops, as many steps of warm-up and the rates that '
+    'were found for fewer steps. The last three differences are to models alone of fewer steps.',
+    *regime('longer/crops/'),
+    differences(accuracy, [(f'longer/crops/{n}', 'crops/alone_long') for n in names]),
+    'The first stage is the one without crops, of fewer steps. The last two differences are to models alone of as many '
+    'steps.',
+    *first_stage(cells, 'longer/crops/'),
+    differences(accuracy, [(f'longer/crops/{a}', 'longer/crops/alone_long') for a, _ in FIRST_STAGE]),
+  ]
   return '\n\n'.join(
     [
       '### What was tried: a longer warm-up\n\nA sixth of the steps for every arm, its learning rate searched again.',
@@ -180,25 +194,23 @@ def remedies(cells: Cells) -> str:
       'frames of a clip, in every arm; learning rates searched again.',
       *regime('crops/'),
       'The first stage is the one without crops.',
-      levels(cells, [f'crops/{a}' for a, _ in FIRST_STAGE]),
-      differences(accuracy, [(f'crops/{a}', f'crops/{b}') for a, b in FIRST_STAGE]),
+      *first_stage(cells, 'crops/'),
       '### What was tried: crops, transfer A to B',
       study2(accuracy, 'crops/'),
-      f'### What was tried: {claims_runs.LONGER} x the steps\n\nWith crops, as many steps of warm-up and the rates '
-      'that were found for fewer steps. The last three differences are to models alone of fewer steps.',
-      *regime('longer/crops/'),
-      differences(accuracy, passes),
+      *(longer if any(c['run'].startswith('longer/') for c in cells) else []),
     ]
   )
+
+
+def transfer(accuracy: Accuracy, run: str, against: str, pairs: Sequence[tuple[str, str]]) -> Difference:
+  """Of two runs, whose names say {a} and {b}, on b: the mean over the pairs (a, b)."""
+  on_b = lambda name: _mean([accuracy(name.format(a=a, b=b), b) for a, b in pairs])
+  return difference(on_b(run), on_b(against))
 
 
 def summary(accuracy: Accuracy) -> str:
   """A row a claim, a column a regime; means over the video sources."""
   regimes = ('', 'warmup/', 'crops/', 'longer/crops/')
-
-  def transfer(regime: str, then: str, pairs: Sequence[tuple[str, str]]) -> str:
-    mine = _mean([accuracy(f'{regime}videos{then.format(b)}', b) for _, b in pairs])
-    return str(difference(mine, _mean([accuracy(f'{regime}alone_long/{a}>{b}', b) for a, b in pairs])))
 
   of = lambda a, b: str(difference(top1(accuracy, a, 'mean'), top1(accuracy, b, 'mean')))
   row = lambda claim, a, b: [claim, *(of(regime + a, regime + b) for regime in regimes)]
@@ -210,21 +222,30 @@ def summary(accuracy: Accuracy) -> str:
     ['the same, alone with fewer steps', *passes('videos_images')],
     row('images help: videos and images - videos', 'videos_images', 'videos'),
   ]
-  other, same = ([(a, b) for a in VIDEOS for b in VIDEOS if (a == b) is equal] for equal in (False, True))
-  for label, then, pairs in (
-    ('it transfers, A not B: co-trained on videos, then B - A, then B', '>{}', other),
-    ('the same, A = B', '>{}', same),
-    ('it transfers, A not B: co-trained on videos, no fine-tuning - A, then B', '', other),
-    ('the same, A = B', '', same),
+  for co, name in (('videos', 'videos'), ('videos_images', 'videos and images')):
+    for label, run, against, pairs in (
+      ('then B - A, then B (A not B)', co + '>{b}', 'alone_long/{a}>{b}', OTHER),
+      ('then B - B, then B', co + '>{b}', 'alone_long/{a}>{b}', SAME),
+      ('then B - B alone', co + '>{b}', 'alone_long/{a}', SAME),
+      ('no fine-tuning - A, then B (A not B)', co, 'alone_long/{a}>{b}', OTHER),
+    ):
+      plain, crops = (transfer(accuracy, regime + run, regime + against, pairs) for regime in ('', 'crops/'))
+      rows.append([f'it transfers: {name}, {label}', str(plain), '-', str(crops), '-'])
+  for label, a, b in (
+    ('videos with it - without', 'seeded_videos', 'videos'),
+    ('videos with it - videos and images without', 'seeded_videos', 'videos_images'),
+    ('videos and images with it - without', 'seeded_videos_images', 'videos_images'),
+    ('videos with it - alone', 'seeded_videos', 'alone_long'),
+    ('videos and images with it - alone', 'seeded_videos_images', 'alone_long'),
   ):
-    rows.append([label, transfer('', then, pairs), '-', transfer('crops/', then, pairs), '-'])
-  for (a, b), of_what in zip(FIRST_STAGE, ('videos', 'videos and images'), strict=True):
-    rows.append([f'the first stage helps: {of_what}', of(a, b), '-', of(f'crops/{a}', f'crops/{b}'), '-'])
+    later = [of(regime + a, regime + b) for regime in ('crops/', 'longer/crops/')]
+    rows.append([f'the first stage helps: {label}', of(a, b), '-', *later])
   header = ['claim', 'as configured', 'longer warm-up', 'with crops, too', f'and {claims_runs.LONGER} x the steps']
   return (
-    '### The claims\n\nPaired differences of the mean over the three video sources, points. Both sides have as many '
-    'steps, but for "fewer": there a model alone sees its source about as often as the co-trained one.\n\n'
-    + markdown(header, rows)
+    '### The claims\n\nPaired differences of the mean over the three video sources (of the pairs A, B), points ± half '
+    'of the 95 % interval. Both sides have as many steps, but for "fewer": as configured, a model alone then sees its '
+    f'source about as often as the co-trained one; in the last column it has 1 / {claims_runs.LONGER} of the steps. '
+    'Co-trained models have seen labels of B, A has not. What was not run has a dash.\n\n' + markdown(header, rows)
   )
 
 
@@ -254,8 +275,8 @@ def sweep(cells: Cells) -> str:
       )
   return '\n\n'.join(
     [
-      '### How much the target has of its own\n\nTest top-1, %, with crops; all other sources keep their labels; steps '
-      'are the same.',
+      '### How much the target has of its own\n\nTest top-1, %, with crops, mean ± standard deviation over the seeds, '
+      'and its difference ± half of the 95 % interval; all other sources keep their labels; steps are the same.',
       markdown(['target', 'labelled examples', 'alone', 'co-trained on videos and images', 'difference'], rows),
     ]
   )
@@ -325,20 +346,27 @@ def write(base: str, doc: str, final: Cells, rates: Mapping[str, float | None], 
   seeds = sorted({c['seed'] for c in final})
   seconds = sum(c['seconds'] for c in everything)
   devices = sorted({c['device'] for c in everything})
-  unfinished = [] if done > 0.999 else [f'**The study is not finished: {done:.0%} of its steps are run.**']
-  parts = [
-    *unfinished,
-    f'{len(everything)} runs, {seconds / 3600:.1f} hours (wall-clock, of one core or device: {", ".join(devices)}); '
-    f'seeds {", ".join(map(str, seeds)) or "none yet, the search is on"}. Differences are over the seeds that both '
-    'arms have: mean ± half of the 95 % interval (Student\'s t); "better" and "worse" say that it excludes zero, '
-    '"open" that it does not. One difference in twenty that is none is expected to exclude zero.',
-  ]
+  tables = []
   if final:
     picture(final, base + '.png')
-    transfer = '### Study 2: transfer A to B\n\n' + study2(accuracy)
-    parts += [summary(accuracy), study1(final), transfer, remedies(final), sweep(final), searched_rates(rates)]
-    parts.append(f'![top-1 by arm, and over the size of the training set]({os.path.basename(base)}.png)')
-  text = '\n\n'.join(parts)
+    tables = [summary(accuracy), study1(final), '### Study 2: transfer A to B', study2(accuracy)]
+    tables += [
+      '### Study 3: first stage\n\nA ViT on the images, then co-training, against co-training from nothing.',
+      *first_stage(final, ''),
+    ]
+    tables += [remedies(final), sweep(final), searched_rates(rates)]
+    tables.append(f'![top-1 by arm, and over the size of the training set]({os.path.basename(base)}.png)')
+  verdicts = ', '.join(f'{sum(t.count(f"({word})") for t in tables)} {word}' for word in ('better', 'worse', 'open'))
+  head = (
+    f'{len(everything)} runs, {len(everything) - len(final)} of them of the search for learning rates; '
+    f'{seconds / 3600:.1f} hours (wall-clock, of one core or device: {", ".join(devices)}); seeds '
+    f'{", ".join(map(str, seeds)) or "none yet, the search is on"}. Differences are over the seeds that both '
+    'arms have: mean ± half of the 95 % interval (Student\'s t); "better" and "worse" say that it excludes zero, '
+    f'"open" that it does not ({verdicts}, with those that are in two tables). One difference in twenty that is none '
+    'is expected to exclude zero.'
+  )
+  unfinished = [] if done > 0.999 else [f'**The study is not finished: {done:.0%} of its steps are run.**']
+  text = '\n\n'.join([*unfinished, head, *tables])
   if doc:
     documents.fill(doc, text, "CoVeR's claims, in miniature")
   return text

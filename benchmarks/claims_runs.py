@@ -94,7 +94,7 @@ def study(steps: int, finetuning_steps: int, whole: bool) -> dict[str, Run]:
   cropped, transfers = [_cropped(run) for run in warmed], _transfers(finetuning_steps)
   runs += [*transfers, *(run for run in warmed if not run.start), *cropped, *(_cropped(run) for run in transfers)]
   if whole:
-    runs += [_longer(run) for run in cropped if not run.start]
+    runs += [_longer(run) for run in cropped]
     named = {run.name: run for run in runs}
     for s in VIDEOS:
       for share in sweep_shares(s):

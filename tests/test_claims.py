@@ -135,7 +135,7 @@ def test_a_remedy_changes_all_arms_alike():
     config.total_steps *= 3
     assert longer.config(1e-3).to_dict() == config.to_dict()
   assert runs['crops/videos>motions'].start == 'crops/videos'
-  assert runs['crops/seeded_videos'].start == 'first_stage'
+  assert runs['crops/seeded_videos'].start == runs['longer/crops/seeded_videos'].start == 'first_stage'
 
 
 def test_difference_is_the_paired_t_interval():
@@ -174,8 +174,15 @@ def test_report_fills_the_document_and_keeps_its_words(tmp_path):
     top1('videos', b, seed) - top1(f'alone_long/{a}', b, seed) for a in VIDEOS for b in VIDEOS if a != b
   ]
   d = claims_report.difference({seed: np.mean(of(seed)) for seed in s.seeds}, dict.fromkeys(s.seeds, 0.0))
-  row = next(row for row in text.split('\n') if row.startswith('| it transfers, A not B: co-trained on videos, then B'))
-  assert row.split(' | ')[3] == str(d)
+  rows = {row.split(' | ')[0]: row.split(' | ') for row in text.split('\n')}
+  assert rows['| it transfers: videos, then B - A, then B (A not B)'][3] == str(d)
+  longer, plain = accuracy('longer/crops/seeded_videos', 'mean'), accuracy('longer/crops/videos', 'mean')
+  last = rows['| the first stage helps: videos with it - without'][4]
+  assert last == f'{claims_report.difference(longer, plain)} |'
+  # --quick has no such runs, and no section for them.
+  short = [row for row in final if not row['run'].startswith('longer/')]
+  quick = claims_report.write(str(tmp_path / 'quick'), '', short, {}, short, 1.0)
+  assert '### What was tried: 3 x' in text and '### What was tried: 3 x' not in quick
 
 
 def test_arms_see_the_target_as_often_or_train_as_long():
