@@ -10,7 +10,7 @@ that was trained on videos of B's test split, as Kinetics-700 holds most of Kine
 CoVeR's blog post reports what fine-tuning from the co-trained model gains over fine-tuning from one data set: on K400
 +1.3 over K400, +1.7 over SSv2, +0.4 over MiT; on SSv2 +2.0, +1.8 and +1.1 over SSv2, K400 and MiT. Its recipe is not
 public; this one is **ours**: that of configs/cover_b16.py at a tenth of the learning rate, for 5 epochs of B. Nobody
-has run it on the real data sets yet; docs/claims.md, where it exists, has the same question asked of small data.
+has run it on the real data sets yet; docs/claims.md asks the same question of small ones.
 """
 
 import ml_collections
