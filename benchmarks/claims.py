@@ -279,6 +279,8 @@ def main(argv: Sequence[str]) -> None:
     single = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {single}'
   if _RERUN.value:
+    if _WORKERS.value > 1 and hasattr(os, 'sched_setaffinity'):  # as a worker
+      os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     _start_worker(_OUTPUT.value)
     return again(study, results, _RERUN.value, changes, _OUTPUT.value)
   execute(study, results, cells_path, _OUTPUT.value)
