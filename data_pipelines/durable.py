@@ -54,7 +54,7 @@ def write(path: str | os.PathLike, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | os.PathLike) -> Iterator[str]:
-  """A new folder to fill that takes the place of `path` when the block ends; if the block raises, `path` stays as it was.
+  """A folder to fill that takes the place of `path` when the block ends; if the block raises, `path` stays as it was.
 
   On Linux, where the file system can exchange two names, whoever looks at `path` finds the old folder or the new one,
   wholly, at any time. Elsewhere there is a moment in which it finds neither; a kill just then leaves the old folder
@@ -89,6 +89,29 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[str]:
     flush_folder(os.path.dirname(path))
   finally:
     shutil.rmtree(temporary, ignore_errors=True)  # half of the new folder, or the old one
+
+
+def link(source: str | os.PathLike, path: str | os.PathLike) -> None:
+  """Makes `path` another name of a file (a copy of it, where the file system has no links), replacing what is there.
+
+  Raises:
+    OSError: if it cannot be written; nothing is left behind.
+  """
+  if os.path.exists(path) and os.path.samefile(source, path):
+    return  # a rename between two names of one file does nothing, and leaves both
+  temporary = _beside(os.fspath(path), _SUFFIX)
+  try:
+    try:
+      os.link(source, temporary)
+    except OSError:
+      shutil.copyfile(source, temporary)
+      flush(temporary)
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    raise
+  flush_folder(os.path.dirname(path))
 
 
 def flush(path: str | os.PathLike) -> None:
