@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.serialization
@@ -47,18 +47,15 @@ _LEFT = re.compile(
 class Saver:
   """Saves into one workdir; keeps the last `keep` checkpoints, and those that `keep` gave a name.
 
-  Made before the first step, it finds what could not be saved. It removes what killed savers left, and puts aside what
-  the run did not go on from: a checkpoint that is cut off, or of a later step (it is damaged, else the run had gone on
-  from it), gets `.refused` behind its name, so that it is neither overwritten nor counted nor taken again.
+  Made before the first step, it finds what could not be saved, and it removes what killed savers left.
   """
 
-  def __init__(self, workdir: str, keep: int, first_step: int | None = None):
+  def __init__(self, workdir: str, keep: int):
     """Opens the folder of checkpoints. All processes must call it.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; no other process may save there.
       keep: how many to keep, at least 1.
-      first_step: the step that the run goes on from; None puts nothing aside.
 
     Raises:
       UserError: if nothing can be saved there.
@@ -76,7 +73,6 @@ class Saver:
     self._guarded(lambda: os.makedirs(self._folder, exist_ok=True))
     if jax.process_index() == 0:
       self._guarded(lambda: _tidy(self._folder))
-      self._guarded(lambda: _put_aside(workdir, first_step))
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('checkpoints are tidy')
     self._saver = self._guarded(lambda: self._kind.Saver(self._folder, keep))
@@ -159,6 +155,8 @@ class Saver:
   def _guarded(self, write):
     try:
       return write()
+    except UserError:
+      raise
     except Exception as error:  # OSError, or one of TensorFlow's or TensorStore's, by file system
       if processes.lost_peer(error):
         raise
@@ -178,19 +176,6 @@ def _tidy(folder: str) -> None:
   for name in os.listdir(folder):
     if _LEFT.fullmatch(name):
       _remove(os.path.join(folder, name))
-
-
-def _put_aside(workdir: str, first_step: int | None) -> None:
-  if first_step is None:
-    return
-  for path in _lying(workdir):
-    if _NAMED.fullmatch(os.path.basename(path)) or (_is_whole(path) and 0 <= _step(path) <= first_step):
-      continue
-    aside = path + _REFUSED
-    while os.path.lexists(aside):
-      aside += _REFUSED
-    os.rename(path, aside)
-    logging.warning('%s is not what the run goes on from: it is now %s, which nothing reads or removes.', path, aside)
 
 
 def _remove(path: str) -> None:
@@ -239,7 +224,7 @@ def lie_in(workdir: str) -> bool:
 
 def describe(path: str) -> dict[str, Any]:
   """{'about': dict, 'path': str} of a checkpoint, as `load` gives them, without reading its arrays."""
-  found, about = _newest(path, _read_about)
+  found, about, _ = _newest(path, _read_about)
   return {'about': about, 'path': found}
 
 
@@ -255,17 +240,19 @@ def load(path: str) -> dict[str, Any]:
   Raises:
     UserError: if there is none, or it is damaged or not one of this project.
   """
-  found, tree = _newest(path, lambda p: check_tree(_kind(p).read(p)), processes.everywhere)
+  found, tree, _ = _newest(path, lambda p: check_tree(_kind(p).read(p)), processes.everywhere)
   return {**tree, 'path': found}
 
 
 def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], sources: tuple[SourceInfo, ...]) -> Any:
-  """Puts a checkpoint on the mesh of a run, whatever number of devices and processes wrote it.
+  """Puts the checkpoint that a run goes on from on its mesh, whatever number of devices and processes wrote it.
 
-  Metrics that were being summed and are not those of the run start anew, with a warning.
+  Newer ones that are damaged get `.refused` behind their names: they are not overwritten, not counted, not taken again
+  and not removed. Metrics that were being summed and are not those of the run start anew, with a warning. Nothing in
+  the workdir changes before it is sure that the checkpoint fits. All processes must call it.
 
   Args:
-    path: as for `load`.
+    path: as for `load`; no other process may save there.
     template: the run's {'state', 'interval'} as arrays or ShapeDtypeStructs; 'interval' is arrays with nothing summed.
     placed: the same with the `NamedSharding` of each array.
     sources: the run's sources.
@@ -276,7 +263,7 @@ def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], s
   Raises:
     UserError: as `load`; or if classes, architecture or optimizer differ, naming the first difference.
   """
-  found, opened = _newest(path, _open, processes.everywhere)
+  found, opened, refused = _newest(path, _open, processes.everywhere)
   loaded = {'about': opened['about'], 'path': found}
   check_sources(loaded, sources)
   parts = ['state', 'interval']
@@ -294,7 +281,21 @@ def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], s
     fitted = fit(loaded, arrays, want)
   else:
     fitted = sharding.put(fitted, where)
+  if jax.process_index() == 0:
+    _put_aside(refused)
   return loaded | {'interval': sharding.put(template['interval'], placed['interval'])} | fitted
+
+
+def _put_aside(paths: Sequence[str]) -> None:
+  for path in paths:
+    aside = path + _REFUSED
+    while os.path.lexists(aside):
+      aside += _REFUSED
+    try:
+      os.rename(path, aside)
+    except OSError as error:
+      raise UserError(f'{path} is damaged and cannot be renamed ({error.strerror}): move it away.') from error
+    logging.warning('%s is now %s, which nothing here reads or removes.', path, aside)
 
 
 def _open(path: str) -> dict[str, Any]:
@@ -338,32 +339,36 @@ def _lying(path: str) -> list[str]:
   return []
 
 
-def _newest(path: str, read: Callable[[str], Any], agree: Callable[[bool], bool] = bool) -> tuple[str, dict[str, Any]]:
-  """(found, read(found)) of the checkpoint that `path` is, or of a workdir's newest one that can be read.
+def _newest(
+  path: str, read: Callable[[str], Any], agree: Callable[[bool], bool] = bool
+) -> tuple[str, dict[str, Any], list[str]]:
+  """Reads the checkpoint that `path` is, or a workdir's newest one that can be read.
 
   Args:
     path: as for `load`.
     read: raises an exception if the checkpoint is not whole.
     agree: whether it could be read in this process -> whether in all.
+
+  Returns:
+    (which one, what `read` gave, the newer ones that could not be read).
   """
   own = _itself(path)
-  candidates, refused = [own] if own else _lying(path), []
-  for candidate in candidates:
-    result = None
+  refused = {}
+  for candidate in [own] if own else _lying(path):
+    refusal = f'{candidate} cannot be read by another process of the run.'
     try:
       result = _reading(candidate, read)
     except UserError as error:
-      refused.append(str(error))
+      result, refusal = None, str(error)
     if agree(result is not None):
       if refused:
-        logging.warning('%s Taking %s instead, the newest whole checkpoint.', ' '.join(refused), candidate)
-      return candidate, result
-    if result is not None:
-      refused.append(f'{candidate} cannot be read by another process of the run.')
+        logging.warning('%s Taking %s instead, the newest whole checkpoint.', ' '.join(refused.values()), candidate)
+      return candidate, result, list(refused)
+    refused[candidate] = refusal
   if own:
-    raise UserError(refused[0])
+    raise UserError(refused[own])
   if refused:
-    raise UserError(f'{refused[0].removesuffix(".")}, and {_NO_OTHER.format(path)}')
+    raise UserError(f'{next(iter(refused.values())).removesuffix(".")}, and {_NO_OTHER.format(path)}')
   raise UserError(f'No checkpoint in {path}: expected a workdir of a run, a .flax file or a folder that Orbax wrote.')
 
 

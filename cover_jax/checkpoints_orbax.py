@@ -21,6 +21,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import durable
+from data_pipelines.contract import UserError
 
 _PREFIX = 'ckpt'
 _MANIFEST = 'sha256.json'
@@ -33,6 +34,11 @@ class Saver:
   def __init__(self, folder: str, keep: int):
     import orbax.checkpoint as ocp  # takes a second
 
+    if set(os.path.abspath(folder)) & set('*?[]\\'):
+      raise UserError(
+        f'{os.path.abspath(folder)} has one of * ? [ ] \\ in its name, and Orbax, which saves for several processes, '
+        'takes it for a pattern: choose another --workdir.'
+      )
     self._folder, self._ocp, self._step = folder, ocp, None
     self._manager = ocp.CheckpointManager(
       os.path.abspath(folder),

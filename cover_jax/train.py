@@ -194,7 +194,7 @@ def train(
   state, interval, empty = start_state(experiment, optimizer, mesh, workdir)
   train_step = compile_step(experiment, optimizer, mesh)
   first = int(state.step)
-  saver = checkpoints.Saver(workdir, config.keep_checkpoints, first)  # what cannot be saved is found now
+  saver = checkpoints.Saver(workdir, config.keep_checkpoints)  # what cannot be saved is found now
   main_process = jax.process_index() == 0
   if main_process:
     # Only now: the checkpoint that is there, if any, fits this config.

@@ -53,8 +53,8 @@ def test_half_written_checkpoint_is_not_loaded(tmp_path):
     target.write(source.read()[:-7])
   assert checkpoints.latest(str(tmp_path)) == whole
   assert checkpoints.load(str(tmp_path))['about']['step'] == 1
-  saved = checkpoints.Saver(str(tmp_path), keep=2, first_step=1).save(tree(2.0))
-  assert saved == whole.replace('ckpt-1', 'ckpt-3') and os.path.exists(half + '.refused')
+  saved = checkpoints.Saver(str(tmp_path), keep=2).save(tree(2.0))
+  assert saved == whole.replace('ckpt-1', 'ckpt-3')
   assert checkpoints.load(str(tmp_path))['about']['step'] == 2
 
 
