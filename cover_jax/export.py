@@ -35,7 +35,7 @@ _ATTENTION = {'divided': 'divided_space_time', 'joint': 'joint_space_time', 'spa
 
 
 def to_flax(loaded: Mapping[str, Any], params: str = 'raw') -> dict[str, Any]:
-  """What a file holds that `cover_jax.load` and `checkpoints.load` read: parameters and nothing else of the train state.
+  """What a file for `cover_jax.load` and `checkpoints.load` holds: parameters and nothing else of the train state.
 
   Args:
     loaded: of `checkpoints.load`.

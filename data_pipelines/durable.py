@@ -85,7 +85,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[str]:
       except BaseException:
         os.rename(old, path)
         raise
-      os.rename(old, temporary)
+      temporary = old
     flush_folder(os.path.dirname(path))
   finally:
     shutil.rmtree(temporary, ignore_errors=True)  # half of the new folder, or the old one

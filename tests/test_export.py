@@ -167,16 +167,20 @@ class Killed(BaseException):
 def test_a_folder_is_the_old_export_or_the_new_one_wherever_it_is_stopped(tmp_path, monkeypatch, exchange):
   _, _, path = make_checkpoint(tmp_path / 'c.flax')
   output = tmp_path / 'out' / 'hf'
+  output.parent.mkdir()
+  loaded = checkpoints.load(path)
+  of_head = {head: export.to_huggingface(loaded, head) for head in ('acts', 'moves')}
+  publish = lambda head: export._write_folder(str(output), *of_head[head])
   both = {}
-  for head in ('acts', 'moves'):
-    export.export(path, str(output), 'huggingface', head)
+  for head in of_head:
+    publish(head)
     both[head] = exported(output)
   assert both['acts'] != both['moves']
   if not exchange:
     monkeypatch.setattr(durable, '_exchange', lambda a, b: False)
   seen = []
   for last in range(100):
-    export.export(path, str(output), 'huggingface', 'acts')
+    publish('acts')
     calls = 0
 
     def step(real, last=last):
@@ -193,7 +197,7 @@ def test_a_folder_is_the_old_export_or_the_new_one_wherever_it_is_stopped(tmp_pa
       for module, name in ((os, 'mkdir'), (os, 'fsync'), (os, 'replace'), (os, 'rename'), (durable, '_exchange')):
         patched.setattr(module, name, step(getattr(module, name)))
       try:
-        export.export(path, str(output), 'huggingface', 'moves')
+        publish('moves')
         done = True
       except Killed:
         done = False
