@@ -149,16 +149,25 @@ def test_a_damaged_index_is_built_again(file):
   good = cache.read_bytes()
   rng = np.random.default_rng(0)
   damaged = [b'', b'garbage', good[: len(good) // 2], good[:-1], good + b'more', bytes(len(good))]
-  for _ in range(200):
+  for _ in range(60):
     flipped = bytearray(good)
     flipped[rng.integers(len(good))] ^= 1 << rng.integers(8)
     damaged.append(bytes(flipped))
-  # NumPy takes a shorter length in a member's header for a shorter array: the archive's own checksum is not looked at.
-  damaged.append(good.replace(b"'shape': (4,)", b"'shape': (3,)"))
   for data in damaged:
     cache.write_bytes(data)
     assert same_index(frame_index.load_or_build([file], 'video'), index)
-  assert damaged[-1] != good
+
+
+def test_an_array_whose_length_is_damaged_is_noticed(tmp_path):
+  # NumPy takes it for a shorter array, and does not come to where the archive's own checksum is compared.
+  path = tmp_path / 'a.npz'
+  array_cache.save(str(path), 'key', {'x': np.arange(9000)})
+  key, arrays = array_cache.load(str(path))
+  assert key == 'key' and arrays.keys() == {'x'} and arrays['x'].tolist() == list(range(9000))
+  path.write_bytes(path.read_bytes().replace(b'(9000,)', b'(1000,)'))
+  with np.load(path) as stored:
+    assert len(stored['x']) == 1000
+  assert array_cache.load(str(path)) is None
 
 
 def test_an_index_of_an_earlier_version_is_built_again_and_said(file, caplog):
