@@ -1,22 +1,19 @@
 """Where each encoded frame lies in TFDS's TFRecord files, so that a clip reads its own frames and no others.
 
-The index walks the TFRecord framing and the `tf.train.Example` protos; of files on a disk over a memory map: no
-TensorFlow, no copy of the frames, and only the pages with headers are looked at. It is built once and cached beside
-the data. How other files are read (object storage, gzip, ArrayRecord) is `reading`'s.
-
-A TFRecord is: uint64 length, masked CRC32C of the length, payload, CRC32C of the payload. The length's CRC is
-checked, since it tells TFRecords from anything else; the payload's is not, since that would read every byte of
-every video, and a damaged frame shows when it is decoded.
+The index is built once, by one process, and cached beside the data. Each record is read whole and checked then
+(`reading`), so that labels and ids are those that were written; of each frame the index keeps a checksum, with which
+every clip compares what it reads.
 
 An Example is `{1: {1: {1: key, 2: feature} ...}}`; a feature is one of `{1: bytes list}`, `{2: float list}` or
 `{3: int64 list}`, and the frames of a video are the values of one bytes list, one behind the other.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
-import tempfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +23,12 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from data_pipelines import reading
+from data_pipelines import array_cache, reading
 from data_pipelines.contract import UserError
-from data_pipelines.reading import Buffer, Malformed, Storage
+from data_pipelines.reading import Malformed, Storage
 
-_VERSION = 1  # of what is cached: raise it when the arrays below change
-_READERS = 8  # files of object storage that are indexed at a time
+_VERSION = 2  # of what is cached: raise it when the arrays below change
+_NO_EXAMPLE = 'the record is no tf.train.Example'
 _LONGEST_TEXT = 1024  # bytes features beyond this are payloads, not annotations, and get no column
 
 
@@ -46,6 +43,7 @@ class FrameIndex:
     pointer: int64 [R + 1], the record's frames are `length[pointer[r]:pointer[r + 1]]`.
     length: uint32 [F], bytes of each encoded frame. Frames follow each other, so this and `start` say all: a third
       of the memory of explicit offsets, which counts at 70 million frames of Kinetics.
+    checksum: uint32 [F], the CRC-32 (zlib's) of each encoded frame.
     height, width: int32 [R], of the record's first frame; 0 for a record without frames.
     columns: the other features that have exactly one value in every record, [R] each: int64, float32 or bytes
       ('S', at most 1,024).
@@ -57,6 +55,7 @@ class FrameIndex:
   start: np.ndarray
   pointer: np.ndarray
   length: np.ndarray
+  checksum: np.ndarray
   height: np.ndarray
   width: np.ndarray
   columns: Mapping[str, np.ndarray]
@@ -87,9 +86,9 @@ def load_or_build(
     UserError: a file is missing, truncated or of no such kind, or lacks the feature.
   """
   files = tuple(os.fspath(f) for f in files)
-  stats = [_size_and_time(f) for f in files]
+  key = _key(files, frames_key)
+  storage = reading.storage_of(files)
   names = [os.path.basename(f) for f in files]
-  key = json.dumps([_VERSION, frames_key, [(n, *s) for n, s in zip(names, stats, strict=True)]])
   digest = hashlib.sha256(json.dumps([frames_key, names]).encode()).hexdigest()[:12]
   beside = cache_dir or os.path.dirname(files[0] if reading.is_remote(files[0]) else os.path.abspath(files[0]))
   home = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'cover_jax')
@@ -98,85 +97,78 @@ def load_or_build(
     os.path.join(beside, f'frame_index-{digest}.npz'),
     os.path.join(home, hashlib.sha256(beside.encode()).hexdigest()[:12], f'frame_index-{digest}.npz'),
   ]
-  storage = reading.storage_of(files)
-  for cache in caches:
-    if (arrays := _load(cache, key)) is not None:
-      return _from_arrays(files, arrays, storage)
-  logging.info('Indexing the frames of %d files in %s, once', len(files), beside)
-  arrays = _build(files, frames_key, storage, _image_size if pictures else lambda *_: (0, 0))
-  for cache in caches:
-    try:
-      _save(cache, key, arrays)
-      break
-    except Exception as e:  # a disk raises OSError, TensorFlow's file systems raise their own
-      logging.warning('The frame index cannot be kept in %s: %s', os.path.dirname(cache), e)
-  return _from_arrays(files, arrays, storage)
+  if (arrays := _cached(caches, key)) is None:
+    with array_cache.locked(caches):
+      if (arrays := _cached(caches, key)) is None:  # no other process has made it in the meantime
+        logging.info('Indexing the frames of %d files in %s, once', len(files), beside)
+        arrays = _build(files, frames_key, storage, _image_size if pictures else lambda *_: (0, 0))
+        _keep(caches, key, arrays)
+  fields = {k: v for k, v in arrays.items() if not k.startswith('column/')}
+  columns = {k.removeprefix('column/'): v for k, v in arrays.items() if k.startswith('column/')}
+  return FrameIndex(files, columns=columns, storage=storage, **fields)
+
+
+def _key(files: Sequence[str], frames_key: str) -> str:
+  """What tells whether an index is of these files: their names, sizes, times of change, and one file's last bytes.
+
+  TFRecord files end with a checksum: so a dataset is told from another one of the same names and sizes.
+  """
+  stats = [_size_and_time(f) for f in files]
+  first = next((i for i, (size, _) in enumerate(stats) if size), None)  # TFDS writes empty shards
+  end = b'' if first is None else _end(files[first], stats[first][0])
+  names = [os.path.basename(f) for f in files]
+  return json.dumps([_VERSION, frames_key, end.hex(), [(n, *s) for n, s in zip(names, stats, strict=True)]])
 
 
 def _size_and_time(file: str) -> tuple[int, int]:
-  """What tells whether a file has changed. Copies into object storage get a new time: there the size alone counts."""
-  try:
+  """Copies into object storage get a new time of change: there it is 0."""
+  with _refusing(file):
     if reading.is_remote(file):
       import tensorflow as tf
 
       return tf.io.gfile.stat(file).length, 0
     stat = os.stat(file)
     return stat.st_size, stat.st_mtime_ns
+
+
+def _end(file: str, size: int) -> bytes:
+  with _refusing(file), reading.open_binary(file) as f:
+    f.seek(max(size - 8, 0))
+    return f.read(8)
+
+
+@contextlib.contextmanager
+def _refusing(file: str) -> Iterator[None]:
+  try:
+    yield
   except Exception as e:  # a disk raises OSError, TensorFlow's file systems raise their own
     reason = (getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0]
     raise UserError(f'Cannot read {file}: {reason}; build the dataset again or correct data_dir.') from None
 
 
-def _from_arrays(files: tuple[str, ...], arrays: Mapping[str, np.ndarray], storage: Storage) -> FrameIndex:
-  fields = {k: v for k, v in arrays.items() if not k.startswith('column/')}
-  columns = {k.removeprefix('column/'): v for k, v in arrays.items() if k.startswith('column/')}
-  return FrameIndex(files, columns=columns, storage=storage, **fields)
-
-
-def _load(path: str, key: str) -> dict[str, np.ndarray] | None:
-  try:
-    with reading.open_binary(path) as f:
-      stored = np.load(io.BytesIO(f.read()) if reading.is_remote(path) else f, allow_pickle=False)
-      if _without_times(str(stored['key']), path) != _without_times(key, path):
-        return None
-      return {k: stored[k] for k in stored.files if k != 'key'}
-  except FileNotFoundError:
-    return None
-  except Exception as e:
-    if type(e).__name__ == 'NotFoundError':  # of TensorFlow's file systems
-      return None
-    logging.warning('The frame index %s is unreadable and is built again: %s', path, e)
-    return None
+def _cached(caches: Sequence[str], key: str) -> dict[str, np.ndarray] | None:
+  for cache in caches:
+    found = array_cache.load(cache)
+    if found and _without_times(found[0], cache) == _without_times(key, cache):
+      return found[1]
+  return None
 
 
 def _without_times(key: str, path: str) -> str:
   """The key as it is compared: an index that was copied into object storage with its data stays good."""
   if not reading.is_remote(path):
     return key
-  version, frames_key, files = json.loads(key)
-  return json.dumps([version, frames_key, [file[:2] for file in files]])
+  *others, files = json.loads(key)
+  return json.dumps([*others, [file[:2] for file in files]])
 
 
-def _save(path: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-  if reading.is_remote(path):
-    import tensorflow as tf
-
-    stored = io.BytesIO()
-    np.savez(stored, key=np.array(key), **arrays)
-    with tf.io.gfile.GFile(path, 'wb') as f:  # objects appear when they are whole
-      f.write(stored.getvalue())
-    return
-  folder, name = os.path.split(path)
-  os.makedirs(folder, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix='.tmp')
-  try:
-    with os.fdopen(handle, 'wb') as f:
-      np.savez(f, key=np.array(key), **arrays)
-    os.chmod(temporary, 0o644)  # mkstemp's own mode would lock out the other users of a shared dataset
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+def _keep(caches: Sequence[str], key: str, arrays: dict[str, np.ndarray]) -> None:
+  for cache in caches:
+    try:
+      return array_cache.save(cache, key, arrays)
+    except Exception as e:  # a disk raises OSError, TensorFlow's file systems raise their own
+      logging.warning('The frame index cannot be kept in %s: %s', os.path.dirname(cache), e)
+  return None
 
 
 class _Part:
@@ -184,14 +176,14 @@ class _Part:
 
   def __init__(self):
     self.start, self.height, self.width = array('q'), array('i'), array('i')
-    self.count, self.length = array('q'), array('I')
+    self.count, self.length, self.checksum = array('q'), array('I'), array('I')
     self.columns: dict[str, list] = {}
 
 
 def _build(
   files: tuple[str, ...], frames_key: str, storage: Storage, size_of: Callable[..., tuple[int, int]]
 ) -> dict[str, np.ndarray]:
-  with ThreadPoolExecutor(_READERS if storage.waits else 1) as pool:
+  with ThreadPoolExecutor(reading.READERS) as pool:
     parts = []
     for part in pool.map(lambda file: _walk(file, frames_key, storage, size_of), files):
       parts.append(part)
@@ -205,6 +197,7 @@ def _build(
     'start': joined('start', np.int64),
     'pointer': np.cumsum(np.concatenate([[0], joined('count', np.int64)]), dtype=np.int64),
     'length': joined('length', np.uint32),
+    'checksum': joined('checksum', np.uint32),
     'height': joined('height', np.int32),
     'width': joined('width', np.int32),
   } | {
@@ -216,37 +209,46 @@ def _build(
 
 def _walk(file: str, frames_key: str, storage: Storage, size_of: Callable[..., tuple[int, int]]) -> _Part:
   part = _Part()
-  begin = base = 0
+  base = 0
   try:
-    for data, begin, end, base in storage.records(file):
-      frames_start, lengths = None, array('I')
-      for name, kind, a, b in _features(data, begin, end):
-        if name == frames_key and kind == 1:
-          frames_start, lengths = a, _frame_lengths(data, a, b)
-        elif (value := _scalar(data, kind, a, b)) is not None:
-          part.columns.setdefault(name, []).append(value)
-      if frames_start is None:
-        raise Malformed(begin, f'a record without the feature {frames_key!r}')
-      part.start.append(base + frames_start)
-      part.length.extend(lengths)
-      part.count.append(len(lengths))
-      height, width = size_of(data, frames_start, lengths) if lengths else (0, 0)
-      part.height.append(height)
-      part.width.append(width)
+    for record in storage.records(file):
+      if isinstance(record, Malformed):
+        raise record
+      data, base = record
+      _add(part, data, base, frames_key, size_of)
       base = 0  # what is wrong between records has its own place
   except (Malformed, IndexError, OverflowError) as e:  # the latter two from lengths that are none
-    byte, what = e.args if isinstance(e, Malformed) else (begin, 'the record is no tf.train.Example')
+    byte, what = e.args if isinstance(e, Malformed) else (0, _NO_EXAMPLE)
     raise UserError(
-      f'{file}, byte {base + byte}: {what}; expected a TFRecord or ArrayRecord file of tf.train.Example as TFDS '
-      f'writes them: build the dataset again.'
+      f'{file}, record {len(part.start)}, byte {base + byte}: {what}; expected a TFRecord or ArrayRecord file of '
+      f'tf.train.Example as TFDS writes them: fetch the file or build the dataset again (`python -m '
+      f'data_pipelines.inspect DATASET --verify` lists all that is damaged).'
     ) from None
   except Exception as e:  # a disk raises OSError, ArrayRecord RuntimeError, TensorFlow's file systems their own
     reason = (str(e) or type(e).__name__).splitlines()[0]
-    raise UserError(f'{file} cannot be read ({reason}): build the dataset again.') from e
+    raise UserError(f'{file} cannot be read ({reason}): fetch it or build the dataset again.') from e
   return part
 
 
-def _varint(data: Buffer, at: int) -> tuple[int, int]:
+def _add(part: _Part, data: bytes, base: int, frames_key: str, size_of: Callable[..., tuple[int, int]]) -> None:
+  start, lengths, checksums = None, array('I'), array('I')
+  for name, kind, a, b in _features(data, 0, len(data)):
+    if name == frames_key and kind == 1:
+      start, (lengths, checksums) = a, _frames(data, a, b)
+    elif (value := _scalar(data, kind, a, b)) is not None:
+      part.columns.setdefault(name, []).append(value)
+  if start is None:
+    raise Malformed(0, f'a record without the feature {frames_key!r}')
+  height, width = size_of(data, start, lengths) if lengths else (0, 0)
+  part.start.append(base + start)
+  part.count.append(len(lengths))
+  part.length.extend(lengths)
+  part.checksum.extend(checksums)
+  part.height.append(height)
+  part.width.append(width)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
   """(value, byte behind it)."""
   value = shift = 0
   while True:
@@ -258,7 +260,7 @@ def _varint(data: Buffer, at: int) -> tuple[int, int]:
     shift += 7
 
 
-def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
   """Yields (field number, first byte, end) of each field's value in a proto message."""
   while at < end:
     tag, value = _varint(data, at)
@@ -273,12 +275,12 @@ def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     else:
       stop = end + 1
     if stop > end:
-      raise Malformed(at, 'the record is no tf.train.Example')
+      raise Malformed(at, _NO_EXAMPLE)
     yield tag >> 3, value, stop
     at = stop
 
 
-def _features(data: Buffer, at: int, end: int) -> Iterator[tuple[str, int, int, int]]:
+def _features(data: bytes, at: int, end: int) -> Iterator[tuple[str, int, int, int]]:
   """Yields (name, kind, first byte, end) of each feature's list; kind 1: bytes, 2: float, 3: int64."""
   for _, a, b in _fields(data, at, end):
     for _, entry, entry_end in _fields(data, a, b):
@@ -288,21 +290,23 @@ def _features(data: Buffer, at: int, end: int) -> Iterator[tuple[str, int, int, 
           yield data[slice(*parts[1])].decode(errors='replace'), kind, x, y
 
 
-def _frame_lengths(data: Buffer, at: int, end: int) -> array:
+def _frames(data: bytes, at: int, end: int) -> tuple[array, array]:
+  """(length, checksum) of each frame in a list."""
   # The hot loop: it runs once for every frame of a dataset.
-  lengths = array('I')
+  lengths, checksums, view = array('I'), array('I'), memoryview(data)
   while at < end:
     if data[at] != 0x0A:
       raise Malformed(at, 'the list of frames is no list of bytes')
     size, at = _varint(data, at + 1)
     lengths.append(size)
+    checksums.append(zlib.crc32(view[at : at + size]))
     at += size
   if at != end:
     raise Malformed(end, 'a frame is longer than its record')
-  return lengths
+  return lengths, checksums
 
 
-def _scalar(data: Buffer, kind: int, at: int, end: int) -> int | float | bytes | None:
+def _scalar(data: bytes, kind: int, at: int, end: int) -> int | float | bytes | None:
   """The value of a feature that has exactly one; None for lists, empty features and long payloads."""
   field = next(_fields(data, at, end), None)
   if field is None or field[2] != end:
@@ -316,7 +320,7 @@ def _scalar(data: Buffer, kind: int, at: int, end: int) -> int | float | bytes |
   return (value - (1 << 64) if value >= 1 << 63 else value) if stop == b else None
 
 
-def _image_size(data: Buffer, at: int, lengths: array) -> tuple[int, int]:
+def _image_size(data: bytes, at: int, lengths: array) -> tuple[int, int]:
   first = _varint(data, at + 1)[1]
   try:
     with Image.open(io.BytesIO(data[first : first + lengths[0]])) as image:  # reads the header only

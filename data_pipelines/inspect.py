@@ -4,22 +4,33 @@
 
 prints each split with its examples found and expected and its classes, and draws a contact sheet: a row an example,
 frames from its beginning to its end, with its id and class.
+
+    python -m data_pipelines.inspect kinetics/400 --data_dir=DIR --verify
+
+reads every byte instead, compares each record with its checksum, and lists those that are damaged.
+
+It ends with 0; with 1 if --verify has found damage; with 2 if the dataset cannot be opened or an argument is wrong.
 """
 
 import argparse
 import io
+import os
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines import sources
+from data_pipelines import reading, sources
 from data_pipelines.contract import UserError
 from data_pipelines.sources import Source
 
 _CAPTION = 18  # pixels
 _RARE = 5  # classes shown of the largest and the smallest
+_DAMAGED = 20  # places shown of a split
+_PROGRESS = 10  # seconds between two words on how far it is
 
 
 def open_splits(dataset: str, data_dir: str | None = None, **keys: str) -> dict[str, Source]:
@@ -68,6 +79,48 @@ def _classes(source: Source, every: bool) -> list[str]:
   ]
   shown = order if every or len(order) <= 2 * _RARE else np.concatenate([order[:_RARE], order[-_RARE:]])
   return lines + [f'{count[i]:7,}  {source.class_names[i]}' for i in shown]
+
+
+def verify(dataset: str, data_dir: str | None = None) -> dict[str, tuple[int, list[str]]]:
+  """Compares every record of a prepared dataset with its checksum. How far it is goes to stderr.
+
+  Returns:
+    {split: (whole examples, what is damaged, each with its file and byte)}.
+
+  Raises:
+    UserError: the dataset is not prepared.
+  """
+  splits = sources.prepared_builder('verify', dataset, data_dir).info.splits
+  found, said = {}, time.monotonic()
+  with ThreadPoolExecutor(reading.READERS) as pool:
+    for split in splits:
+      files = [os.fspath(p) for p in splits[split].filepaths]
+      whole, damage = 0, []
+      for done, (count, places) in enumerate(pool.map(_check, files, splits[split].shard_lengths), 1):
+        whole, damage = whole + count, damage + places
+        if time.monotonic() > said + _PROGRESS:
+          said = time.monotonic()
+          print(f'{split}: {done:,} of {len(files):,} files, {len(damage):,} places damaged', file=sys.stderr)
+      found[split] = whole, damage
+  return found
+
+
+def _check(file: str, expected: int) -> tuple[int, list[str]]:
+  """(whole records, what is damaged) of one file."""
+  whole, damage, number = 0, [], 0
+  try:
+    for number, record in enumerate(reading.storage_of([file]).records(file), 1):
+      if isinstance(record, reading.Malformed):
+        damage.append(f'{file}, record {number - 1}, byte {record.args[0]}: {record.args[1]}')
+      else:
+        whole += 1
+    if number != expected:
+      damage.append(f'{file}: {number} records; dataset_info.json says {expected}')
+  except reading.Malformed as e:
+    damage.append(f'{file}, record {number}, byte {e.args[0]}: {e.args[1]}; nothing behind it can be read')
+  except Exception as e:  # a disk raises OSError, ArrayRecord RuntimeError, TensorFlow's file systems their own
+    damage.append(f'{file} cannot be read: {(str(e) or type(e).__name__).splitlines()[0]}')
+  return whole, damage
 
 
 def contact_sheet(splits: Sequence[Source], path: str, rows: int = 6, columns: int = 6, height: int = 120) -> None:
@@ -136,6 +189,20 @@ def _caption(source: Source, example: int, count: int) -> str:
   return ' | '.join(told)
 
 
+def _report(found: dict[str, tuple[int, list[str]]]) -> int:
+  """Prints what `verify` found; the exit code."""
+  for split, (whole, damage) in found.items():
+    print(f'{split}: {whole:,} examples are whole, {len(damage):,} places are damaged')
+    print(
+      '\n'.join(f'  {place}' for place in damage[:_DAMAGED] + ['...'] * (len(damage) > _DAMAGED)),
+      end='\n' * bool(damage),
+    )
+  if any(damage for _, damage in found.values()):
+    print('Fetch these files again, or build the dataset again.')
+    return 1
+  return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line."""
   parser = argparse.ArgumentParser(prog='python -m data_pipelines.inspect', description=__doc__.split('\n')[0])
@@ -146,11 +213,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--out', help='PNG of the contact sheet')
   parser.add_argument('--rows', type=int, default=6, help='examples of each split on the sheet')
   parser.add_argument('--columns', type=int, default=6, help='frames of an example on the sheet')
+  parser.add_argument('--verify', action='store_true', help='compare every record with its checksum, and no more')
   parser.add_argument('--classes', action='store_true', help='all classes, not only the largest and smallest')
   options = parser.parse_args(argv)
   try:
     if min(options.rows, options.columns) < 1:
       raise UserError(f'--rows={options.rows} --columns={options.columns}; expected at least 1 of each.')
+    if options.verify:
+      return _report(verify(options.dataset, options.data_dir))
     keys = {k: v for k in ('frames_key', 'label_key') if (v := getattr(options, k)) is not None}
     splits = open_splits(options.dataset, options.data_dir, **keys)
     for source in splits.values():

@@ -2,7 +2,7 @@
 
 | files | the index is built from | a clip reads |
 | --- | --- | --- |
-| TFRecord on a disk | headers, over a memory map | its frames, one `pread` each |
+| TFRecord on a disk | every byte, once | its frames, one `pread` each |
 | TFRecord in object storage | every byte, once | one span, from its first frame to its last |
 | TFRecord, gzipped | every byte, once | its file in order, up to its record |
 | ArrayRecord | every byte, once | its record |
@@ -10,45 +10,52 @@
 The index (`frame_index`) is the same for all, so sources of every kind know their labels, ids and frame counts; only
 `Storage.read` differs. Files that can only be read in order also change the order in which examples are drawn:
 `mixture` merges a few files at a time in place of a full shuffle.
+
+While the index is built every record is compared with the checksum that its file has for it: TFRecord's CRC-32C,
+ArrayRecord's own. What a clip reads is compared with the index's checksums of the frames (`sources.read`).
 """
 
 import functools
 import gzip
-import mmap
 import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from data_pipelines import crc32c
 from data_pipelines.mixture import MERGED
 
 if TYPE_CHECKING:
   from data_pipelines.frame_index import FrameIndex
 
-Buffer = bytes | mmap.mmap
+
+READERS = 8  # files that are read at a time where all of them are
 
 
 class Malformed(Exception):
   """(byte, what is wrong there)."""
 
 
+Records = Iterator[tuple[bytes, int] | Malformed]
+
+
 class Storage(NamedTuple):
   """How the records of one kind of file are found and read.
 
   Attributes:
-    records: file -> (bytes, first byte, end, base) of each record's payload in these bytes. `base` is added to places
-      in them to give places that `read` understands.
-    read: (index, record, ascending frame numbers) -> encoded frames. Frames of a wrong length tell of changed files;
-      what cannot be read is an OSError.
+    records: file -> (bytes, base) of each record, or what is wrong with it where those behind can still be found; else
+      that is raised. `base` is added to places in these bytes to give places that `read` understands.
+    read: (index, record, ascending frame numbers) -> encoded frames, as they are now: of other bytes or another length
+      if the file has changed. What cannot be read is an OSError.
     in_order: a record is reached only through those before it in its file.
     waits: reading waits for a network, so that several clips should be asked for at a time.
     cost: what the log says of it, once; None where it is what one expects.
   """
 
-  records: Callable[[str], Iterator[tuple[Buffer, int, int, int]]]
+  records: Callable[[str], Records]
   read: Callable[['FrameIndex', int, Sequence[int]], list[bytes]]
   in_order: bool = False
   waits: bool = False
@@ -78,9 +85,9 @@ def storage_of(files: Sequence[str]) -> Storage:
       return Storage(_gzip_records, _InOrder().read, in_order=True, waits=is_remote(file), cost=cost)
     if is_remote(file):
       cost = 'object storage: a clip reads one span, from its first frame to its last.'
-      return Storage(_stream_records, _read_span, waits=True, cost=cost)
+      return Storage(_records, _read_span, waits=True, cost=cost)
     break
-  return Storage(_mapped_records, _read_frames)
+  return Storage(_records, _read_frames)
 
 
 def open_binary(path: str):
@@ -95,72 +102,53 @@ def open_binary(path: str):
 # TFRecord framing.
 
 
-def _crc32c_table() -> list[int]:
-  table = list(range(256))
-  for _ in range(8):
-    table = [crc >> 1 ^ (0x82F63B78 if crc & 1 else 0) for crc in table]
-  return table
-
-
-_CRC32C = _crc32c_table()
-
-
-def _payload_size(header: bytes, at: int) -> int:
-  if len(header) < 12:
-    raise Malformed(at, 'the file ends within the header of a record')
-  crc = 0xFFFFFFFF
-  for byte in header[:8]:
-    crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
-  crc ^= 0xFFFFFFFF
-  masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF  # the mask of the TFRecord format
-  if masked != int.from_bytes(header[8:12], 'little'):
-    raise Malformed(at, 'the checksum of a record header does not match')
-  return int.from_bytes(header[:8], 'little')
-
-
-def _mapped_records(file: str) -> Iterator[tuple[Buffer, int, int, int]]:
-  if os.path.getsize(file) == 0:  # an empty file cannot be mapped
-    return
-  with open(file, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-    at = 0
-    while at < len(data):
-      end = at + 12 + _payload_size(data[at : at + 12], at)
-      if end + 4 > len(data):
-        raise Malformed(at, f'the file is truncated: the record ends at byte {end + 4}, the file at {len(data)}')
-      yield data, at + 12, end, 0
-      at = end + 4
-
-
-def _records_of(f) -> Iterator[tuple[Buffer, int, int, int]]:
-  """The records of an open TFRecord file, one in memory at a time."""
+def _framed(f: IO[bytes]) -> Iterator[tuple[int, bytes, int]]:
+  """(first byte, payload, its masked CRC-32C in the file) of the records of an open file, one in memory at a time."""
   at = 0
   while header := f.read(12):
-    size = _payload_size(header, at)
-    payload = f.read(size)
-    if len(payload) < size or len(f.read(4)) < 4:
+    if len(header) < 12:
+      raise Malformed(at, 'the file ends within the header of a record')
+    if crc32c.masked(header[:8]) != int.from_bytes(header[8:], 'little'):
+      raise Malformed(at, 'the checksum of a record header does not match')
+    size = int.from_bytes(header[:8], 'little')
+    payload, checksum = f.read(size), f.read(4)
+    if len(checksum) < 4:
       raise Malformed(at, f'the file is truncated within the record that ends at byte {at + size + 16}')
-    yield payload, 0, size, at + 12
+    yield at + 12, payload, int.from_bytes(checksum, 'little')
     at += size + 16
 
 
-def _stream_records(file: str) -> Iterator[tuple[Buffer, int, int, int]]:
+def _checked(framed: Iterator[tuple[int, bytes, int]]) -> Records:
+  for begin, payload, checksum in framed:
+    whole = crc32c.masked(payload) == checksum
+    yield (payload, begin) if whole else Malformed(begin - 12, 'the checksum of the record does not match')
+
+
+def _records(file: str) -> Records:
   with open_binary(file) as f:
-    yield from _records_of(f)
+    yield from _checked(_framed(f))
 
 
-def _gzip_records(file: str) -> Iterator[tuple[Buffer, int, int, int]]:
+def _unpacked(file: str) -> Iterator[tuple[int, bytes, int]]:
   with open_binary(file) as packed, gzip.GzipFile(fileobj=packed) as f:
     try:
-      yield from _records_of(f)
+      yield from _framed(f)
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
       raise Malformed(packed.tell(), f'the gzipped file is damaged ({e})') from None
 
 
-def _array_records(file: str) -> Iterator[tuple[Buffer, int, int, int]]:
+def _gzip_records(file: str) -> Records:
+  return _checked(_unpacked(file))
+
+
+def _array_records(file: str) -> Records:
   reader = _array_reader(file)
   for number in range(reader.num_records()):
-    (record,) = reader.read([number])
-    yield record, 0, len(record), 0
+    try:
+      (record,) = reader.read([number])
+      yield record, 0
+    except (RuntimeError, ValueError, IndexError) as e:
+      yield Malformed(0, f'the record cannot be read ({str(e).splitlines()[0]})')
 
 
 @functools.lru_cache(maxsize=256)
@@ -218,24 +206,24 @@ class _InOrder:
   """Reads packed files forwards, a few at a time. What lies behind is reached by starting its file again."""
 
   def __init__(self):
-    # file -> [records still to come, payload of the last one, its first byte in the unpacked file]
+    # file -> [first byte in the unpacked file and payload of the last record, records still to come]
     self._open: OrderedDict[str, list] = OrderedDict()
 
   def read(self, index: 'FrameIndex', record: int, numbers: Sequence[int]) -> list[bytes]:
     file = index.files[index.shard[record]]
     offset, length = (x[list(numbers)] for x in index.frames(record))
-    if file not in self._open or offset[0] < self._open[file][2]:
-      self._open[file] = [_gzip_records(file), b'', 0]
+    if file not in self._open or offset[0] < self._open[file][0]:
+      self._open[file] = [0, b'', _unpacked(file)]
     self._open.move_to_end(file)
     if len(self._open) > MERGED:
       self._open.popitem(last=False)
     state = self._open[file]
-    while offset[0] >= state[2] + len(state[1]):
+    while offset[0] >= state[0] + len(state[1]):
       try:
-        state[1], _, _, state[2] = next(state[0], (b'', 0, 0, 0))
+        state[0], state[1], _ = next(state[2], (0, b'', 0))
       except (Malformed, OSError):
         state[1] = b''
       if not state[1]:
         self._open.pop(file)
         return [b''] * len(numbers)  # not the file that was indexed
-    return _slices(state[1], offset - state[2], length)
+    return _slices(state[1], offset - state[0], length)

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +196,7 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
   for key in ('dataset', split_key):
     if key not in config:
       raise UserError(f'Source {name!r} lacks the key {key!r} in the config; it has {", ".join(sorted(config))}.')
-  builder = _prepared_builder(name, config['dataset'], config.get('data_dir'))
+  builder = prepared_builder(name, config['dataset'], config.get('data_dir'))
   dataset = f'dataset {config["dataset"]!r} (source {name!r})'
   form = builder.info.file_format and builder.info.file_format.value
   if form not in ('tfrecord', 'array_record'):
@@ -271,30 +272,43 @@ def read(source: Source, example: int, frame_numbers: np.ndarray) -> list[bytes]
   """The encoded frames of one example, in the order asked for; each distinct frame is read once.
 
   Raises:
-    UserError: the file has changed since the dataset was opened, or a stored video cannot be decoded.
+    UserError: the file has been damaged or changed since it was indexed, or a stored video cannot be decoded.
   """
   index, row = source.frames, source.rows[example]
   numbers, places = np.unique(frame_numbers, return_inverse=True)
   stored = numbers if source.decode is None else np.zeros(1, np.int64)
-  file = index.files[index.shard[row]]
   try:
     found = index.storage.read(index, row, stored)
   except OSError as e:
-    raise UserError(f'Cannot read {file} (source {source.name!r}): {e.strerror or e}; start the run again.') from None
-  if [len(f) for f in found] != index.frames(row)[1][stored].tolist():
-    raise UserError(f'{file} has changed while it was in use (source {source.name!r}): start the run again.')
+    raise UserError(_damaged(source, example, f'it cannot be read ({e.strerror or e})')) from None
+  expected = index.checksum[index.pointer[row] + stored].tolist()
+  for number, frame, checksum in zip(stored.tolist(), found, expected, strict=True):
+    if zlib.crc32(frame) != checksum:
+      what = f'frame {number}, byte {index.frames(row)[0][number]}, is not what was indexed'
+      raise UserError(_damaged(source, example, what))
   if source.decode is not None:
     try:
       found = source.decode(found[0], numbers)
     except compact.BrokenVideo as e:
       raise UserError(
-        f'The video of example {example} of source {source.name!r} cannot be decoded ({e}; in {file}): build the '
-        f'dataset again.'
+        f'The video of example {example} of source {source.name!r} cannot be decoded ({e}; in '
+        f'{index.files[index.shard[row]]}): build the dataset again.'
       ) from None
   return [found[place] for place in places]
 
 
-def _prepared_builder(name: str, dataset: str, data_dir: str | None):
+def _damaged(source: Source, example: int, what: str) -> str:
+  name = '' if source.ids is None else f' ({source.ids[example].decode("utf-8", "replace")})'
+  return (
+    f'{source.frames.files[source.frames.shard[source.rows[example]]]} has been damaged or changed: of example '
+    f'{example}{name} of source {source.name!r}, {what}. Start the run again if the dataset has just been built anew; '
+    f'else fetch the file or build the dataset again (`python -m data_pipelines.inspect '
+    f'{source.dataset or "DATASET"} --verify` lists all that is damaged).'
+  )
+
+
+def prepared_builder(name: str, dataset: str, data_dir: str | None):
+  """The TFDS builder of a prepared dataset; an embedded one is built first. UserError: there is no such dataset."""
   import tensorflow_datasets as tfds
 
   import data_pipelines.builders  # registers the embedded datasets

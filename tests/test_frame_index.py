@@ -1,8 +1,13 @@
 """The byte index: the bytes are TFDS's own, the cache is never stale, a broken file is named."""
 
+import fcntl
 import gzip
+import logging
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipelines import frame_index
+from data_pipelines import array_cache, frame_index
 from data_pipelines.contract import UserError
 from tests import tiny_datasets
 from tests.tiny_datasets import frame
@@ -123,26 +128,135 @@ def test_index_is_built_once_and_again_when_a_file_changes(file, monkeypatch):
   assert len([f for f in os.listdir(os.path.dirname(file)) if 'frame_index' in f]) == 1
 
 
-@pytest.mark.parametrize('damage', [b'', b'garbage', 'half', 'flip'])
-def test_corrupt_cache_is_built_again(file, damage):
+def cache_of(file):
+  (cache,) = Path(file).parent.glob('frame_index-*.npz')
+  return cache
+
+
+def same_index(a, b):
+  fields = ('shard', 'start', 'pointer', 'length', 'checksum', 'height', 'width')
+  same = [np.array_equal(getattr(a, f), getattr(b, f)) for f in fields]
+  return (
+    all(same)
+    and a.columns.keys() == b.columns.keys()
+    and all(np.array_equal(a.columns[c], b.columns[c]) for c in a.columns)
+  )
+
+
+def test_a_damaged_index_is_built_again(file):
+  index = frame_index.load_or_build([file], 'video')
+  cache = cache_of(file)
+  good = cache.read_bytes()
+  rng = np.random.default_rng(0)
+  damaged = [b'', b'garbage', good[: len(good) // 2], good[:-1], good + b'more', bytes(len(good))]
+  for _ in range(60):
+    flipped = bytearray(good)
+    flipped[rng.integers(len(good))] ^= 1 << rng.integers(8)
+    damaged.append(bytes(flipped))
+  for data in damaged:
+    cache.write_bytes(data)
+    assert same_index(frame_index.load_or_build([file], 'video'), index)
+
+
+def test_an_array_whose_length_is_damaged_is_noticed(tmp_path):
+  # NumPy takes it for a shorter array, and does not come to where the archive's own checksum is compared.
+  path = tmp_path / 'a.npz'
+  array_cache.save(str(path), 'key', {'x': np.arange(9000)})
+  key, arrays = array_cache.load(str(path))
+  assert key == 'key' and arrays.keys() == {'x'} and arrays['x'].tolist() == list(range(9000))
+  path.write_bytes(path.read_bytes().replace(b'(9000,)', b'(1000,)'))
+  with np.load(path) as stored:
+    assert len(stored['x']) == 1000
+  assert array_cache.load(str(path)) is None
+
+
+def test_an_index_of_an_earlier_version_is_built_again_and_said(file, caplog):
+  index = frame_index.load_or_build([file], 'video')
+  cache = cache_of(file)
+  with np.load(cache) as stored:
+    np.savez(cache, key='["1"]', **{n: stored[n] for n in stored.files if n != 'checksum' and not n.startswith('.')})
+  with caplog.at_level(logging.INFO, logger='absl'):
+    assert same_index(frame_index.load_or_build([file], 'video'), index)
+  assert 'earlier version' in caplog.text and 'Indexing the frames' in caplog.text
+  assert array_cache.load(str(cache)) is not None
+
+
+def test_an_index_of_another_dataset_is_built_again(file, tmp_path):
+  """Same names, sizes and times of change: the checksum at the end of the file tells."""
   frame_index.load_or_build([file], 'video')
-  (cache,) = (os.path.join(os.path.dirname(file), f) for f in os.listdir(os.path.dirname(file)) if '.npz' in f)
-  good = Path(cache).read_bytes()
-  flip = bytearray(good)
-  flip[len(flip) // 3] ^= 0xFF
-  Path(cache).write_bytes({'half': good[: len(good) // 2], 'flip': bytes(flip)}.get(damage, damage))
-  assert encoded(frame_index.load_or_build([file], 'video'), 2)[1] == frame(2, 1)
+  changed = os.stat(file).st_mtime_ns
+  write(file, [{'video': [frame(i, t) for t in range(3)], 'label': [i + 1]} for i in range(4)])
+  os.utime(file, ns=(changed, changed))
+  assert frame_index.load_or_build([file], 'video').columns['label'].tolist() == [1, 2, 3, 4]
+
+
+_OPEN = """
+import sys, time
+from data_pipelines import frame_index
+file, folder, number = sys.argv[1:]
+build = frame_index._build
+def slow(*args):
+  open(f'{folder}/walk-{number}', 'w').close()
+  time.sleep(1)
+  return build(*args)
+frame_index._build = slow
+open(f'{folder}/ready-{number}', 'w').close()
+while not __import__('os').path.exists(f'{folder}/go'):
+  time.sleep(0.01)
+assert frame_index.load_or_build([file], 'video').columns['label'].tolist() == [0, 1, 2, 3]
+"""
+
+
+def opening(file, folder, number):
+  return subprocess.Popen([sys.executable, '-c', _OPEN, file, str(folder), str(number)])
+
+
+def test_of_processes_that_open_an_unindexed_set_one_walks_it(file, tmp_path):
+  folder = tmp_path / 'told'
+  folder.mkdir()
+  processes = [opening(file, folder, i) for i in range(4)]
+  while len(list(folder.glob('ready-*'))) < 4:
+    assert all(p.poll() is None for p in processes)
+    time.sleep(0.01)
+  (folder / 'go').touch()
+  assert [p.wait(60) for p in processes] == [0] * 4
+  assert len(list(folder.glob('walk-*'))) == 1
+  assert sorted(f.name for f in tmp_path.iterdir()) == ['a.tfrecord', cache_of(file).name, 'told']  # no lock is left
+
+
+def test_a_process_that_dies_while_it_walks_frees_the_others(file, tmp_path):
+  folder = tmp_path / 'told'
+  folder.mkdir()
+  (folder / 'go').touch()
+  first = opening(file, folder, 0)
+  while not (folder / 'walk-0').exists():
+    assert first.poll() is None
+    time.sleep(0.01)
+  first.kill()
+  first.wait()
+  begin = time.monotonic()
+  assert len(frame_index.load_or_build([file], 'video').shard) == 4
+  assert time.monotonic() - begin < 5
+  assert not list(tmp_path.glob('*.lock'))
+
+
+def test_where_no_lock_can_be_had_everybody_walks(file, monkeypatch):
+  def refuse(*args):
+    raise OSError(38, 'Function not implemented')  # of file systems without locks
+
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  assert len(frame_index.load_or_build([file], 'video').shard) == 4
 
 
 def test_read_only_data_is_cached_in_the_users_directory(file, home, monkeypatch):
-  save = frame_index._save
+  save = array_cache.save
 
   def refuse(path, *args):
     if home not in Path(path).parents:
       raise PermissionError(13, 'Permission denied', str(path))
     save(path, *args)
 
-  monkeypatch.setattr(frame_index, '_save', refuse)
+  monkeypatch.setattr(array_cache, 'save', refuse)
   frame_index.load_or_build([file], 'video')
   assert len(list(home.rglob('*.npz'))) == 1
   monkeypatch.setattr(frame_index, '_build', None)  # must not be called
@@ -153,7 +267,7 @@ def test_index_works_where_nothing_can_be_written(file, monkeypatch):
   def refuse(path, *args):
     raise OSError(28, 'No space left on device', str(path))
 
-  monkeypatch.setattr(frame_index, '_save', refuse)
+  monkeypatch.setattr(array_cache, 'save', refuse)
   assert len(frame_index.load_or_build([file], 'video').shard) == 4
 
 
@@ -215,7 +329,7 @@ def test_other_files_are_named(file, tmp_path):
 def test_random_damage_never_goes_unnoticed_or_escapes(file, tmp_path, monkeypatch):
   # A damaged byte gives an index or a UserError, nothing else, and never a frame outside the file.
   data = Path(file).read_bytes()
-  monkeypatch.setattr(frame_index, '_load', lambda *a: None)
+  monkeypatch.setattr(array_cache, 'load', lambda *a: None)
   rng = np.random.default_rng(0)
   for _ in range(150):
     damaged = bytearray(data)

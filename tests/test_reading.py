@@ -147,12 +147,12 @@ def test_changed_and_missing_objects_are_named(plain, remote):
   with tf.io.gfile.GFile(file, 'rb') as f:
     data = f.read()
   put(file, data[:40])
-  with pytest.raises(UserError, match='has changed while it was in use'):
+  with pytest.raises(UserError, match='has been damaged or changed'):
     all_frames(source, 0)
-  with pytest.raises(UserError, match=f'{file}, byte 0: the file is truncated'):
+  with pytest.raises(UserError, match=f'{file}, record 0, byte 0: the file is truncated'):
     frame_index.load_or_build([file], 'video')
   tf.io.gfile.remove(file)
-  with pytest.raises(UserError, match='Cannot read ram://'):
+  with pytest.raises(UserError, match=r'ram://.* has been damaged or changed: .* it cannot be read'):
     all_frames(source, 0)
   with pytest.raises(UserError, match='Cannot read ram://'):
     frame_index.load_or_build([file], 'video')
@@ -164,8 +164,8 @@ def test_changed_and_missing_objects_are_named(plain, remote):
 def test_gzipped_files_are_read_forwards_once_a_pass(packed, monkeypatch):
   source = opened(packed)
   starts = []
-  records = reading._gzip_records
-  monkeypatch.setattr(reading, '_gzip_records', lambda file: starts.append(file) or records(file))
+  records = reading._unpacked
+  monkeypatch.setattr(reading, '_unpacked', lambda file: starts.append(file) or records(file))
   stream = Stream((0,), 2, 16, 5)
   batches = list(loader.train_batches([source], {'v': stream}, 7, num_steps=8))
   passes = np.concatenate([b['v']['example_id'] for b in batches]).reshape(2, 20)
@@ -205,8 +205,8 @@ def test_gzipped_files_are_evaluated_like_others(packed, plain):
 def test_two_streams_over_one_source_do_not_disturb_each_other(packed, monkeypatch):
   source = opened(packed)
   starts = []
-  records = reading._gzip_records
-  monkeypatch.setattr(reading, '_gzip_records', lambda file: starts.append(file) or records(file))
+  records = reading._unpacked
+  monkeypatch.setattr(reading, '_unpacked', lambda file: starts.append(file) or records(file))
   streams = {'v': Stream((0,), 2, 16, 4), 'w': Stream((0,), 1, 16, 4)}
   both = list(loader.train_batches([source], streams, 3, num_steps=5))
   assert len(starts) == 6  # each stream goes through the three files once
@@ -247,5 +247,5 @@ def test_a_damaged_gzipped_file_is_named_while_it_is_read(packed):
   source = opened(packed)
   for file in source.frames.files:
     os.truncate(file, 200)
-  with pytest.raises(UserError, match='has changed while it was in use'):
+  with pytest.raises(UserError, match='has been damaged or changed'):
     next(loader.train_batches([source], {'v': Stream((0,), 2, 16, 20)}, 0))
