@@ -130,7 +130,10 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per
   elif config.schedule == 'constant':
     main = optax.constant_schedule(peak)
   elif config.schedule == 'steps':
-    boundaries = {round(e * steps_per_epoch) - warmup: config.decay_factor for e in config.decay_epochs}
+    boundaries = {}
+    for epoch in config.decay_epochs:  # two may fall on one step
+      step = round(epoch * steps_per_epoch) - warmup
+      boundaries[step] = boundaries.get(step, 1.0) * config.decay_factor
     main = optax.piecewise_constant_schedule(peak, boundaries)
   else:
     raise UserError(f'config.optimizer.schedule is {config.schedule!r}: expected "cosine", "constant" or "steps".')
@@ -141,6 +144,9 @@ def make_optimizer(
   config: ml_collections.ConfigDict, schedule: optax.Schedule, depth: int
 ) -> optax.GradientTransformation:
   """Clip, scale (Adam, momentum, Lion), add decoupled weight decay, multiply by the learning rate.
+
+  `clip_norm` is of the gradients that this is given: of the whole batch, of the parameters that learn, since frozen
+  ones have none (see `split`), and before any learning-rate factor. Factors of the learning rate scale the decay, too.
 
   Args:
     config: `config.optimizer`.

@@ -254,6 +254,7 @@ def test_metrics_are_averages_over_the_interval(tmp_path):
     assert row[f'train/{name}/loss'] > 0
   losses, _, _ = run_steps(ONE_DEVICE, steps=4, total_steps=4)
   assert row['train/loss'] == pytest.approx(losses[-1], rel=1e-4)
+  assert row['learning_rate'] == pytest.approx(3e-3 * 0.5 * (1 + np.cos(np.pi * 3 / 4)))  # of the fourth update
 
 
 def test_metrics_file_drops_a_line_cut_by_a_kill(tmp_path):

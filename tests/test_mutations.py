@@ -1,0 +1,353 @@
+"""The tests notice when the arithmetic is wrong: each fault of a table, put into a copy, must turn its test red.
+
+`pytest -m slow tests/test_mutations.py` runs them all, some minutes; `-k` takes one by its name in the table. The fast
+tests only hold the table to the code: each text stands there once, and each test exists.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGES = ('cover_jax', 'data_pipelines', 'configs', 'tests')
+
+
+class Mutation(NamedTuple):
+  """A fault: in `file` the only `text` becomes `mutated`, and then `test` must fail: 'file::test', or with '[case]'."""
+
+  file: str
+  text: str
+  mutated: str
+  test: str
+
+
+_CHAIN, _OPTAX = 'test_optim.py::test_chain_is_what_is_written_out[{}]', 'test_optim.py::test_chain_is_optaxs'
+_STEP = 'test_optim.py::test_step_is_what_is_written_out[{}]'
+
+MUTATIONS = {
+  # The optimizer.
+  'decay negated': Mutation(
+    'cover_jax/optim.py', 'u + config.weight_decay * f * p', 'u - config.weight_decay * f * p', _OPTAX
+  ),
+  'decay without its rules': Mutation(
+    'cover_jax/optim.py', 'config.weight_decay * f * p', 'config.weight_decay * p', _OPTAX
+  ),
+  'decay before the scaler': Mutation(
+    'cover_jax/optim.py',
+    '  chain.append(scaler)\n  if config.weight_decay:\n    chain.append(optax.stateless(decay))\n',
+    '  if config.weight_decay:\n    chain.append(optax.stateless(decay))\n  chain.append(scaler)\n',
+    _OPTAX,
+  ),
+  'no clipping': Mutation(
+    'cover_jax/optim.py',
+    'optax.clip_by_global_norm(config.clip_norm)',
+    'optax.identity()',
+    'test_optim.py::test_clipping_is_by_the_norm_of_all_gradients_and_leaves_short_ones_to_the_bit',
+  ),
+  'clipping by element': Mutation(
+    'cover_jax/optim.py',
+    'optax.clip_by_global_norm(config.clip_norm)',
+    'optax.clip(config.clip_norm)',
+    'test_optim.py::test_clipping_is_by_the_norm_of_all_gradients_and_leaves_short_ones_to_the_bit',
+  ),
+  'layer decay off by one': Mutation(
+    'cover_jax/optim.py', 'depth - np.arange(depth)', 'depth - 1 - np.arange(depth)', _CHAIN.format('sgd-options1')
+  ),
+  'embeddings learn as the first block': Mutation(
+    'cover_jax/optim.py', 'decay ** (depth + 1)', 'decay**depth', _CHAIN.format('sgd-options1')
+  ),
+  'no factors of the learning rate': Mutation(
+    'cover_jax/optim.py',
+    'lambda u, rate: u * rate, updates',
+    'lambda u, rate: u, updates',
+    _CHAIN.format('sgd-options1'),
+  ),
+  'options dropped': Mutation(
+    'cover_jax/optim.py',
+    'SCALERS[config.name](**config.options)',
+    'SCALERS[config.name](**dict.fromkeys(config.options, 0.5))',
+    _OPTAX,
+  ),
+  'rules only at the start of a name': Mutation(
+    'cover_jax/optim.py',
+    're.search(pattern, name)',
+    're.match(pattern, name)',
+    'test_train.py::test_weight_decay_and_rates_by_rule',
+  ),
+  'nothing is frozen': Mutation(
+    'cover_jax/optim.py',
+    '_value(rules, name) == 0',
+    '_value(rules, name) < 0',
+    _STEP.format('frozen parts and padding'),
+  ),
+  'warm-up one step longer': Mutation(
+    'cover_jax/optim.py', 'main], [warmup])', 'main], [warmup + 1])', 'test_optim.py::test_cosine'
+  ),
+  'cosine as long as the run': Mutation(
+    'cover_jax/optim.py', 'after = total_steps - warmup', 'after = total_steps', 'test_optim.py::test_cosine'
+  ),
+  'cosine to zero': Mutation(
+    'cover_jax/optim.py', 'alpha=config.final_fraction', 'alpha=0.0', 'test_optim.py::test_cosine'
+  ),
+  'steps down counted from the warm-up': Mutation(
+    'cover_jax/optim.py',
+    'round(epoch * steps_per_epoch) - warmup',
+    'round(epoch * steps_per_epoch)',
+    'test_optim.py::test_steps_down_at_whole_epochs_whatever_the_warmup',
+  ),
+  # The step.
+  'weights of the streams dropped': Mutation(
+    'cover_jax/train.py',
+    'experiment.streams[name].loss_weight * out.loss',
+    'out.loss',
+    _STEP.format('sgd, weighted streams'),
+  ),
+  'average warms up otherwise': Mutation(
+    'cover_jax/train.py', '(10.0 + step)', '(11.0 + step)', _STEP.format('adam, shares of the mixture')
+  ),
+  'average the wrong way round': Mutation(
+    'cover_jax/train.py', '1.0 - decay', 'decay', _STEP.format('adam, shares of the mixture')
+  ),
+  'every step draws the same': Mutation(
+    'cover_jax/train.py',
+    'jax.random.fold_in(jax.random.key(config.seed), state.step)',
+    'jax.random.key(config.seed)',
+    'test_measures.py::test_every_step_stream_microbatch_and_seed_draws_its_own_numbers',
+  ),
+  'learning rate of the next step is logged': Mutation(
+    'cover_jax/train.py',
+    'schedule(step - 1)',
+    'schedule(step)',
+    'test_train.py::test_metrics_are_averages_over_the_interval',
+  ),
+  'gradients of the last microbatch only': Mutation(
+    'cover_jax/accumulation.py',
+    'jax.tree.map(jnp.add, gradients, more)',
+    'more',
+    _STEP.format('accumulation, frozen parts and padding'),
+  ),
+  'microbatches count alike': Mutation(
+    'cover_jax/accumulation.py',
+    'n / jnp.maximum(jnp.sum(n), 1)',
+    'jnp.ones_like(n) / steps',
+    _STEP.format('accumulation, frozen parts and padding'),
+  ),
+  'microbatches draw the same': Mutation(
+    'cover_jax/accumulation.py',
+    'jax.random.fold_in(rng, j)',
+    'rng',
+    'test_measures.py::test_every_step_stream_microbatch_and_seed_draws_its_own_numbers',
+  ),
+  # Mixing: clips on the device, sources in the order of examples.
+  'label shares swapped': Mutation(
+    'cover_jax/mixing.py',
+    'mix.share_B * own_B + (1.0 - mix.share_B) * partner_B',
+    '(1.0 - mix.share_B) * own_B + mix.share_B * partner_B',
+    'test_mixing.py::test_loss_is_the_mixture_of_both_labels_losses',
+  ),
+  'partners leave their group': Mutation(
+    'cover_jax/mixing.py',
+    'jnp.where(place_B < after_B, place_B, first_B)',
+    'jnp.where(place_B < len(group_B), place_B, 0)',
+    'test_mixing.py::test_partners_are_a_permutation_within_the_group_without_the_clip_itself',
+  ),
+  'temperature the wrong way up': Mutation(
+    'data_pipelines/mixture.py',
+    'weights.max()) ** (1 / temperature)',
+    'weights.max()) ** temperature',
+    'test_mixture.py::test_temperature_flattens',
+  ),
+  'passes drift': Mutation(
+    'data_pipelines/mixture.py',
+    'turn // self._blocks.sum() *',
+    'turn // (self._blocks.sum() + 1) *',
+    'test_mixture.py::test_any_weights_see_each_example_once_per_pass',
+  ),
+  # Metrics and evaluation.
+  'measures of all sources together': Mutation(
+    'cover_jax/metrics.py',
+    'mask_B & (source_B == index)',
+    'mask_B',
+    'test_measures.py::test_measures_are_means_over_the_examples_of_their_source',
+  ),
+  'measures of padding': Mutation(
+    'cover_jax/metrics.py',
+    'mask_B & (source_B == index)',
+    'source_B == index',
+    'test_measures.py::test_measures_are_means_over_the_examples_of_their_source',
+  ),
+  'measures of the last step only': Mutation(
+    'cover_jax/metrics.py',
+    'x.merge(y)',
+    'y',
+    'test_measures.py::test_measures_are_means_over_the_examples_of_their_source',
+  ),
+  'unlabelled examples are evaluated': Mutation(
+    'cover_jax/evaluate.py',
+    "batch['mask'] & (label_B >= 0)",
+    "batch['mask']",
+    'test_measures.py::test_evaluation_counts_labelled_examples_once',
+  ),
+  'top-4 for top-5': Mutation(
+    'cover_jax/evaluate.py',
+    'rank_B < 5',
+    'rank_B < 4',
+    'test_measures.py::test_evaluation_counts_labelled_examples_once',
+  ),
+  'confusion transposed': Mutation(
+    'cover_jax/evaluate.py',
+    '.at[label_B, predicted_B]',
+    '.at[predicted_B, label_B]',
+    'test_measures.py::test_evaluation_counts_labelled_examples_once',
+  ),
+  'missing examples the other way': Mutation(
+    'cover_jax/evaluate.py',
+    'self.expected if self.missing_wrong else self.examples',
+    'self.examples if self.missing_wrong else self.expected',
+    'test_evaluate.py::test_missing_examples_are_counted',
+  ),
+  'views averaged as logarithms': Mutation(
+    'cover_jax/evaluate.py',
+    'jax.nn.logsumexp(views_BxVxK, axis=1) - jnp.log(count)',
+    'jnp.mean(views_BxVxK, axis=1)',
+    'test_evaluate.py::test_views_are_averaged_as_probabilities',
+  ),
+  # Heads.
+  'logits of other heads are not masked': Mutation(
+    'cover_jax/models/heads.py',
+    'jnp.where(_own_columns(logits_BxK, source_B, columns), logits_BxK.astype(jnp.float32), _MASKED)',
+    'logits_BxK.astype(jnp.float32)',
+    'test_heads.py::test_cross_entropy_is_that_of_the_own_head',
+  ),
+  'a label one past the head': Mutation(
+    'cover_jax/models/heads.py',
+    'label_B < count_B',
+    'label_B <= count_B',
+    'test_heads.py::test_unlabelled_and_impossible_labels',
+  ),
+  'a broken model is right': Mutation(
+    'cover_jax/models/heads.py',
+    '~(logits_BxK <= true_Bx1)',
+    '(logits_BxK > true_Bx1)',
+    'test_heads.py::test_a_broken_model_is_never_right',
+  ),
+  # From the config to the run.
+  'device augmentation dropped': Mutation(
+    'cover_jax/experiment.py',
+    'augments[name].before(task)',
+    'task',
+    'test_wiring.py::test_augmentation_on_the_device_comes_before_the_objective',
+  ),
+  'mixup dropped': Mutation(
+    'cover_jax/experiment.py',
+    ', **augments[name].mixing}',
+    '}',
+    'test_wiring.py::test_clips_are_mixed_where_the_config_says',
+  ),
+  'geometry dropped in the plan': Mutation(
+    'cover_jax/experiment.py',
+    'rand_augment=augments[name].geometry',
+    'rand_augment=None',
+    'test_wiring.py::test_rand_augments_geometry_is_done_by_the_host',
+  ),
+  'no drop paths in training': Mutation(
+    'cover_jax/experiment.py',
+    'train=rng is not None',
+    'train=False',
+    'test_wiring.py::test_pixels_and_drop_paths_of_the_encoder',
+  ),
+  'pixels divided before the mean': Mutation(
+    'cover_jax/experiment.py',
+    '(pixels - mean) / std',
+    'pixels / std - mean',
+    'test_wiring.py::test_pixels_and_drop_paths_of_the_encoder',
+  ),
+  'weights of the config dropped': Mutation(
+    'cover_jax/experiment.py',
+    'explicit=explicit)',
+    'explicit=None)',
+    'test_wiring.py::test_weights_of_the_streams_losses',
+  ),
+  'geometry dropped on the way to the loader': Mutation(
+    'cover_jax/jobs.py',
+    'rand_augment=stream.rand_augment',
+    'rand_augment=None',
+    'test_wiring.py::test_rand_augments_geometry_is_done_by_the_host',
+  ),
+  'one source a step dropped': Mutation(
+    'cover_jax/jobs.py',
+    'one_source_a_step=config.mixture.one_source_a_step',
+    'one_source_a_step=False',
+    'test_wiring.py::test_one_source_a_step',
+  ),
+  'weights dropped on the way to the loader': Mutation(
+    'cover_jax/jobs.py',
+    'experiment.weights[experiment.sources[i].name]',
+    'experiment.sources[i].num_examples',
+    'test_wiring.py::test_weights_of_the_mixture_choose_the_examples',
+  ),
+  'views of the objective dropped': Mutation(
+    'cover_jax/jobs.py',
+    'views=experiment.objectives[name].views',
+    'views=None',
+    'test_wiring.py::test_an_objectives_views_are_loaded',
+  ),
+  'share of the labels dropped': Mutation(
+    'cover_jax/jobs.py',
+    "subsets.few_labels(source, source_config['label_fraction'])",
+    'source',
+    'test_wiring.py::test_some_of_the_training_examples',
+  ),
+  'other parameters evaluated': Mutation(
+    'cover_jax/jobs.py',
+    "{'raw': current.params, 'ema': current.ema}",
+    "{'raw': current.ema, 'ema': current.params}",
+    'test_wiring.py::test_parameters_that_are_evaluated',
+  ),
+  'always the same initial weights': Mutation(
+    'cover_jax/state.py',
+    'jax.random.key(experiment.config.seed)',
+    'jax.random.key(0)',
+    'test_wiring.py::test_seed_of_the_initial_weights',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', MUTATIONS)
+def test_the_table_fits_the_code(name):
+  mutation = MUTATIONS[name]
+  count = (ROOT / mutation.file).read_text().count(mutation.text)
+  assert count == 1, f'{mutation.file} has {mutation.text!r} {count} times, expected once: bring the table up to date'
+  assert mutation.mutated != mutation.text
+  file, test = mutation.test.split('::')
+  found = re.search(rf'^def {test.split("[")[0]}\(', (ROOT / 'tests' / file).read_text(), re.MULTILINE)
+  assert found, f'tests/{file} has no test {test}: bring the table up to date'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MUTATIONS)
+def test_a_fault_turns_its_test_red(name, tmp_path):
+  mutation = MUTATIONS[name]
+  for package in PACKAGES:
+    shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns('__pycache__'))
+  shutil.copy(ROOT / 'pyproject.toml', tmp_path)
+  file = tmp_path / mutation.file
+  text = file.read_text()
+  assert text.count(mutation.text) == 1
+  file.write_text(text.replace(mutation.text, mutation.mutated))
+  done = subprocess.run(
+    [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', f'tests/{mutation.test}'],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(tmp_path), 'PYTHONDONTWRITEBYTECODE': '1'},
+    capture_output=True,
+    text=True,
+  )
+  # 1: tests failed. Anything else would be a test that is not there, or a copy that does not even start.
+  assert done.returncode == 1, f'{mutation.test} does not notice: {name}\n{done.stdout[-3000:]}{done.stderr[-2000:]}'
+  assert re.search(r'^FAILED ', done.stdout, re.MULTILINE), done.stdout[-3000:]
