@@ -98,7 +98,7 @@ def rate(fps: float) -> Fraction:
   """Frames a second as encoders take them: MPEG-4 has 16 bits for each number. 25 where none is known."""
   exact = Fraction(fps if fps > 0 else 25)
   found = exact.limit_denominator(1001)
-  return found if 0 < found.numerator < 1 << 16 else Fraction(max(round(exact), 1))
+  return found if 0 < found.numerator < 1 << 16 else Fraction(min(max(round(exact), 1), (1 << 16) - 1))
 
 
 @functools.cache

@@ -109,7 +109,7 @@ def _mp4(f: BinaryIO, length: int) -> None:
     if name == b'sidx':
       indexed = max(indexed, _indexed_end(f, at, at + size))
     at += size
-  if at < length and holds(f, at, (b'moof', b'mdat')):
+  if at < length and holds(f, at, (b'moof', b'mdat', b'mfra', b'moov', b'sidx')):
     raise broken(at)
   need(max(at, indexed), length)
 

@@ -64,7 +64,8 @@ def write_at(path, milliseconds, codec='mpeg4', sound=None, size=(32, 48), noise
   """A video whose frame i is shown at a time, in noise or of brightness `grey(i)`; its sound begins at 0."""
   rng = np.random.default_rng(0)
   with av.open(path, 'w') as container:
-    video = container.add_stream(codec, rate=25, options=options or {})
+    quick = {'deadline': 'realtime', 'cpu-used': '8'} if codec == 'libvpx' else {}
+    video = container.add_stream(codec, rate=25, options=options or quick)
     video.height, video.width = size
     video.pix_fmt, video.bit_rate = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p', 400_000
     fine = Fraction(1, 1000) if codec.startswith('libvpx') or codec == 'libx264' else Fraction(1, 25)
