@@ -53,13 +53,14 @@ def encode(frames: Iterable[np.ndarray], fps: float) -> tuple[bytes, tuple[int, 
   """Encodes frames as an example stores them.
 
   Args:
-    frames: uint8 [H, W, 3], all of one size; an odd last row or column is dropped.
+    frames: uint8 [H, W, 3], all of one size; see `even`.
     fps: frames a second, for players; frames are found by their number.
 
   Returns:
     The mp4 and its (frames, height, width).
 
   Raises:
+    ValueError: no video can be of this size.
     RuntimeError: this PyAV has neither of the encoders libx264 and mpeg4.
   """
   out = io.BytesIO()
@@ -67,18 +68,37 @@ def encode(frames: Iterable[np.ndarray], fps: float) -> tuple[bytes, tuple[int, 
   with av.open(out, 'w', format='mp4') as container:
     stream = None
     for frame in frames:
+      picture = even(frame)
       if stream is None:
-        height, width = (side // 2 * 2 for side in frame.shape[:2])
+        height, width, _ = picture.shape
         encoder = _encoder()
-        rate = Fraction(fps if fps > 0 else 25).limit_denominator(1001)
-        stream = container.add_stream(encoder, rate=rate, options={**_ENCODERS[encoder], 'bf': '0'})
+        stream = container.add_stream(encoder, rate=rate(fps), options={**_ENCODERS[encoder], 'bf': '0'})
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, 'yuv420p', KEY_GAP
-      picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format='rgb24')
-      container.mux(stream.encode(picture))
+        try:
+          stream.codec_context.open(strict=False)
+        except av.FFmpegError:
+          raise ValueError(f'{encoder} cannot encode frames of {width} x {height} pixels') from None
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
       count += 1
     if stream is not None:
       container.mux(stream.encode())
   return out.getvalue(), (count, height, width)
+
+
+def even(picture_HxWx3: np.ndarray) -> np.ndarray:
+  """A picture of even sides, as encoders want it: an odd last row or column is dropped, a lone one is doubled."""
+  for axis in (0, 1):
+    side = picture_HxWx3.shape[axis]
+    numbers = [0, 0] if side == 1 else slice(side // 2 * 2)
+    picture_HxWx3 = picture_HxWx3[numbers] if axis == 0 else picture_HxWx3[:, numbers]
+  return np.ascontiguousarray(picture_HxWx3)
+
+
+def rate(fps: float) -> Fraction:
+  """Frames a second as encoders take them: MPEG-4 has 16 bits for each number. 25 where none is known."""
+  exact = Fraction(fps if fps > 0 else 25)
+  found = exact.limit_denominator(1001)
+  return found if 0 < found.numerator < 1 << 16 else Fraction(min(max(round(exact), 1), (1 << 16) - 1))
 
 
 @functools.cache

@@ -27,8 +27,8 @@ from data_pipelines import compact, video_files
 from data_pipelines.contract import UserError
 
 TIMEOUT = 60  # seconds without a frame
+_JPEG_SIDE = 65500  # pixels, of libjpeg
 _LARGEST = 1 << 30  # bytes of an example; a protocol buffer ends at 2 GiB, and a clip is some MB
-_LONGEST_GAP = 60.0  # seconds between two frames
 _MEMORY = 8 << 30  # address space of a child: 8K video fits, a bomb does not
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -100,8 +100,7 @@ def pictures(path: str, settings: Settings, times: list[float]) -> Iterator[Imag
     An iterator of RGB pictures; a frame that repeats is the same object.
 
   Raises:
-    UserError: as `video_files.frames`: part of a file is no file.
-    Failure: its timestamps jump.
+    UserError: as `video_files.frames`: part of a file is no file, and neither is a damaged one.
   """
   size, due = None, 0
   frames = video_files.frames(path, threads=1)  # one process a core: threads on top would be in each other's way
@@ -112,8 +111,6 @@ def pictures(path: str, settings: Settings, times: list[float]) -> Iterator[Imag
     if not settings.fps:
       yield Image.fromarray(frame.pixels(size))
       continue
-    if following is not None and following.seconds - frame.seconds > _LONGEST_GAP:
-      raise Failure(f'its timestamps jump by {following.seconds - frame.seconds:.0f} s after frame {len(times)}')
     # A frame stands for all instants that it is nearest to; the last one for as long as the ones before on average.
     if following is not None:
       until = (frame.seconds + following.seconds) / 2
@@ -145,7 +142,10 @@ def compact_video(
       alive()
       yield np.asarray(picture)
 
-  return compact.encode(arrays(), settings.fps or video_files.header(path).fps or 25.0)
+  try:
+    return compact.encode(arrays(), settings.fps or video_files.header(path).fps or 25.0)
+  except ValueError as error:
+    raise Failure(str(error)) from None
 
 
 def image(path: str, settings: Settings) -> bytes:
@@ -171,6 +171,8 @@ def image(path: str, settings: Settings) -> bytes:
 
 
 def _jpeg(picture: Image.Image, settings: Settings) -> bytes:
+  if max(picture.size) > _JPEG_SIDE:
+    raise Failure('its frames of {} x {} pixels are larger than a JPEG can be'.format(*picture.size))
   file = io.BytesIO()
   picture.save(file, 'JPEG', quality=settings.jpeg_quality)
   return file.getvalue()

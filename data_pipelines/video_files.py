@@ -6,59 +6,51 @@ may run backwards, and rotation is only a note in the header.
 """
 
 import collections
-import dataclasses
 import functools
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_pipelines import clips, containers
+from data_pipelines import clips, compact, containers, video_decoder
 from data_pipelines.contract import UserError
+from data_pipelines.video_decoder import Frame
 
 # Our choice: a head that samples segments was trained on whole videos, which are seconds long in its field. It sees
 # this many frames (10 s at 30 a second) as one video; a longer one is several.
 SEGMENT_WINDOW = 300
 
+_LOG = logging.getLogger(__name__)
+
 _ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # other formats with several pictures hold pages or stereo pairs
+_MOTION_JPEG = ('.mjpg', '.mjpeg')
 _ENCODERS = ('libx264', 'mpeg4')
 _GIF_FRAMES = 200
+_NO_DURATION = 0.01  # seconds; a picture of an animation that says so little says nothing
 
 
 class BrokenOff(UserError):
   """A file whose first frames were read and whose rest cannot be; the frames that were given are good."""
 
 
+class Damaged(BrokenOff):
+  """A file that was read to its end, and some of whose frames are not what was recorded, by the decoder's own word."""
+
+
 class Header(NamedTuple):
   """What a file says of itself.
 
   Attributes:
-    fps: frames a second; None for an image, or where the file says nothing plausible.
-    declared: number of frames; None where the file does not say. 1 for an image.
+    fps: frames a second, by its timestamps; None for an image, or where the file says nothing plausible.
+    declared: number of frames, by its index; None where the file has none. 1 for an image.
   """
 
   fps: float | None
   declared: int | None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Frame:
-  """One frame of a file.
-
-  Attributes:
-    seconds: since the first frame; never decreasing.
-    size: (H, W), upright.
-    pixels: gives uint8 [H, W, 3], upright, or [*size, 3] if called with a size: bicubic, antialiased. A function,
-      because most frames are decoded and not looked at.
-  """
-
-  seconds: float
-  size: tuple[int, int]
-  pixels: Callable[..., np.ndarray]
 
 
 class Cut(NamedTuple):
@@ -87,21 +79,20 @@ class Window(NamedTuple):
 
 
 def header(path: str) -> Header:
-  """Reads what a file says of itself, without decoding it.
+  """Reads what a file says of itself; a video is not decoded for it.
 
   Raises:
     UserError: if it is no video or image that can be read.
   """
   image = _open_image(path)
   if image is not None:
-    with image:
-      if not _is_animated(image):
-        return Header(None, 1)
-      milliseconds = image.info.get('duration', 0)
-      return Header(1000 / milliseconds if milliseconds else None, image.n_frames)
-  with _open_container(path) as container:
-    stream = _video_stream(path, container)
-    return Header(_rate(stream), _declared(container, stream))
+    if not _is_animated(image):
+      image.close()
+      return Header(None, 1)
+    count = image.n_frames
+    seconds = max(frame.seconds for frame in _image_frames(image))
+    return Header((count - 1) / seconds, count)
+  return Header(*video_decoder.survey(path))
 
 
 def frames(path: str, threads: int = 0) -> Iterator[Frame]:
@@ -116,10 +107,10 @@ def frames(path: str, threads: int = 0) -> Iterator[Frame]:
     BrokenOff: after the last good frame, if decoding fails there, a tenth of the declared frames is missing, or the
       file is shorter than its header says.
   """
-  declared = header(path).declared
   image = _open_image(path)
-  source = _container_frames(path, threads) if image is None else _image_frames(image)
-  decoded, reason = 0, 'the file ends early'
+  found = video_decoder.Findings()
+  source = video_decoder.frames(path, threads, found) if image is None else _image_frames(image)
+  decoded, reason = 0, ''
   try:
     for frame in source:
       yield frame
@@ -127,15 +118,26 @@ def frames(path: str, threads: int = 0) -> Iterator[Frame]:
   except Exception as error:  # decoders raise anything on broken bytes
     if isinstance(error, UserError):
       raise
-    reason = _reason(error)
-  else:
-    # Edit lists, rounding and variable rates leave honest files a little short.
-    if decoded and (declared is None or decoded >= 0.9 * declared - 1):
-      return
+    reason = video_decoder.reason(error)
+  if found.breaks:
+    first, more = found.breaks[0], len(found.breaks) - 1
+    _LOG.warning(
+      '%s: its timestamps leap by %.1f s after frame %d%s; time goes on from there without the leap.',
+      *(path, first.seconds, first.packet, f', and {more} times more' if more else ''),
+    )
+  reason = reason or containers.damage(path)
+  if not reason and found.declared is not None and found.packets < found.declared:
+    reason = 'the file ends early'
   if not decoded:
+    reason = reason or 'none in it is whole'
     raise UserError(f'{path} holds no frame that can be decoded ({reason}): is it complete?') from None
-  of = '' if declared is None else f' of {declared} declared'
-  raise BrokenOff(f'{path} breaks off: {decoded}{of} frames could be decoded ({reason}).') from None
+  if reason:
+    of = '' if found.declared is None else f' of {found.declared} declared'
+    raise BrokenOff(f'{path} breaks off: {decoded}{of} frames could be decoded ({reason}).') from None
+  if found.damaged:
+    numbers = sorted(set(found.damaged))
+    which = f'frame {numbers[0]}' + (f' and {len(numbers) - 1} more' if numbers[1:] else '')
+    raise Damaged(f'{path} is damaged: its decoder says so of {which} of {decoded}, counted from 0.') from None
 
 
 def fit(image_HxWx3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -254,7 +256,7 @@ def write_video(path: str, pictures: Iterable[np.ndarray], fps: float) -> str:
 
   Args:
     path: to write, without an ending.
-    pictures: uint8 [H, W, 3], all of one size; an odd last row or column is dropped.
+    pictures: uint8 [H, W, 3], all of one size; see `compact.even`.
     fps: frames a second.
 
   Returns:
@@ -267,12 +269,11 @@ def write_video(path: str, pictures: Iterable[np.ndarray], fps: float) -> str:
   with av.open(path, 'w') as container:
     stream = None
     for picture in pictures:
-      height, width = (side // 2 * 2 for side in picture.shape[:2])
+      even = compact.even(picture)
       if stream is None:
-        stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
-        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
-        stream.bit_rate = 2_000_000
-      even = np.ascontiguousarray(picture[:height, :width])
+        stream = container.add_stream(encoder, rate=compact.rate(fps))
+        stream.height, stream.width = even.shape[:2]
+        stream.pix_fmt, stream.bit_rate = 'yuv420p', 2_000_000
       container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
     if stream is not None:
       container.mux(stream.encode())
@@ -302,11 +303,6 @@ def _neighbours(have: int, want: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
   return lower, upper, place - low
 
 
-def _reason(error: Exception) -> str:
-  text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-  return text.splitlines()[0]
-
-
 def _open_image(path: str) -> Image.Image | None:
   """The file as Pillow opens it, or None if it is no image."""
   if not os.path.exists(path):
@@ -318,8 +314,9 @@ def _open_image(path: str) -> Image.Image | None:
   except Image.UnidentifiedImageError:
     return None
   except Exception as error:  # no permission, a picture too large to be honest, a broken header
-    raise UserError(f'{path} cannot be opened ({_reason(error)}).') from error
-  return None if image.format == 'MPEG' else image  # Pillow knows MPEG's first bytes and nothing more
+    raise UserError(f'{path} cannot be opened ({video_decoder.reason(error)}).') from error
+  # Pillow knows MPEG's first bytes and nothing more, and takes pictures one behind the other for the first one.
+  return None if image.format == 'MPEG' or path.lower().endswith(_MOTION_JPEG) else image
 
 
 def _is_animated(image: Image.Image) -> bool:
@@ -334,82 +331,11 @@ def _image_frames(image: Image.Image) -> Iterator[Frame]:
       # Decoded here, so that a broken picture is noticed here.
       upright = ImageOps.exif_transpose(image).convert('RGB')
       yield Frame(seconds, (upright.height, upright.width), functools.partial(_image_pixels, upright))
-      seconds += image.info.get('duration', 0) / 1000
+      duration = image.info.get('duration', 0) / 1000
+      seconds += duration if duration > _NO_DURATION else 0.1  # as browsers show it
 
 
 def _image_pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
   if size is not None and size != (image.height, image.width):
     image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
   return np.asarray(image)
-
-
-def _open_container(path: str):
-  try:
-    container = av.open(f'file:{path}')  # or 'a:b.mp4' would be the protocol a
-  except Exception as error:
-    raise UserError(f'{path} is not a video or image that can be read ({_reason(error)}).') from error
-  if container.format.name == 'tty':  # any text passes for a recording of a terminal
-    container.close()
-    raise UserError(f'{path} is a text file: give the path of a video or an image.')
-  return container
-
-
-def _video_stream(path: str, container):
-  pictures = (s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
-  stream = next(pictures, None)
-  if stream is None:
-    raise UserError(f'{path} has no video in it.')
-  return stream
-
-
-def _container_frames(path: str, threads: int) -> Iterator[Frame]:
-  with _open_container(path) as container:
-    stream = _video_stream(path, container)
-    stream.thread_type = 'AUTO'
-    stream.thread_count = threads
-    rate = _rate(stream) or 25.0
-    first = seconds = 0.0
-    for number, frame in enumerate(container.decode(stream)):
-      time = number / rate if frame.time is None else frame.time
-      if number == 0:
-        first = time
-      seconds = max(seconds, time - first)
-      yield Frame(seconds, _upright_size(frame), functools.partial(_upright, frame))
-  if missing := containers.missing_bytes(path):
-    raise OSError(f'its last {missing:,} bytes are missing')
-
-
-def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-  turned = round(frame.rotation / 90) % 2
-  return (frame.width, frame.height) if turned else (frame.height, frame.width)
-
-
-def _upright(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
-  # PyAV says how far the picture must be turned counterclockwise and does not turn it.
-  turns = round(frame.rotation / 90)
-  shape = {}
-  if size is not None and size != _upright_size(frame):
-    height, width = reversed(size) if turns % 2 else size
-    # Scaled before it becomes RGB, which costs a third of scaling the RGB (measured).
-    shape = {'height': height, 'width': width, 'interpolation': 'BICUBIC'}
-  return np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24', **shape), turns))
-
-
-def _rate(stream) -> float | None:
-  rate = stream.average_rate or stream.guessed_rate
-  return float(rate) if rate and 1 <= rate <= 300 else None
-
-
-def _declared(container, stream) -> int | None:
-  """Frames that a container promises: by its duration, which obeys edit lists, else by its own count."""
-  if stream.duration and stream.time_base:
-    seconds = float(stream.duration * stream.time_base)
-  elif ':' in (tag := stream.metadata.get('DURATION', '')):
-    hours, minutes, rest = tag.split(':')
-    seconds = int(hours) * 3600 + int(minutes) * 60 + float(rest)
-  elif container.duration and len(container.streams) == 1:
-    seconds = container.duration / av.time_base
-  else:
-    seconds = 0.0
-  rate = _rate(stream)
-  return (round(seconds * rate) if seconds and rate else stream.frames) or None

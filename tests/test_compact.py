@@ -90,6 +90,38 @@ def test_odd_sizes_lose_a_row_and_a_column():
   assert pixels(compact.decode(stored, [0])[0]).shape == (H - 2, W - 2, 3)
 
 
+SIZES = [(1, 1), (1, 64), (64, 1), (3, 3), (2, 5000), (5000, 2), (17, 31)]
+
+
+@pytest.mark.parametrize('encoder', list(compact._ENCODERS))
+@pytest.mark.parametrize('size', SIZES)
+def test_frames_of_any_size_are_stored(encoder, size, monkeypatch):
+  """A lone row or column is doubled, as encoders want even sides."""
+  monkeypatch.setattr(compact, '_encoder', lambda: encoder)
+  pictures = (np.full((*size, 3), 30 + 20 * i, np.uint8) for i in range(9))
+  stored, shape = compact.encode(pictures, 25.0)
+  assert shape == (9, *(max(side // 2 * 2, 2) for side in size))
+  for number, picture in zip((0, 5, 8), compact.decode(stored, [0, 5, 8]), strict=True):
+    found = pixels(picture)
+    assert found.shape == (*shape[1:], 3) and np.abs(found - 30 - 20 * number).max() < 12
+
+
+def test_a_size_that_no_encoder_takes_is_told():
+  with pytest.raises(ValueError, match='cannot encode frames of 70000 x 8 pixels'):
+    compact.encode([np.zeros((8, 70000, 3), np.uint8)], 25.0)
+
+
+@pytest.mark.parametrize('encoder', list(compact._ENCODERS))
+@pytest.mark.parametrize('fps', [0, 0.017, 1, 14.9797, 29.97, 119.88, 250.3, 1e-9, 90000.0])
+def test_any_rate_can_be_encoded(encoder, fps, monkeypatch):
+  """Rates are measured, so they are no round numbers."""
+  monkeypatch.setattr(compact, '_encoder', lambda: encoder)
+  stored, shape = compact.encode(frames(0)[:3], fps)
+  assert shape[0] == 3 and len(compact.decode(stored, [0, 2])) == 2
+  if 1 <= fps <= 300:
+    assert float(compact.rate(fps)) == pytest.approx(fps, rel=2e-3)
+
+
 @pytest.mark.parametrize('width', [1, 2, 3, 4, 5])
 def test_pictures_are_exact_for_both_readers(width):
   image = np.random.default_rng(width).integers(0, 256, (3, width, 3), np.uint8)

@@ -1,5 +1,6 @@
 """Files to JPEG frames, in a child process that no file can take down with it."""
 
+import dataclasses
 import io
 import itertools
 import random
@@ -8,15 +9,16 @@ import subprocess
 import sys
 import time
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines import transcode, video_files
+from data_pipelines import compact, transcode, video_files
 from data_pipelines.transcode import Decoder, Failure, Interrupted, Settings
-from tests.test_video_files import write
+from tests.test_video_files import packet_places, write, write_at
 
 NATIVE = Settings('video', short_side=256, fps=0, jpeg_quality=85)
 PICTURE = Settings('image', short_side=64, fps=0, jpeg_quality=85)
@@ -40,10 +42,6 @@ def frames(path, threads=0):
     bytearray(1 << 40)
   if 'quit' in path:
     os._exit(3)
-  if 'jump' in path:
-    for number, frame in enumerate(real(path, threads)):
-      yield video_files.Frame(frame.seconds + (1e6 if number > 2 else 0), frame.size, frame.pixels)
-    return
   print('a library says something')
   yield from real(path, threads)
 video_files.frames = frames
@@ -176,6 +174,54 @@ def test_what_is_no_whole_video_is_refused_with_its_reason(media, tmp_path):
     assert decode(str(media / 'video_edge/hevc.mp4'), NATIVE).num_frames == 10
 
 
+def test_a_damaged_video_is_refused_with_the_frame(tmp_path):
+  path = tmp_path / 'v.mov'
+  write_at(str(path), 40 * np.arange(30), size=(144, 176), noise=True)
+  data = bytearray(path.read_bytes())
+  at, size = packet_places(path)[17]
+  data[at + size // 2 : at + size // 2 + 40] = random.Random(0).randbytes(40)
+  path.write_bytes(data)
+  with Decoder() as decode:
+    for storage in ('jpeg', 'mp4'):
+      with pytest.raises(Failure, match='is damaged: its decoder says so of frame 17'):
+        decode(str(path), dataclasses.replace(NATIVE, storage=storage))
+
+
+@pytest.mark.parametrize('storage', ['jpeg', 'mp4'])
+@pytest.mark.parametrize('size', [(1, 64), (64, 1), (1, 1), (3, 5)])
+def test_tiny_videos_are_stored(tmp_path, storage, size):
+  path = tmp_path / 'v.mov'
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream('png', rate=25)
+    stream.height, stream.width, stream.pix_fmt = *size, 'rgb24'
+    for i in range(5):
+      picture = np.full((*size, 3), 40 * i, np.uint8)
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+    container.mux(stream.encode())
+  with Decoder() as decode:
+    found = decode(str(path), dataclasses.replace(NATIVE, storage=storage))
+  assert found.num_frames == 5 and found.fps == pytest.approx(25)
+  stored = decoded(found.frames if storage == 'jpeg' else compact.decode(found.frames[0], range(5)))
+  expected = size if storage == 'jpeg' else found.shape[1:]
+  for i, pixels in enumerate(stored):
+    assert pixels.shape == (*expected, 3) and np.abs(pixels.astype(int) - 40 * i).max() < 14
+
+
+@pytest.mark.parametrize(
+  ('storage', 'reason'), [('jpeg', 'larger than a JPEG can be'), ('mp4', 'cannot encode frames of')]
+)
+def test_a_size_that_cannot_be_stored_is_a_failure(tmp_path, storage, reason):
+  path = tmp_path / 'v.mkv'
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream('png', rate=25)
+    stream.height, stream.width, stream.pix_fmt = 2, 70_000, 'rgb24'
+    picture = np.zeros((2, 70_000, 3), np.uint8)
+    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+    container.mux(stream.encode())
+  with Decoder() as decode, pytest.raises(Failure, match=reason):
+    decode(str(path), dataclasses.replace(NATIVE, storage=storage))
+
+
 def test_odd_file_names(tmp_path):
   with Decoder() as decode:
     for name in ('a b.mp4', 'ü,"x".mp4', 'a:b.mp4', '-x.mp4', 'new\nline.mp4', 'raw\udcff.mp4'):
@@ -240,7 +286,6 @@ def test_a_file_that_breaks_the_decoder_is_a_failure_and_the_next_one_is_none(sa
     'quit': 'the decoder crashed .exit code 3',
     'bomb': 'memory',
     'hang': 'no frame for 1.5 s',
-    'jump': 'timestamps jump',
   }
   with Decoder(timeout=1.5) as decode:
     for name, reason in reasons.items():

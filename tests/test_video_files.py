@@ -1,7 +1,9 @@
 """Frames and windows of files: real ones of every container and codec, and generated ones whose content is known."""
 
+import itertools
 import struct
 import tracemalloc
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from data_pipelines import clips, video_files
 from data_pipelines.contract import UserError
-from data_pipelines.video_files import BrokenOff, Cut
+from data_pipelines.video_files import BrokenOff, Cut, Damaged
 
 # Frames that each file of the media folder decodes to, and its upright (height, width).
 MEDIA = {
@@ -56,6 +58,31 @@ def write(path, count, size=(32, 48), fps=10, codec='mpeg4', picture=None, **opt
       container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format='rgb24')))
     container.mux(stream.encode())
   return str(path)
+
+
+def write_at(path, milliseconds, codec='mpeg4', sound=None, size=(32, 48), noise=False, options=None):
+  """A video whose frame i is shown at a time, in noise or of brightness `grey(i)`; its sound begins at 0."""
+  rng = np.random.default_rng(0)
+  with av.open(path, 'w') as container:
+    quick = {'deadline': 'realtime', 'cpu-used': '8'} if codec == 'libvpx' else {}
+    video = container.add_stream(codec, rate=25, options=options or quick)
+    video.height, video.width = size
+    video.pix_fmt, video.bit_rate = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p', 400_000
+    fine = Fraction(1, 1000) if codec.startswith('libvpx') or codec == 'libx264' else Fraction(1, 25)
+    video.codec_context.time_base = fine
+    audio = container.add_stream(sound, rate=48000, layout='stereo') if sound else None
+    for i in range(int(milliseconds[-1] / 40) if audio else 0):
+      samples = np.zeros((1, 2 * 1920), np.int16)
+      part = av.AudioFrame.from_ndarray(samples, format='s16', layout='stereo')
+      part.sample_rate, part.pts, part.time_base = 48000, 1920 * i, Fraction(1, 48000)
+      container.mux(audio.encode(part))
+    for i, at in enumerate(milliseconds):
+      pixels = rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+      frame = av.VideoFrame.from_ndarray(pixels if noise else np.full((*size, 3), grey(i), np.uint8), format='rgb24')
+      frame.pts, frame.time_base = round(int(at) / 1000 / fine), fine
+      container.mux(video.encode(frame))
+    for stream in container.streams:
+      container.mux(stream.encode())
 
 
 def numbers(clip_TxHxWx3):
@@ -105,25 +132,49 @@ def test_rotated_recordings_are_upright(media):
   assert row < 160 and column > 284
 
 
-@pytest.mark.parametrize('turns', [0, 1, 2, 3])
-def test_rotation_in_the_header_is_undone(tmp_path, turns):
-  """A camera turned by quarter turns notes it in the track header; the frames come out as the scene was."""
-  scene = np.zeros((32, 64, 3), np.uint8)
-  scene[:16, :16] = 255, 0, 0  # a red corner, upper left
-  scene[16:, 48:] = 0, 0, 255  # a blue one, lower right
-  path = tmp_path / 'phone.mp4'
-  stored = np.ascontiguousarray(np.rot90(scene, turns))
-  write(path, 3, stored.shape[:2], picture=stored)
-  # ISO 14496-12: the matrix takes stored (x, y), y down, to shown: (x, y) -> (a x + c y, b x + d y).
-  a, b, c, d = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)][turns]
+# The 2 x 2 part [a, b, c, d] of a matrix takes stored (x, y), y down, to shown (a x + c y, b x + d y) (ISO 14496-12).
+# Beside each: how the scene is stored so that it is shown upright. FFmpeg's own player shows all of them so.
+MATRICES = {
+  (1, 0, 0, 1): lambda scene: scene,
+  (0, 1, -1, 0): lambda scene: np.rot90(scene),
+  (-1, 0, 0, -1): lambda scene: np.rot90(scene, 2),
+  (0, -1, 1, 0): lambda scene: np.rot90(scene, 3),
+  (-1, 0, 0, 1): lambda scene: scene[:, ::-1],  # a selfie
+  (1, 0, 0, -1): lambda scene: scene[::-1],
+  (0, 1, 1, 0): lambda scene: scene.swapaxes(0, 1),
+  (0, -1, -1, 0): lambda scene: np.rot90(scene, 2).swapaxes(0, 1),
+  (0, 0, 0, 0): lambda scene: scene,  # these flatten the picture, so players leave it alone
+  (0, 1, 0, 0): lambda scene: scene,
+  (1, 0, 0, 0): lambda scene: scene,
+}
+
+
+def note_matrix(path, entries):
+  """Writes a display matrix into the header of an mp4."""
+  a, b, c, d = entries
   data = bytearray(path.read_bytes())
   matrix = data.index(b'tkhd') + 4 + 40
   assert struct.unpack_from('>9i', data, matrix) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
   struct.pack_into('>9i', data, matrix, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
   path.write_bytes(data)
-  shown = next(video_files.frames(str(path))).pixels()
-  assert shown.shape == scene.shape
+
+
+@pytest.mark.parametrize('entries', MATRICES)
+def test_what_the_header_says_of_orientation_is_done(tmp_path, entries):
+  """A camera that was turned or mirrors notes it in the track header; the frames come out as the scene was."""
+  scene = np.zeros((32, 64, 3), np.uint8)
+  scene[:16, :16] = 255, 0, 0  # a red corner, upper left
+  scene[16:, 48:] = 0, 0, 255  # a blue one, lower right
+  stored = np.ascontiguousarray(MATRICES[entries](scene))
+  path = tmp_path / 'phone.mp4'
+  write(path, 3, stored.shape[:2], picture=stored)
+  note_matrix(path, entries)
+  frame = next(video_files.frames(str(path)))
+  shown = frame.pixels()
+  assert shown.shape == scene.shape and frame.size == scene.shape[:2]
   assert np.abs(shown.astype(int) - scene).mean() < 12
+  small = frame.pixels((16, 32)).astype(int)
+  assert small.shape == (16, 32, 3) and small[3, 3, 0] > 150 and small[12, 28, 2] > 150
 
 
 def test_phone_photograph_is_upright(tmp_path):
@@ -236,14 +287,14 @@ def test_what_is_no_video_is_refused_in_one_sentence(tmp_path):
 
 
 def test_a_truncated_download_is_noticed(tmp_path):
-  """Matroska simply ends, without an error; its header still says how long it was."""
+  """Matroska simply ends, without an error; the lengths of its parts still say how long it was."""
   whole = write(tmp_path / 'whole.mkv', 100, codec='mpeg4')
   data = (tmp_path / 'whole.mkv').read_bytes()
   cut = tmp_path / 'cut.mkv'
   cut.write_bytes(data[: len(data) // 2])
   assert len(list(video_files.frames(whole))) == 100
   decoded = []
-  with pytest.raises(BrokenOff, match='of 100 declared'):
+  with pytest.raises(BrokenOff, match=r'its last .* bytes are missing'):
     decoded.extend(numbers([f.pixels() for f in [frame]])[0] for frame in video_files.frames(str(cut)))
   windows = []
   with pytest.raises(BrokenOff):
@@ -267,3 +318,132 @@ def test_written_videos_can_be_read(tmp_path, monkeypatch, encoders):
   frames = list(video_files.frames(path))
   assert numbers([f.pixels() for f in frames]) == [0, 1, 2, 3, 4, 5]
   assert video_files.header(path).fps == pytest.approx(12.5)
+
+
+# ---- What is missing is known, not guessed.
+
+
+def test_the_rate_is_that_of_the_timestamps(tmp_path):
+  """A rate that a container names or FFmpeg guesses from the first frames says little of a video of variable rate."""
+  path = str(tmp_path / 'screen.webm')
+  milliseconds = np.cumsum([0, 33, 33, 33, 33, *np.random.default_rng(0).integers(100, 900, 65)])
+  write_at(path, milliseconds, codec='libvpx')
+  assert [round(1000 * f.seconds) for f in video_files.frames(path)] == milliseconds.tolist()
+  assert video_files.header(path).fps == pytest.approx(69 / (milliseconds[-1] / 1000), rel=1e-3)
+
+
+@pytest.mark.parametrize('name', ['late.mkv', 'late.webm', 'late.mp4', 'late.ts'])
+def test_a_video_may_begin_after_its_sound(tmp_path, name):
+  path = str(tmp_path / name)
+  codec, sound = ('libvpx', 'libopus') if name.endswith('webm') else ('mpeg4', 'mp2')
+  write_at(path, 3000 + 40 * np.arange(50), codec=codec, sound=sound)
+  times = [f.seconds for f in video_files.frames(path)]
+  assert len(times) == 50 and times[0] == 0
+  assert times[-1] == pytest.approx(49 * 0.04, abs=0.002)
+  assert video_files.header(path).fps == pytest.approx(25)
+
+
+def test_empty_packets_of_an_avi_hold_the_frame_before(tmp_path):
+  """AVI has no timestamps: a recorder that drops frames writes packets of no bytes in their place."""
+  path = str(tmp_path / 'a.avi')
+  write_at(path, 40 * np.array([0, 1, 2, 9, 10, 30, 31]))
+  assert [round(25 * f.seconds) for f in video_files.frames(path)] == [0, 1, 2, 9, 10, 30, 31]
+  assert video_files.header(path).fps == pytest.approx(6 / (31 / 25))
+
+
+def test_a_hole_is_noticed(tmp_path):
+  """FFmpeg goes on at the next piece that makes sense, which in a short WebM is the end."""
+  path = tmp_path / 'a.webm'
+  write_at(str(path), 40 * np.arange(24), codec='libvpx', sound='libopus', size=(144, 176), noise=True)
+  data = path.read_bytes()
+  assert len(list(video_files.frames(str(path)))) == 24
+  for start, stop in itertools.product([0.05, 0.3, 0.7], [200, 3000]):
+    at = int(len(data) * start)
+    path.write_bytes(data[:at] + data[at + stop :])
+    with pytest.raises(BrokenOff):
+      list(video_files.frames(str(path)))
+
+
+@pytest.mark.parametrize('codec', ['libx264', 'mpeg2video'])
+def test_a_recording_may_begin_between_two_key_frames(tmp_path, codec):
+  """As broadcast is recorded. What was before the first key frame cannot be shown, by any player."""
+  path = tmp_path / 'a.ts'
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream(codec, rate=25, options={'bf': '0', 'g': '10', 'sc_threshold': '0'})
+    stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 144, 176, 'yuv420p', 500_000
+    for i in range(40):
+      picture = np.full((144, 176, 3), grey(i), np.uint8)
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+    container.mux(stream.encode())
+  data, packets = (
+    path.read_bytes(),
+    [data[i : i + 188] for data in [path.read_bytes()] for i in range(0, len(data), 188)],
+  )
+  begins = [i for i, p in enumerate(packets) if p[1] & 0x40 and p[1:3] == b'\x41\x00']  # of the video's frames
+  assert len(begins) == 40
+  path.write_bytes(data[: 188 * begins[0]] + b''.join(packets[begins[3] :]))
+  shown = [f.pixels() for f in video_files.frames(str(path))]
+  assert numbers(shown)[-30:] == [i % 28 for i in range(10, 40)] and len(shown) <= 37
+
+
+def test_the_video_is_the_stream_that_players_choose(tmp_path):
+  """A thumbnail may come first; the video is flagged as the default."""
+  path = str(tmp_path / 'a.mkv')
+  with av.open(path, 'w') as container:
+    thumbnail, video = container.add_stream('mjpeg', rate=10), container.add_stream('mpeg4', rate=10)
+    for stream, size, pixels in ((thumbnail, 16, 'yuvj420p'), (video, 32, 'yuv420p')):
+      stream.width, stream.height, stream.pix_fmt = size, size, pixels
+    thumbnail.disposition, video.disposition = 0, av.stream.Disposition.default
+    for i in range(8):
+      for stream, size in ((thumbnail, 16), (video, 32)):
+        if i == 0 or stream is video:
+          picture = np.full((size, size, 3), grey(i), np.uint8)
+          container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+    container.mux(thumbnail.encode())
+    container.mux(video.encode())
+  found = list(video_files.frames(path))
+  assert numbers([f.pixels() for f in found]) == list(range(8)) and found[0].size == (32, 32)
+  assert video_files.header(path).fps == 10
+
+
+# ---- The decoder's own word.
+
+
+def packet_places(path):
+  """(first byte, length) of each packet of a video in a file."""
+  with av.open(str(path)) as container:
+    return [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+
+
+@pytest.mark.parametrize('codec', ['libx264', 'mpeg4', 'mpeg2video', 'mjpeg', 'libx265'])
+@pytest.mark.parametrize('threads', [1, 0])
+def test_a_damaged_frame_is_named(tmp_path, codec, threads):
+  path = tmp_path / 'a.mov'
+  options = {'libx265': {'x265-params': 'log-level=none:bframes=0'}, 'mjpeg': {}}.get(codec, {'bf': '0'})
+  write_at(str(path), 40 * np.arange(30), codec=codec, size=(144, 176), noise=True, options=options)
+  assert len(list(video_files.frames(str(path), threads))) == 30
+  data = bytearray(path.read_bytes())
+  at, size = packet_places(path)[17]
+  # HEVC's arithmetic decoder takes nearly anything, but not this; what no decoder notices cannot be known.
+  start, stop = (at + size // 3, at + size) if codec == 'libx265' else (at + size // 2, at + size // 2 + 40)
+  data[start:stop] = bytes(stop - start) if codec == 'libx265' else np.random.default_rng(1).bytes(stop - start)
+  path.write_bytes(data)
+  frames = video_files.frames(str(path), threads)
+  found = []
+  with pytest.raises(Damaged, match=r'frame 17\b') if threads == 1 else pytest.raises(Damaged):
+    found.extend(frames)
+  assert len(found) in (29, 30)  # what can be shown is shown
+
+
+def test_a_frame_that_the_decoder_drops_is_missed(tmp_path):
+  """An AV1 decoder drops what it cannot read, without a word."""
+  path = tmp_path / 'a.mp4'
+  write_at(str(path), 40 * np.arange(30), codec='libsvtav1', size=(144, 176), noise=True, options={'preset': '12'})
+  data = path.read_bytes()
+  seen = 0
+  for at, size in packet_places(path)[5:25]:
+    path.write_bytes(data[: at + 2] + bytes(size - 2) + data[at + size :])
+    with pytest.raises(UserError):
+      list(video_files.frames(str(path)))
+    seen += 1
+  assert seen == 20
