@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cover_jax.interop.convolution_layouts import CONVOLUTION_LAYOUTS
 from cover_jax.interop.layouts import LAYOUTS, Layout, Rule
 from cover_jax.interop.video_layouts import VIDEO_LAYOUTS
 from data_pipelines.contract import UserError
@@ -62,7 +63,7 @@ def detect(path: str, arrays: Mapping[str, np.ndarray]) -> Layout:
   Raises:
     UserError: if it is none of those known.
   """
-  layouts = (*VIDEO_LAYOUTS, *LAYOUTS)
+  layouts = (*CONVOLUTION_LAYOUTS, *VIDEO_LAYOUTS, *LAYOUTS)
   for layout in layouts:
     if any(prefix + layout.signature in arrays for prefix in layout.prefixes):
       return layout

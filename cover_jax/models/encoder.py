@@ -15,7 +15,8 @@ An encoder is one file in this folder with a Linen module named in `ENCODERS`; `
 4.  `width`: D of the feature. `level_names`: the intermediate maps that can be asked for, first to last.
 5.  `limits(frames, size)`: '' or one sentence on why clips of this geometry cannot be encoded. It is asked before any
     data is opened.
-6.  `products(frames, size)`: multiply-adds of the matrix products and convolutions of one clip's way forward.
+6.  `products(frames, size)`: multiply-adds of the matrix products and convolutions of one clip's way forward. What is
+    inherited counts those of the code; write a formula where the code pads or computes something twice.
 7.  `num_layers` and `layer(name)`: where a parameter stands between the pixels (0) and the heads (`num_layers`), for
     layer-wise learning rates; an array where layers are stacked on the first axis.
 8.  `DEBUG`: fields that make it tiny for `:debug` configs and tests. `at_depth(n)`: the same with n layers of the kind
@@ -26,17 +27,25 @@ An encoder is one file in this folder with a Linen module named in `ENCODERS`; `
 """
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # {config.model.name: (module, class)}; imported when it is asked for.
 ENCODERS: Mapping[str, tuple[str, str]] = {
   'timesformer': ('timesformer', 'TimeSformer'),
+  'videoprism': ('videoprism', 'VideoPrism'),
+  'videomae': ('videomae', 'VideoMAE'),
+  'vjepa2': ('vjepa2', 'VJEPA2'),
+  'resnet3d': ('resnet3d', 'ResNet3D'),
+  's3d': ('s3d', 'S3D'),
+  'c3d': ('c3d', 'C3D'),
 }
 
 
@@ -83,8 +92,10 @@ class Encoder(nn.Module):
     raise NotImplementedError
 
   def products(self, frames: int, size: tuple[int, int]) -> float:
-    """Multiply-adds of one clip's way through the encoder, without padding and recomputation."""
-    raise NotImplementedError
+    """Multiply-adds of one clip's way through the encoder: those of its convolutions and matrix products as written."""
+    clip = jax.ShapeDtypeStruct((1, frames, *size, 3), jnp.float32)
+    variables = jax.eval_shape(self.init, jax.random.key(0), clip)
+    return _products(jax.make_jaxpr(self.apply)(variables, clip).jaxpr)
 
   def at_depth(self, depth: int) -> 'Encoder':
     """The encoder with `depth` of the layers that repeat; itself where none do."""
@@ -105,3 +116,21 @@ def check_levels(encoder: Encoder, levels: Sequence[str]) -> None:
   """Raises ValueError for a level that the encoder does not have."""
   if unknown := sorted(set(levels) - set(encoder.level_names)):
     raise ValueError(f'{type(encoder).__name__} has no level {unknown}; expected names among {encoder.level_names}.')
+
+
+def _products(jaxpr: Any) -> float:
+  """Multiply-adds of the convolutions and matrix products of a jaxpr, with those of the functions that it calls."""
+  total = 0.0
+  for equation in jaxpr.eqns:
+    outputs, parameters = math.prod(equation.outvars[0].aval.shape), equation.params
+    if equation.primitive.name == 'conv_general_dilated':
+      kernel = equation.invars[1].aval.shape
+      total += outputs * math.prod(kernel) / kernel[parameters['dimension_numbers'].rhs_spec[0]]
+    elif equation.primitive.name == 'dot_general':
+      (contracted, _), _ = parameters['dimension_numbers']
+      total += outputs * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    inner = sum(
+      _products(getattr(p, 'jaxpr', p)) for p in parameters.values() if hasattr(getattr(p, 'jaxpr', p), 'eqns')
+    )
+    total += inner * parameters.get('length', 1)
+  return total
