@@ -75,7 +75,7 @@ class BatchNorm(nn.Module):
     bias_C = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)), (features,))
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (features,))
     running_var = self.variable('batch_stats', 'var', jnp.ones, (features,))
-    x_f32 = x.astype(jnp.float32)
+    x_f32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if use_running:
       mean_C, var_C = running_mean.value, running_var.value
     else:
