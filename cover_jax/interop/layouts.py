@@ -20,12 +20,14 @@ class Rule(NamedTuple):
       array of our 'blocks/' is stacked in the file already.
     axes: the transposition of one array of the file that makes it ours.
     third: 0, 1 or 2 where the file's array holds query, key and value one after the other on its first axis.
+    add: what the file's values lack to be ours: 1 where a LayerNorm multiplies by 1 + scale.
   """
 
   ours: str
   theirs: str
   axes: tuple[int, ...] | None = None
   third: int | None = None
+  add: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cover_jax.interop.convolution_layouts import CONVOLUTION_LAYOUTS
 from cover_jax.interop.layouts import LAYOUTS, Layout, Rule
+from cover_jax.interop.video_layouts import VIDEO_LAYOUTS
 from data_pipelines.contract import UserError
 
 
@@ -61,13 +63,14 @@ def detect(path: str, arrays: Mapping[str, np.ndarray]) -> Layout:
   Raises:
     UserError: if it is none of those known.
   """
-  for layout in LAYOUTS:
+  layouts = (*CONVOLUTION_LAYOUTS, *VIDEO_LAYOUTS, *LAYOUTS)
+  for layout in layouts:
     if any(prefix + layout.signature in arrays for prefix in layout.prefixes):
       return layout
   some = ', '.join(sorted(arrays)[:3])
   raise UserError(
     f'{path} holds weights of an unknown layout (its arrays are {some}, ...): expected one of '
-    f'{", ".join(layout.name for layout in LAYOUTS)}.'
+    f'{", ".join(layout.name for layout in layouts)}.'
   )
 
 
@@ -149,7 +152,8 @@ def convert(path: str, arrays: Mapping[str, np.ndarray], layout: Layout) -> Weig
 def _ours(rule: Rule, array: np.ndarray) -> np.ndarray:
   if rule.third is not None:
     array = np.split(array, 3)[rule.third]
-  return array if rule.axes is None else array.transpose(rule.axes)
+  array = array if rule.axes is None else array.transpose(rule.axes)
+  return array + np.float32(rule.add) if rule.add else array
 
 
 def _floats(array: np.ndarray) -> np.ndarray:

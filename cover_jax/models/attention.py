@@ -1,4 +1,4 @@
-"""Multi-head self-attention over short sequences (the frames at one place, the patches of one frame)."""
+"""Multi-head self-attention: over the frames at one place, the patches of one frame, or all tokens of a clip."""
 
 import functools
 from typing import Any
@@ -115,6 +115,17 @@ def _attend_backward(part, kept, d_context_RxHxLxK):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def attend_capped(query_RxHxLxK: jax.Array, key_RxHxLxK: jax.Array, value_RxHxLxK: jax.Array, cap: float) -> jax.Array:
+  """Softmax attention of every token of a row to all of it, with logits x squashed to cap * tanh(x / cap) in float32.
+
+  Returns:
+    The attended values [R, H, L, K] in the values' dtype.
+  """
+  logits_RxHxLxL = _multiply(query_RxHxLxK * query_RxHxLxK.shape[-1] ** -0.5, key_RxHxLxK.swapaxes(2, 3))
+  weights_RxHxLxL = jax.nn.softmax(cap * jnp.tanh(logits_RxHxLxL / cap), axis=-1)
+  return _multiply(weights_RxHxLxL.astype(value_RxHxLxK.dtype), value_RxHxLxK).astype(value_RxHxLxK.dtype)
+
+
 def attention_probabilities(query_RxHxLxK: jax.Array, key_RxHxLxK: jax.Array) -> jax.Array:
   """What `attend` weights the values with, float32 [R, H, L, L], for rows of one part."""
   scale = query_RxHxLxK.shape[-1] ** -0.5
@@ -133,6 +144,7 @@ class Projection(nn.Module):
     contracted: the number of axes to contract; the other ones make the bias.
     dtype: dtype of the computation.
     init_std: of the kernel's truncated normal.
+    use_bias: adds a bias.
   """
 
   shape: tuple[int, ...]
@@ -140,12 +152,15 @@ class Projection(nn.Module):
   contracted: int
   dtype: Any = jnp.float32
   init_std: float = 0.02
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     n = self.contracted
     init = nn.initializers.truncated_normal(self.init_std)
     kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), self.shape)
+    if not self.use_bias:
+      return jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=n)
     bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n:]), self.shape[n:])
     x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
     return jnp.tensordot(x, kernel, axes=n) + bias

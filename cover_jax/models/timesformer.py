@@ -19,18 +19,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cover_jax.models.attention import Attention, rows_together, written
+from cover_jax.models.attention import Attention, rows_together
+from cover_jax.models.transformer import REMAT_POLICIES, Mlp, dense, drop_path, layer_norm, token_init
 
-# What the backward pass may keep of a block instead of computing it again; None keeps nothing but its input.
-_REMAT_POLICIES = {
-  'full': None,
-  'attention': jax.checkpoint_policies.save_only_these_names('attention'),
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 _CHOICES = {
   'attention': ('divided', 'joint', 'space'),
   'image_temporal': ('run', 'skip'),
-  'remat': ('none', *_REMAT_POLICIES),
+  'remat': ('none', *REMAT_POLICIES),
 }
 
 
@@ -73,69 +68,6 @@ def class_token_first(x: jax.Array, *axes: int) -> jax.Array:
   return jnp.roll(x, (1,) * len(axes), axes)
 
 
-def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
-  """Stochastic depth: zeroes rows of x [R, ...] with probability `rate`, scales the rest by 1 / (1 - rate)."""
-  kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-  return (x * (kept / (1 - rate))).astype(x.dtype)
-
-
-def _layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
-  """LayerNorm, whose statistics Flax takes in float32 whatever the dtype."""
-  return nn.LayerNorm(
-    epsilon=1e-6,
-    dtype=dtype,
-    scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
-    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
-    name=name,
-  )
-
-
-def _dense(name: str, features: int, axes: tuple[str, str], dtype: Any, init: Any) -> nn.Dense:
-  return nn.Dense(
-    features,
-    dtype=dtype,
-    kernel_init=nn.with_logical_partitioning(init, axes),
-    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
-    dot_general=_product_with_written_kernel,
-    name=name,
-  )
-
-
-def _product_with_written_kernel(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
-  # Else a TPU converts a slice of the stacked float32 kernels within each product, again and again.
-  return jax.lax.dot_general(x, written(kernel), *args, **kwargs)
-
-
-def _token_init(std: float) -> Any:
-  return nn.with_logical_partitioning(nn.initializers.truncated_normal(std), (None, None, 'embed'))
-
-
-def gelu(x: jax.Array) -> jax.Array:
-  """The exact GELU, x * Phi(x), computed in float32.
-
-  `jax.nn.gelu` goes through erfc, which is exact to the last bit where GELU is nearly zero, and on a TPU costs a
-  sixteenth of the block. This one is off by 1e-7 |x| there, as PyTorch's is.
-  """
-  x_f32 = x.astype(jnp.float32)
-  return (0.5 * x_f32 * (1 + jax.lax.erf(x_f32 * math.sqrt(0.5)))).astype(x.dtype)
-
-
-class Mlp(nn.Module):
-  """The two-layer perceptron of a block: [..., D] -> [..., mlp_dim] -> GELU -> [..., D]."""
-
-  mlp_dim: int
-  gelu_approximate: bool = False
-  dtype: Any = jnp.float32
-  init_std: float = 0.02
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.initializers.truncated_normal(self.init_std)
-    hidden = _dense('hidden', self.mlp_dim, ('embed', 'mlp'), self.dtype, init)(x)
-    hidden = nn.gelu(hidden, approximate=True) if self.gelu_approximate else gelu(hidden)
-    return _dense('out', x.shape[-1], ('mlp', 'embed'), self.dtype, init)(hidden)
-
-
 class Block(nn.Module):
   """One transformer block, the body of the scan over depth; the fields are those of `TimeSformer`.
 
@@ -175,7 +107,7 @@ class Block(nn.Module):
       self._sow('space', einops.rearrange(class_token_first(probs_BxHxSxS, 2, 3), '(b t) h q k -> b t h q k', t=frames))
       x_BxSxD = x_BxSxD + drop(residual_BxSxD)
 
-    normed_BxSxD = _layer_norm('norm_mlp', self.dtype)(x_BxSxD)
+    normed_BxSxD = layer_norm('norm_mlp', self.dtype)(x_BxSxD)
     residual_BxSxD = Mlp(self.mlp_dim, self.gelu_approximate, self.dtype, self.init_std, name='mlp')(normed_BxSxD)
     return x_BxSxD + drop(residual_BxSxD), None
 
@@ -192,7 +124,7 @@ class Block(nn.Module):
     self._sow('time', einops.rearrange(probs_BNxHxTxT, '(b n) h q k -> b n h q k', b=batch))
     # The path is dropped before `temporal_fc`, as released: a dropped place still gets its bias.
     dropped_BNxTxD = drop(einops.rearrange(residual_RxGTxD, 'r (g t) d -> (r g) t d', t=frames))
-    temporal_fc = _dense('temporal_fc', width, ('embed', 'embed_out'), self.dtype, nn.initializers.zeros)
+    temporal_fc = dense('temporal_fc', width, ('embed', 'embed_out'), self.dtype, nn.initializers.zeros)
     residual_RxGTxD = temporal_fc(einops.rearrange(dropped_BNxTxD, '(r g) t d -> r (g t) d', g=together))
     if frames > 1 or self.image_temporal == 'run':
       groups_RxGTxD = groups_RxGTxD + residual_RxGTxD
@@ -209,7 +141,7 @@ class Block(nn.Module):
     return jnp.concatenate([patches_BxPxD + patch_residual_BxPxD, class_Bx1xD + class_residual_Bx1xD], axis=1)
 
   def _attend(self, name: str, x_RxLxD: jax.Array, parts: int = 1) -> tuple[jax.Array, jax.Array]:
-    normed_RxLxD = _layer_norm(f'norm_{name}', self.dtype)(x_RxLxD)
+    normed_RxLxD = layer_norm(f'norm_{name}', self.dtype)(x_RxLxD)
     return Attention(self.num_heads, self.dtype, self.init_std, name=f'attention_{name}')(normed_RxLxD, parts)
 
   def _sow(self, name: str, probs: jax.Array):
@@ -293,7 +225,7 @@ class TimeSformer(nn.Module):
     if self.attention == 'space':
       x = einops.rearrange(x, 'b t m d -> (b t) m d')
     else:
-      time_init = _token_init(self.time_init_std)
+      time_init = token_init(self.time_init_std)
       time_1xTxD = self.param('time_embedding', time_init, (1, self.num_frames, self.width))
       time_1xTx1xD = resize_time_embedding(time_1xTxD, frames)[:, :, None].astype(self.dtype)
       patches_BxPxD = einops.rearrange(x[:, :, :-1] + time_1xTx1xD, 'b t n d -> b (n t) d')
@@ -307,7 +239,7 @@ class TimeSformer(nn.Module):
       x_BxTxMxD = einops.rearrange(x, '(b t) m d -> b t m d', b=batch)
       patches_BxPxD = einops.rearrange(x_BxTxMxD[:, :, :-1], 'b t n d -> b (n t) d')
       x = jnp.concatenate([patches_BxPxD, x_BxTxMxD[:, :, -1].mean(axis=1, keepdims=True)], axis=1)
-    return class_token_first(_layer_norm('norm', self.dtype)(x), 1)
+    return class_token_first(layer_norm('norm', self.dtype)(x), 1)
 
   def _check(self, clip_BxTxHxWx3: jax.Array):
     for field, choices in _CHOICES.items():
@@ -346,8 +278,8 @@ class TimeSformer(nn.Module):
       bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed',)),
       name='patch_embedding',
     )(einops.rearrange(clip_BxTxHxWx3, 'b t h w c -> (b t) h w c'))
-    class_1x1xD = self.param('class_token', _token_init(self.init_std), (1, 1, self.width))
-    position_1xPxD = self.param('position_embedding', _token_init(self.position_init_std), (1, 1 + stored, self.width))
+    class_1x1xD = self.param('class_token', token_init(self.init_std), (1, 1, self.width))
+    position_1xPxD = self.param('position_embedding', token_init(self.position_init_std), (1, 1 + stored, self.width))
     patches_BTxNxD = einops.rearrange(patches_BTxRxCxD, 'f r c d -> f (r c) d')
     class_BTx1xD = jnp.broadcast_to(class_1x1xD.astype(self.dtype), (batch * frames, 1, self.width))
     x_BTxMxD = jnp.concatenate([patches_BTxNxD, class_BTx1xD], axis=1)
@@ -360,7 +292,7 @@ class TimeSformer(nn.Module):
     if self.remat != 'none':
       # Within one iteration of a loop nothing can merge the recomputation with the forward pass; unrolled,
       # XLA would undo it.
-      block = nn.remat(Block, policy=_REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll > 1)
+      block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.scan_unroll > 1)
     scanned = nn.scan(
       block,
       variable_axes={'params': 0, 'attention': 0},

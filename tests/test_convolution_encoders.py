@@ -1,0 +1,147 @@
+"""R3D, MC3, R(2+1)D and S3D against torchvision's numbers (tests/data/make_torchvision_video.py); C3D and variants."""
+
+import functools
+import json
+import math
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cover_jax.interop import convolution_layouts as layouts
+from cover_jax.interop.huggingface import nest
+from cover_jax.interop.weights import convert, detect
+from cover_jax.models.c3d import C3D
+from cover_jax.models.resnet3d import ResNet3D
+from cover_jax.models.s3d import S3D
+from tests import encoder_parity as parity
+from tests.torchvision_formula import GEOMETRY, array_of, clip_of, probe
+
+GOLDEN = json.loads((pathlib.Path(__file__).parent / 'data' / 'torchvision_video.json').read_text())['networks']
+NETWORKS = {
+  'r3d_18': (ResNet3D(kind='r3d'), layouts.R3D),
+  'mc3_18': (ResNet3D(kind='mc3'), layouts.R3D),
+  'r2plus1d_18': (ResNet3D(kind='r2plus1d'), layouts.R2PLUS1D),
+  's3d': (S3D(), layouts.S3D),
+}
+# S3D takes a clip of 16 frames of 224.
+EACH = [pytest.param(name, marks=pytest.mark.slow if name == 's3d' else ()) for name in NETWORKS]
+
+
+@functools.cache
+def loaded(name):
+  """(module, {'params', 'batch_stats', 'head'}) with the golden weights, read by our layout."""
+  module, layout = NETWORKS[name]
+  arrays = {k: array_of(k, tuple(shape)) for k, shape in GOLDEN[name]['shapes'].items()}
+  assert detect('file', arrays) is layout
+  weights = convert('file', arrays, layout)
+  variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *GEOMETRY[name][1:2], 32, 32, 3)))
+  wanted = [
+    (kind, '/'.join(k.key for k in path))
+    for kind, tree in nn.meta.unbox(variables).items()
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+  assert {key for _, key in wanted} == set(weights.encoder)
+  trees = {
+    kind: nest({key: jnp.asarray(weights.encoder[key].array) for k, key in wanted if k == kind})
+    for kind in ('params', 'batch_stats')
+  }
+  (head,) = weights.heads.values()
+  kernel = head['kernel'].array
+  trees['head'] = {'kernel': kernel.reshape(-1, kernel.shape[-1]), 'bias': head['bias'].array}
+  return module, trees
+
+
+def logits_of(module, params, head, batch_stats, x, train):
+  encoded, moved = module.apply({'params': params, 'batch_stats': batch_stats}, x, train=train, mutable=['batch_stats'])
+  return encoded.feature_BxD @ head['kernel'] + head['bias'], moved['batch_stats']
+
+
+@pytest.mark.parametrize('name', EACH)
+def test_logits_in_evaluation_are_torchvisions(name):
+  module, trees = loaded(name)
+  x = clip_of(GEOMETRY[name])
+  with jax.default_matmul_precision('highest'):
+    logits, stats = jax.jit(functools.partial(logits_of, module, train=False))(
+      trees['params'], trees['head'], trees['batch_stats'], x
+    )
+  theirs = np.array(GOLDEN[name]['eval'])
+  np.testing.assert_allclose(logits, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+  jax.tree.map(np.testing.assert_array_equal, stats, trees['batch_stats'])
+
+
+@pytest.mark.parametrize('name', EACH)
+def test_training_mode_gives_torchvisions_logits_gradients_and_running_statistics(name):
+  module, trees = loaded(name)
+  layout = NETWORKS[name][1]
+  golden, x = GOLDEN[name], clip_of(GEOMETRY[name])
+  theirs = np.array(golden['train'])
+  weights = np.arange(1.0, theirs.size + 1).reshape(theirs.shape) / theirs.size
+
+  # In float64: float32 moves some activations to the other side of a ReLU, and gradients by some 1e-4 with them.
+  with jax.enable_x64(True):
+    params, head, batch_stats = (
+      jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), trees[k]) for k in ('params', 'head', 'batch_stats')
+    )
+    module = module.clone(dtype=jnp.float64)
+
+    def loss(params, head):
+      logits, stats = logits_of(module, params, head, batch_stats, x.astype(np.float64), True)
+      return (logits * weights).sum(), (logits, stats)
+
+    gradients, (logits, stats) = jax.device_get(jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, head))
+  np.testing.assert_allclose(logits, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
+  for rule in layout.rules:
+    running = rule.ours.endswith(('/mean', '/var'))
+    ours = np.asarray(parity.get(stats if running else gradients[0], rule.ours))
+    if rule.axes is not None:  # into the order of their array, which the probe reads
+      ours = ours.transpose(np.argsort(rule.axes))
+    norm, product = golden['running' if running else 'gradients'][rule.theirs]
+    np.testing.assert_allclose(probe(ours), [norm, product], rtol=0, atol=1e-6 * norm, err_msg=rule.theirs)
+
+
+def test_frozen_statistics_are_used_in_training_and_stay(monkeypatch):
+  _, trees = loaded('r3d_18')
+  module = ResNet3D(kind='r3d', freeze_statistics=True)
+  x = clip_of(GEOMETRY['r3d_18'])
+  run = lambda train: logits_of(module, trees['params'], trees['head'], trees['batch_stats'], x, train)
+  (trained, stats), (evaluated, _) = run(True), run(False)
+  np.testing.assert_array_equal(trained, evaluated)
+  jax.tree.map(np.testing.assert_array_equal, stats, trees['batch_stats'])
+
+
+@pytest.mark.parametrize(
+  ('module', 'count'),
+  [
+    # torchvision's `num_params` without the classifier.
+    (ResNet3D(kind='r3d'), 33_166_272),
+    (ResNet3D(kind='mc3'), 11_490_240),
+    (ResNet3D(kind='r2plus1d'), 31_300_125),
+    (S3D(), 7_910_048),
+    # VCOP's networks.
+    (ResNet3D(kind='r3d', depths=(1, 1, 1, 1)), 14_361_792),
+    (ResNet3D(kind='r2plus1d', depths=(1, 1, 1, 1), factoring='convolution'), 14_365_303),
+    (C3D(), 27_661_440),
+  ],
+)
+def test_numbers_of_parameters(module, count):
+  assert parity.count(module, (1, 16, 32, 32, 3)) == count
+
+
+@pytest.mark.parametrize(('kind', 'gflops'), [('r3d', 40.697), ('mc3', 43.343), ('r2plus1d', 40.519)])
+def test_products_are_torchvisions_operations(kind, gflops):
+  # Published for 16 frames of 112 with the classifier of 400 classes.
+  operations = ResNet3D(kind=kind).products(16, (112, 112)) + 512 * 400
+  assert operations / 1e9 == pytest.approx(gflops, abs=1e-3)
+
+
+@pytest.mark.parametrize(('module', 'frames', 'side'), [(S3D(divide=16), 5, 17), (C3D(), 8, 16)])
+def test_limits_are_where_nothing_is_left_of_a_clip(module, frames, side):
+  shape = lambda t, s: jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((1, t, s, s, 3)))[0]
+  assert not module.limits(frames, (side, side))
+  assert math.prod(shape(frames, side).tokens_BxTxHxWxD.shape) > 0
+  assert 'frames' in module.limits(frames - 1, (side, side))
+  assert 'height' in module.limits(frames, (side, side - 1))
