@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 
 import jax
@@ -351,17 +350,61 @@ def test_a_run_that_starts_from_weights_trained_on_its_test_split_does_not_start
   before = _config(kinetics, '700')
   jobs.train(before, str(tmp_path / 'before'))
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+  opened = lambda config: jobs.open_experiment(config, mesh)[0].leaks
   config = _config(kinetics, '400')
   config.init_from.path = str(tmp_path / 'before')
   with pytest.raises(
     UserError, match=r"^The run .*before, whose .* a source 'k700' that trains on 1 .* 'k400' has too"
   ):
-    jobs.open_experiment(config, mesh)
+    opened(config)
   config.allow_overlap = True
   with caplog.at_level(logging.WARNING):
-    jobs.open_experiment(config, mesh)
+    found = opened(config)
   assert f'k700 of {tmp_path / "before"} trains on' in caplog.text
+  assert found == {
+    'trained_on': {'k400': {'examples': 1, 'by': ['k700 of before']}},
+    'not_compared': [],
+    'weights': 'compared',
+  }
+  # The data of the run before may be elsewhere, its checkpoint gone, or the weights another's.
   os.rename(kinetics + '/kinetics/700', kinetics + '/kinetics/gone')
+  unknown = {'trained_on': {}, 'weights': 'unknown'}
   with caplog.at_level(logging.WARNING):
-    jobs.open_experiment(config, mesh)
-  assert 'cannot be compared' in caplog.text
+    assert opened(config) == unknown | {'not_compared': ['k700 of before']}
+    config.init_from.path = str(tmp_path / 'gone.flax')
+    assert opened(config) == unknown | {'not_compared': ['gone.flax']}
+  assert caplog.text.count('cannot be compared with the test splits') == 2
+  config.init_from.path = str(tmp_path / 'ViT-B_16.npz')
+  assert opened(config) == unknown | {'not_compared': []}
+  config.init_from.path = ''
+  assert opened(config) == unknown | {'not_compared': [], 'weights': 'none'}
+
+
+def test_training_and_evaluation_report_what_was_trained_on(tmp_path, capsys):
+  from cover_jax import jobs, sharding
+
+  config = digits_cover.get_config('debug')
+  config.sources = {'digits': config.sources.digits}
+  config.streams = {'image': config.streams.image}
+  config.batch_size, config.total_steps, config.eval_every = 8, 2, 0
+  config.sources.digits.train, config.sources.digits.test = 'train+test[:30]', 'test[:40]'
+  run = str(tmp_path / 'run')
+  with pytest.raises(UserError, match=r"^Source 'digits' trains on 30 examples from 30 .*\(example 0, example 1"):
+    jobs.train(config, run)
+  config.allow_overlap = True
+  jobs.train(config, run)
+  expected = {
+    'trained_on': {'digits': {'examples': 30, 'by': ['digits']}},
+    'not_compared': [],
+    'weights': 'none',
+  }
+  assert json.loads((tmp_path / 'run/evaluation/report.json').read_text())['leaks'] == expected
+  assert 'Leaks: trained on 30 of the tested examples of digits (by digits).' in capsys.readouterr().out
+  # What counts is what the checkpoint was trained on, not what the config says by now.
+  config.sources.digits.train = 'train'
+  mesh = sharding.make_mesh(config.mesh)
+  assert jobs.open_experiment(config, mesh)[0].leaks == {'trained_on': {}, 'not_compared': [], 'weights': 'none'}
+  assert jobs.open_experiment(config, mesh, evaluated=run)[0].leaks == expected
+  config.allow_overlap = False
+  with pytest.raises(UserError, match=r"^Source 'digits' trains on 30 examples"):
+    jobs.evaluate(config, run)
