@@ -47,8 +47,13 @@ def _place(media: Path, state: str, number: int, path: Path, files: tuple[str, .
   path.parent.mkdir(parents=True, exist_ok=True)
   if state == 'corrupt' and files is _IMAGES:
     path.write_bytes((media / files[0]).read_bytes()[:2000])
+  elif state == 'corrupt':
+    shutil.copyfile(media / _CORRUPT, path)
   else:
-    shutil.copyfile(media / (_CORRUPT if state == 'corrupt' else files[number % len(files)]), path)
+    # With a box at the end that decoders skip: no two clips are the same file, as those of a dataset are not.
+    name = path.name.encode()
+    data = (media / files[number % len(files)]).read_bytes()
+    path.write_bytes(data + (8 + len(name)).to_bytes(4) + b'free' + name)
 
 
 def _write(path: Path, text: str) -> None:

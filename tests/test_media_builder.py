@@ -126,6 +126,8 @@ def test_examples_say_what_they_are(kit):
     'b/tiny_carphone.mp4': (120, 144, 176, 1, 30.0),
   }
   assert source.class_names == ('a', 'b') and source.video_names.tolist() == [b'train/' + i for i in source.ids]
+  files = [(kit / 'manual/train' / i.decode()).read_bytes() for i in source.ids]
+  assert [s.decode() for s in source.file_sha256] == [hashlib.sha256(f).hexdigest() for f in files]
 
 
 def test_tfds_reads_the_pixels_that_our_loader_reads(kit):
@@ -220,13 +222,16 @@ def test_an_example_is_what_tfds_would_write():
   from tensorflow_datasets.core import example_serializer
 
   features = tfds.features.FeaturesDict(shards.features('video', ['x', 'y', 'z']))
-  values = {'label': 2, 'id': 'ü', 'video_id': 'b', 'fps': 1.5, 'original_fps': 2.5, 'duration': 3.0, 'num_frames': 7}
+  numbers = {'label': 2, 'fps': 1.5, 'original_fps': 2.5, 'duration': 3.0, 'num_frames': 7}
+  values = numbers | {'id': 'ü', 'video_id': 'b', 'file_sha256': 'c0ffee'}
   frames = [b'one', b'two']
   serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
   expected = serializer.get_tf_example(features.encode_example(values | {'video': frames}))
   clip = Clip('ü', 'b', '', 2, '')
   found = shards._serialized(
-    shards._example(clip, shards.Media(frames, fps=1.5, original_fps=2.5, duration=3.0, num_frames=7), SETTINGS)
+    shards._example(
+      clip, shards.Media(frames, fps=1.5, original_fps=2.5, duration=3.0, num_frames=7), 'c0ffee', SETTINGS
+    )
   )
   assert found == expected.SerializeToString(deterministic=True)
 
@@ -337,6 +342,17 @@ def test_only_what_is_missing_or_changed_is_done_again(tmp_path, written, capsys
   assert 'from a build before' in capsys.readouterr().out
   source = opened(root, 'train')
   assert source.num_frames[source.ids.tolist().index(spec['clips'][0][0].encode())] == 9
+
+
+def test_shards_of_a_version_that_wrote_other_features_are_done_again(tmp_path, written, monkeypatch):
+  root = folder_of(tmp_path, train=8)
+  features = shards.features
+  with monkeypatch.context() as patch:
+    patch.setattr(shards, 'features', lambda *args: {k: v for k, v in features(*args).items() if k != 'file_sha256'})
+    stopped(root, 3)
+  written.clear()
+  make(root, {'train': 8}, num_shards=4)
+  assert len(written) == 4
 
 
 @pytest.mark.parametrize('damage', ['shard', 'outcome'])
