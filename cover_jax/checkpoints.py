@@ -16,6 +16,7 @@ from typing import Any
 import flax.serialization
 import jax
 import numpy as np
+from absl import logging
 
 from cover_jax import checkpoints_clu, checkpoints_orbax, processes, sharding
 from data_pipelines.contract import SourceInfo, UserError
@@ -89,13 +90,17 @@ class Saver:
   def keep_if_best(self, metric: str, value: float, step: int) -> None:
     """Keeps the newest checkpoint as 'best', if its metric is better than that in `best.json`; less loss is better."""
     self.wait()
+    if not np.isfinite(value):
+      logging.warning('%s is %s at step %d: it is not kept as the best.', metric, value, step)
+      return
     record = os.path.join(self._folder, 'best.json')
     sign = -1 if metric.endswith('loss') else 1
     best = {}
     if os.path.exists(record):
       with open(record, encoding='utf-8') as f:
         best = json.load(f)
-    if best.get('metric') == metric and sign * value <= sign * best['value']:
+    # What an earlier version may have kept for a NaN is no best.
+    if best.get('metric') == metric and np.isfinite(best['value']) and sign * value <= sign * best['value']:
       return
     self.keep('best')
     if jax.process_index() == 0:
@@ -264,23 +269,6 @@ def check_sources(loaded: Mapping[str, Any], sources: tuple[SourceInfo, ...]) ->
         f'{loaded["path"]} has {len(saved[source.name])}, or their names differ: '
         'use the data set version that the checkpoint was trained on, or start a new --workdir.'
       )
-
-
-def changed_config(loaded: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-  """'key: old -> new' for every config value that differs from the checkpoint's."""
-  old, new = _flat(loaded['about']['config']), _flat(json.loads(json.dumps(config)))
-  absent = '(absent)'
-  return [
-    f'{key}: {old.get(key, absent)} -> {new.get(key, absent)}'
-    for key in sorted(set(old) | set(new))
-    if old.get(key, absent) != new.get(key, absent)
-  ]
-
-
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-  if not isinstance(tree, Mapping):
-    return {prefix: tree}
-  return {k: v for key, value in tree.items() for k, v in _flat(value, f'{prefix}.{key}'.lstrip('.')).items()}
 
 
 def flatten(tree: Any) -> dict[str, Any]:
