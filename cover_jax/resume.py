@@ -14,8 +14,8 @@ from cover_jax import checkpoints
 from cover_jax.models.timesformer import TimeSformer
 from data_pipelines.contract import UserError
 
-# What a run may change as it goes on, as regexes of whole keys: how long it is, how it is optimised, what it costs, what
-# it reports. Any other key says which data in which order train which function: changing it would be another run.
+# Regexes of whole keys that a run may change as it goes on: how long it is, how it is optimised, what it costs, what it
+# reports. Any other key says which data in which order train which function: changing it would be another run.
 MAY_CHANGE = (
   'total_(steps|epochs)',
   r'optimizer\.(?!name$).*',

@@ -244,11 +244,8 @@ def train(
   if first == total:
     logging.info('The run in %s has done its %d steps: what is left is to evaluate and to report.', workdir, total)
   if first > total:
-    logging.warning(
-      'The run in %s is at step %d, past the last one, %d: nothing is trained, step %d is evaluated. To train on, raise '
-      'config.total_steps or config.total_epochs.',
-      *(workdir, first, total, first),
-    )
+    past = 'is at step %d, past its last one, %d: that step is evaluated. To train on, raise config.total_steps.'
+    logging.warning(f'The run in %s {past}', workdir, first, total)
   unread = None  # (step, report) that has been dispatched and not read: the host stays one step ahead
   step = saved = first
   with writer:
@@ -289,6 +286,8 @@ def train(
       if saved > first:
         saver().wait()
       raise Preempted(f'SIGTERM: saved {checkpoints.latest(workdir)} at step {step} of {total}.') from request
+    except finite.NonFiniteLoss:
+      raise
     except Exception:
       logging.error('Stopped at step %d. The last whole checkpoint: %s', step, checkpoints.latest(workdir) or 'none')
       raise

@@ -109,8 +109,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
   """Draws loss and top-1 of every source against the step.
 
   Args:
-    rows: lines of `metrics.jsonl`: 'train/<stream>/<source>/<measure>' and 'test/<source>/<measure>', of a step's values
-      the last. What is no finite number is left out.
+    rows: lines of `metrics.jsonl`: 'train/<stream>/<source>/<measure>' and 'test/<source>/<measure>'. Of several values
+      for a step the last counts; what is no finite number is left out.
     path: PNG to write.
   """
   series: dict[str, dict[int, float]] = {}
