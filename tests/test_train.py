@@ -11,6 +11,7 @@ import pytest
 
 from cover_jax import checkpoints, metrics, optim, sharding
 from cover_jax import train as training
+from cover_jax.finite import NonFiniteLoss
 from cover_jax.state import create, state_shardings
 from data_pipelines.contract import UserError
 from tests import tiny
@@ -233,7 +234,7 @@ def test_non_finite_loss_stops_and_names_step_stream_and_checkpoint(tmp_path):
   def labelled(batch):  # with a label that the head does not have: the data set changed under the run
     return batch | {'image': batch['image'] | {'label': np.full(8, 99, np.int32)}}
 
-  with pytest.raises(training.NonFiniteLoss, match=r'stream image is not finite at step 7\. .*ckpt-1\.flax'):
+  with pytest.raises(NonFiniteLoss, match=r'stream image is not finite at step 7\. .*ckpt-1\.flax'):
     _train_with_bad_batch(tmp_path, labelled)
 
 
@@ -244,7 +245,7 @@ def test_a_bad_gradient_of_a_finite_loss_is_found_before_the_save(tmp_path, chan
   def black(batch):
     return batch | {'image': batch['image'] | {'clip': np.zeros_like(batch['image']['clip'])}}
 
-  with pytest.raises(training.NonFiniteLoss, match=r'gradient is not finite.* at step 7\. .*ckpt-1\.flax'):
+  with pytest.raises(NonFiniteLoss, match=r'gradient is not finite.* at step 7\. .*ckpt-1\.flax'):
     _train_with_bad_batch(tmp_path, black, keep_every=7, **changes)
   loaded = checkpoints.load(str(tmp_path))
   assert loaded['about']['step'] == 5
@@ -259,7 +260,8 @@ def _train_with_bad_batch(folder, spoil, **changes):
   def loss(params, state, batch, rng):
     out = plain.loss(params, state, batch, rng)
     brightness = jnp.mean(batch['clip'].astype(jnp.float32))
-    root = jnp.sqrt(brightness * params['heads']['things']['bias'][0] ** 2)  # at 0 its derivative is infinity
+    # At brightness 0 the root's derivative is infinity, times 0.
+    root = jnp.sqrt(brightness * (1 + params['heads']['things']['bias'][0]) ** 2)
     return out._replace(loss=out.loss + 1e-9 * root)
 
   image = dataclasses.replace(plain, loss=loss)
