@@ -82,7 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.allow_overlap = False
 
   config.log_every = 50
-  config.checkpoint_every = 500  # and at the end, and on SIGTERM
+  config.checkpoint_every = 500  # and before evaluations, at the end, and on SIGTERM
   config.keep_checkpoints = 2  # the last ones
   config.keep_every = 0  # steps; these are kept for good, as checkpoints/step-<n>
   config.keep_best = ''  # such as 'test/k400/top1': the best evaluated one is kept as checkpoints/best

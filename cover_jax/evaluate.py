@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from cover_jax import sharding
 from cover_jax.experiment import Experiment
 from cover_jax.models.heads import Heads, cross_entropy, head_columns, rank_of_label
+from data_pipelines import durable
 from data_pipelines.contract import TestSet, UserError
 
 # {source: its test split}; see `data_pipelines/contract.py`.
@@ -227,10 +228,20 @@ def most_confused(confusion_KxK: np.ndarray, count: int = 20) -> list[tuple[int,
   return [(true, predicted, int(off_KxK[true, predicted])) for true, predicted in pairs if off_KxK[true, predicted]]
 
 
+MEASURES = ('top1', 'top5', 'mean_class_accuracy', 'loss')
+
+
 def scalars(results: Mapping[str, SourceResult]) -> dict[str, float]:
   """The results as metrics: 'test/<source>/<measure>'."""
-  measures = ('top1', 'top5', 'mean_class_accuracy', 'loss')
-  return {f'test/{name}/{m}': r.summary()[m] for name, r in results.items() for m in measures}
+  return {f'test/{name}/{m}': r.summary()[m] for name, r in results.items() for m in MEASURES}
+
+
+def check_keep_best(keep_best: str, test_sets: TestSets) -> None:
+  """Raises a UserError if `config.keep_best` names none of the `scalars` that evaluations of these sets give."""
+  names = [f'test/{name}/{m}' for name in test_sets for m in MEASURES]
+  if keep_best and keep_best not in names:
+    known = f'one of {", ".join(names)}' if names else "'', since no source has a test split with labels"
+    raise UserError(f'config.keep_best is {keep_best!r}: expected {known}.')
 
 
 def write_report(
@@ -251,10 +262,10 @@ def write_report(
   from cover_jax import visualise  # matplotlib, which training itself does not need
 
   os.makedirs(folder, exist_ok=True)
-  summaries = {}
+  summaries, pictures = {}, {}
   for name, result in results.items():
     class_names = experiment.sources[experiment.source_id(name)].class_names
-    with open(os.path.join(folder, f'per_class_{name}.csv'), 'w', newline='', encoding='utf-8') as f:
+    with durable.replacing(os.path.join(folder, f'per_class_{name}.csv'), 'w') as f:
       rows = csv.writer(f)
       rows.writerow(['class', 'examples', 'correct', 'accuracy', 'most confused with'])
       for k, class_name in enumerate(class_names):
@@ -269,7 +280,8 @@ def write_report(
       for t, p, n in pairs
     ]
     summaries[name] = result.summary() | {'most_confused': worst}
-    visualise.confusion_matrix(
+    pictures[f'confusion_{name}.png'] = functools.partial(
+      visualise.confusion_matrix,
       result.confusion_KxK,
       class_names,
       pairs,
@@ -277,9 +289,9 @@ def write_report(
       os.path.join(folder, f'confusion_{name}.png'),
     )
   path = os.path.join(folder, 'report.json')
-  with open(path, 'w', encoding='utf-8') as f:
-    json.dump(_rounded({**about, 'sources': summaries}), f, indent=2, sort_keys=True, ensure_ascii=False)
-    f.write('\n')
+  text = json.dumps(_rounded({**about, 'sources': summaries}), indent=2, sort_keys=True, ensure_ascii=False)
+  durable.write(path, text + '\n')
+  visualise.each(pictures)  # last: what cannot be drawn costs no number
   return path
 
 

@@ -17,8 +17,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from cover_jax import contrastive, processes, protocols, sharding
+from cover_jax import workdir as workdirs
 from cover_jax.experiment import Experiment
-from data_pipelines import subsets
+from data_pipelines import durable, subsets
 from data_pipelines.contract import SubBatch, TestSet, UserError
 
 
@@ -81,10 +82,8 @@ def cached(
       return Features(*(stored[field] for field in Features._fields))
   features = encode(experiment, params, split.batches(), mesh, pool)
   if jax.process_index() == 0:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + '.tmp', 'wb') as f:
+    with workdirs.writing(folder, path), workdirs.turn(os.path.dirname(path)), durable.replacing(path) as f:
       np.savez(f, **features._asdict())
-    os.replace(path + '.tmp', path)
   return features
 
 
@@ -180,11 +179,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def write_report(results: Mapping[str, Mapping[str, Any]], folder: str, about: Mapping[str, Any]) -> str:
-  """Writes `report.json`, without times and paths, and gives its path."""
-  os.makedirs(folder, exist_ok=True)
+  """Writes `report.json`, without times and paths, into a folder that is there, and gives its path."""
   path = os.path.join(folder, 'report.json')
   shown = {name: {k: v for k, v in r.items() if k != 'nearest'} for name, r in results.items()}
-  with open(path, 'w', encoding='utf-8') as f:
-    json.dump({**about, 'sources': shown}, f, indent=2, sort_keys=True)
-    f.write('\n')
+  durable.write(path, json.dumps({**about, 'sources': shown}, indent=2, sort_keys=True) + '\n')
   return path

@@ -11,10 +11,11 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, frozen, initialise, interop, metrics, processes, sharding, state
+from cover_jax import checkpoints, frozen, initialise, interop, metrics, processes, resume, sharding, state
 from cover_jax import evaluate as evaluation
 from cover_jax import experiment as experiments
 from cover_jax import train as training
+from cover_jax import workdir as workdirs
 from cover_jax.experiment import Experiment
 from data_pipelines import leaks, loader, sources, subsets, views
 from data_pipelines.contract import BatchIterator, SourceInfo, TestSet, UserError
@@ -26,9 +27,16 @@ def _size(source: SourceInfo) -> str:
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Trains (or continues) an experiment, evaluates it and leaves everything in the workdir."""
-  _prepare_workdir(workdir)
+  workdirs.prepare(workdir)
+  with workdirs.hold(workdir):
+    resume.check(workdir, config.to_dict())
+    _train(config, workdir)
+
+
+def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh = sharding.make_mesh(config.mesh)
   experiment, data, tests = open_experiment(config, mesh)
+  evaluation.check_keep_best(config.keep_best, tests)
   for name, stream in experiment.streams.items():
     members = ', '.join(_size(experiment.sources[i]) for i in stream.sources)
     logging.info(
@@ -69,7 +77,7 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
 
   Without either it is a random one, the baseline that pre-training has to beat.
   """
-  _prepare_workdir(workdir)
+  workdirs.prepare(workdir)
   mesh = sharding.make_mesh(config.mesh)
   experiment, _, tests = open_experiment(config, mesh)
   if not tests:
@@ -103,8 +111,9 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
   from cover_jax import visualise
 
   folder = os.path.join(workdir, 'frozen')
-  path = frozen.write_report(results, folder, {'encoder_sha256': sha256, 'leaks': experiment.leaks})
-  visualise.neighbours(rows, os.path.join(folder, 'neighbours.png'))
+  with workdirs.writing(workdir, 'the report'), workdirs.turn(folder):
+    path = frozen.write_report(results, folder, {'encoder_sha256': sha256, 'leaks': experiment.leaks})
+    visualise.neighbours(rows, os.path.join(folder, 'neighbours.png'))
   print(f'\n{frozen.table(results)}\n\n{leaks.sentence(experiment.leaks)}')
   print(f'Report and neighbours: {path}, {os.path.join(folder, "neighbours.png")}')
 
@@ -312,21 +321,6 @@ def _chosen_params(config: ml_collections.ConfigDict, current: state.TrainState)
   return {'raw': current.params, 'ema': current.ema}[config.eval_params]
 
 
-def _prepare_workdir(workdir: str) -> None:
-  if '://' in workdir:
-    raise UserError(
-      f'--workdir={workdir} is not a folder: mount the bucket (gcsfuse), on every host, and name its folder.'
-    )
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    probe = os.path.join(workdir, f'.writable-{jax.process_index()}')
-    with open(probe, 'w', encoding='utf-8'):
-      pass
-    os.remove(probe)
-  except OSError as error:
-    raise UserError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another folder.') from error
-
-
 def _report(
   experiment: Experiment,
   results: Mapping[str, evaluation.SourceResult],
@@ -342,9 +336,10 @@ def _report(
     'params_sha256': evaluation.params_sha256(params),
     'leaks': experiment.leaks,
   }
-  path = evaluation.write_report(results, experiment, folder, about=about)
   print(f'\nStep {step}, {experiment.config.eval_params} parameters, {checkpoint}\n\n{evaluation.table(results)}\n')
   print(leaks.sentence(experiment.leaks))
+  with workdirs.writing(workdir, 'the report'), workdirs.turn(folder):
+    path = evaluation.write_report(results, experiment, folder, about=about)
   print(f'Table, per-class accuracy and confusion matrices: {folder}')
   return path
 
@@ -357,16 +352,20 @@ def _finish(experiment, final, results, tests, workdir) -> None:
   from cover_jax import visualise
 
   checkpoint = checkpoints.latest(workdir)
+  curves, predictions = (os.path.join(workdir, name) for name in ('training_curves.png', 'predictions.png'))
+  last = {}
   if results:
-    _report(experiment, results, params, workdir, int(final.step), checkpoint)
-  curves = os.path.join(workdir, 'training_curves.png')
-  visualise.training_curves(metrics.read_jsonl(os.path.join(workdir, 'metrics.jsonl')), curves)
+    last['The report'] = lambda: _report(experiment, results, params, workdir, int(final.step), checkpoint)
+  rows = metrics.read_jsonl(os.path.join(workdir, metrics.FILE))
+  last[curves] = lambda: visualise.training_curves(rows, curves)
+  if tests:
+    last[predictions] = lambda: visualise.predictions(sample_predictions(experiment, params, tests), predictions)
+  with workdirs.writing(workdir, 'all of the results'):
+    visualise.each(last)
   print(f'Checkpoint:          {checkpoint}')
   print(f'Training curves:     {curves}')
   if tests:
-    pictures = os.path.join(workdir, 'predictions.png')
-    visualise.predictions(sample_predictions(experiment, params, tests), pictures)
-    print(f'Sample predictions:  {pictures}')
+    print(f'Sample predictions:  {predictions}')
   print(f'TensorBoard:         tensorboard --logdir {workdir}')
 
 

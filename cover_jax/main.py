@@ -6,9 +6,10 @@
 
 A run of several processes (hosts) is the same command on each; see docs/scale.md.
 
-Exit codes: 0 done; 2 a mistake in the command, config or files (one sentence says which); 3 the loss is not
-finite; 75 SIGTERM came and the state was saved, or another process of the run died: run the same command again.
-(JAX itself ends a process with 134 where it notices the death first.)
+Exit codes: 0 done; 2 a mistake in the command, config or files, another run in the workdir, a full disk (one sentence
+says which); 3 the loss or its gradient is not finite; 75 SIGTERM came and the state was saved, or another process of
+the run died: run the same command again; 130 Ctrl-C. (JAX itself ends a process with 134 where it notices the death
+first.)
 """
 
 import sys
@@ -20,7 +21,7 @@ from absl import app, flags, logging
 from cover_jax import command_line
 from data_pipelines.contract import UserError
 
-EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 2, 3, 75
+EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 3, 75, 130
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and pictures; made if missing.')
@@ -55,8 +56,9 @@ def _fail(code: int, message: str) -> None:
 
 def main() -> None:
   """The command line."""
+  from cover_jax.finite import NonFiniteLoss
   from cover_jax.processes import leave, lost_peer
-  from cover_jax.train import NonFiniteLoss, Preempted
+  from cover_jax.train import Preempted
 
   try:
     app.run(run, flags_parser=command_line.parse)
@@ -66,6 +68,8 @@ def main() -> None:
     _fail(EXIT_NON_FINITE, f'Error: {error}')
   except Preempted as stop:
     _fail(EXIT_PREEMPTED, f'{stop} Run the same command again to continue (exit code {EXIT_PREEMPTED}).')
+  except KeyboardInterrupt:
+    _fail(EXIT_INTERRUPTED, 'Interrupted: the same command goes on from the newest checkpoint.')
   except Exception as error:
     if lost_peer(error):
       _fail(EXIT_PREEMPTED, f'Another process of the run died: start all of them again ({str(error).splitlines()[0]}).')

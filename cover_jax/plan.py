@@ -25,7 +25,7 @@ from cover_jax import chips, command_line, experiment, hlo_costs, plan_costs, pl
 from cover_jax.chips import Slice
 from cover_jax.experiment import Experiment
 from cover_jax.plan_costs import Memory, OutOfMemory
-from data_pipelines import sizes
+from data_pipelines import durable, sizes
 from data_pipelines.contract import SourceInfo, UserError
 
 _CONFIG = command_line.define_config()
@@ -331,9 +331,7 @@ def _plain(x: Any) -> Any:
 def _write(path: str, text: str) -> None:
   try:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(f'{path}.part', 'w', encoding='utf-8') as f:
-      f.write(text)
-    os.replace(f'{path}.part', path)
+    durable.write(path, text)
   except OSError as error:
     raise UserError(f'--output={path} cannot be written ({error.strerror}): choose another place.') from error
 

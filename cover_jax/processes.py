@@ -27,6 +27,8 @@ _LAUNCHERS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 _FLAGS = '--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1'
 # What collectives and the coordination service say when the other end is gone.
 _LOST = re.compile(r'gloo|nccl|coordination.?service|heartbeat|barrier|DEADLINE_EXCEEDED', re.IGNORECASE)
+# Bytes of a message that process 0 sends to the others.
+_MESSAGE = 8192
 
 
 def start(
@@ -155,6 +157,30 @@ def leave(code: int) -> NoReturn:
 def _shutdown() -> None:
   with contextlib.suppress(Exception):
     jax.distributed.shutdown()
+
+
+def first(do: Callable[[], Any]) -> Any:
+  """Does something in process 0 alone. Every process must call it.
+
+  Returns:
+    What `do` returns; None in the other processes.
+
+  Raises:
+    UserError: in every process, if `do` raises one, so that none waits for one that has ended.
+  """
+  if jax.process_count() == 1:
+    return do()
+  result, message = None, b''
+  if jax.process_index() == 0:
+    try:
+      result = do()
+    except UserError as error:
+      message = str(error).encode()[:_MESSAGE]
+  padded = np.frombuffer(message.ljust(_MESSAGE, b'\0'), np.uint8)
+  message = bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b'\0')
+  if message:
+    raise UserError(message.decode(errors='replace'))
+  return result
 
 
 def gather(tree: Any) -> Any:

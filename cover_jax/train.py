@@ -12,9 +12,11 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from cover_jax import accumulation, checkpoints, initialise, metrics, optim, sharding
+from cover_jax import accumulation, checkpoints, finite, initialise, metrics, optim, processes, sharding
+from cover_jax import workdir as workdirs
 from cover_jax.experiment import Experiment
 from cover_jax.state import TrainState, state_shardings
+from data_pipelines import durable
 from data_pipelines.contract import BatchIterator, SubBatch, UserError
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
@@ -22,10 +24,6 @@ TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 
 class Preempted(Exception):
   """SIGTERM came, the state was saved, the same command continues the run."""
-
-
-class NonFiniteLoss(Exception):
-  """The loss is not a number any more; nothing was saved since."""
 
 
 def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainStep:
@@ -138,8 +136,6 @@ def start_state(
   template = {'state': abstract, 'interval': zeros()}
   where = {'state': placed, 'interval': jax.tree.map(lambda _: sharding.replicated(mesh), zeros())}
   restored = checkpoints.restore(workdir, template, where, experiment.sources)
-  for line in checkpoints.changed_config(restored, experiment.config.to_dict()):
-    logging.warning('The config changed since the checkpoint: %s', line)
   logging.info('Continuing from %s (step %d)', restored['path'], int(restored['state'].step))
   return restored['state'], restored['interval'], place(zeros())
 
@@ -172,12 +168,16 @@ def train(
 ) -> TrainState:
   """Runs the config's steps, from the workdir's newest checkpoint if there is one.
 
+  The state is saved every `config.checkpoint_every` steps, before every evaluation, at the end and when `stop` says so;
+  never after a step whose loss or gradient is not finite.
+
   Args:
     experiment: the run.
     batches: step -> iterator of this process's batches from that step on; see `data_pipelines/contract.py`.
-    workdir: an existing folder for checkpoints, metrics and logs.
+    workdir: an existing folder for checkpoints, metrics and logs; see `workdir.hold`.
     mesh: the devices.
-    evaluate: state -> scalars; called every `config.eval_every` steps and at the end.
+    evaluate: state -> scalars; called every `config.eval_every` steps and at the end, also where the workdir's
+      checkpoint is at the end already.
     stop: asked once a step whether to save and stop; see `processes.watch_preemption`. `evaluate` may ask it, too,
       and raise `Preempted`; see `stoppable`.
 
@@ -186,25 +186,30 @@ def train(
 
   Raises:
     Preempted: when `stop` says so, once the state is saved.
-    NonFiniteLoss: at the first step whose loss is not finite, naming step, stream and last checkpoint.
-    UserError: if the checkpoint does not fit the config, or cannot be written.
+    NonFiniteLoss: at the first step whose loss or gradient is not finite, naming step, stream and last checkpoint.
+    UserError: if the checkpoint does not fit the config, or something cannot be written.
   """
-  config = experiment.config
+  config, total = experiment.config, experiment.total_steps
   optimizer, schedule = make_optimizer(experiment)
   state, interval, empty = start_state(experiment, optimizer, mesh, workdir)
-  train_step = compile_step(experiment, optimizer, mesh)
   first = int(state.step)
-  saver = checkpoints.Saver(workdir, config.keep_checkpoints)  # what cannot be saved is found now
-  main_process = jax.process_index() == 0
-  if main_process:
-    # Only now: the checkpoint that is there, if any, fits this config.
-    with open(os.path.join(workdir, 'config.json'), 'w', encoding='utf-8') as f:
-      f.write(config.to_json_best_effort(indent=2) + '\n')
+  _check_start(state, workdir, config)
+  train_step = compile_step(experiment, optimizer, mesh)
+  # Only now: the checkpoint that is there, if any, fits this config.
+  processes.first(lambda: _write_config(workdir, config))
+  actions = []
+  if jax.process_index() == 0:
     logging.info('\n%s', parameter_overview.get_parameter_overview(state.params, include_stats='sharding'))
-  writer = metrics.Writer(workdir, first_step=first, active=main_process)
-  actions = _periodic_actions(experiment, workdir) if main_process else []
+    actions = _periodic_actions(experiment, workdir)
+  # The evaluation of the restored step came after its save, if it came at all: it is done again.
+  evaluate_first = evaluate is not None and (first >= total or (first > 0 and _due(config.eval_every, first)))
+  writer = metrics.Writer(workdir, first_step=first, tests_again=evaluate_first)
+  saver = checkpoints.Saver(workdir, config.keep_checkpoints)  # what cannot be saved is found now
 
   def save(step, state, interval):
+    if bad := finite.bad_arrays(state):
+      stop_at(step, f'Loss and gradient are finite, but the state is not ({", ".join(bad[:3])}, {len(bad)} arrays)')
+    writer.flush()
     text = checkpoints.about(config.to_dict(), experiment.sources, step)
     path = saver.save({'about': text, 'state': state, 'interval': interval})
     logging.info('Saved %s (step %d)', path, step)
@@ -221,72 +226,88 @@ def train(
 
   def settle(step, report):
     """Reads a step that has been dispatched; blocks until it is done."""
-    losses = jax.device_get(report['losses'])
-    bad = sorted(name for name, loss in losses.items() if not np.isfinite(loss))
-    if bad:
-      if step > first:
-        saver.wait()
-      raise NonFiniteLoss(
-        f'The loss of stream {", ".join(bad)} is not finite at step {step}. The last checkpoint is '
-        f'{checkpoints.latest(workdir) or "none"}; lower config.optimizer.learning_rate, set '
-        'config.optimizer.clip_norm, or look at the data of that step.'
-      )
+    losses, scalars = jax.device_get((report['losses'], report['scalars']))
+    if trouble := finite.trouble(losses, scalars['loss'], scalars['gradient_norm']):
+      stop_at(step, trouble)
     if 'log' in report:
-      scalars = {f'train/{k}': v for k, v in metrics.compute(report['log']).items()}
-      scalars |= {f'train/{k}': float(v) for k, v in jax.device_get(report['scalars']).items()}
-      scalars['learning_rate'] = float(schedule(step - 1))
-      writer.write(step, scalars)
+      averages = {f'train/{k}': v for k, v in metrics.compute(report['log']).items()}
+      own = {f'train/{k}': float(v) for k, v in scalars.items()}
+      writer.write(step, averages | own | {'learning_rate': float(schedule(step - 1))})
 
-  total = experiment.total_steps
-  if first >= total:
-    logging.warning(
-      'The run in %s ended at step %d of %d: nothing is trained. Take another workdir?', workdir, first, total
-    )
-  unread = None  # (step, report) that has been dispatched and not read: the host stays one step ahead
-  step = saved = first
-  try:
-    if first > 0 and _due(config.keep_every, first):
-      saver.keep(f'step-{first}')  # a kill may have come between its save and this
-    if evaluate is not None and 0 < first < total and _due(config.eval_every, first):
-      evaluate_at(first, state)
-    data = batches(first)
-    for step in range(first + 1, total + 1):
-      batch = sharding.to_global(next(data), mesh)
-      state, report = train_step(state, batch)
-      interval = metrics.merge(interval, report['measures'])
-      if step % config.log_every == 0 or step == total:
-        report['log'], interval = interval, empty
-      if unread:
-        settle(*unread)
-      unread = (step, report)
-      for action in actions:
-        action(step)
-      stopping, last = stop(), step == total
-      evaluate_now = evaluate is not None and not last and not stopping and _due(config.eval_every, step)
-      save_now = last or stopping or _due(config.checkpoint_every, step) or _due(config.keep_every, step)
-      save_now = save_now or (evaluate_now and bool(config.keep_best))
-      if save_now or evaluate_now:
-        settle(*unread)
-        unread = None
-      if save_now:
-        save(step, state, interval)
-        saved = step
-      if stopping and not last:
-        raise Preempted
-      if evaluate_now:
-        evaluate_at(step, state)
-    if evaluate is not None:
-      evaluate_at(total, state)
+  def stop_at(step, trouble):
     if saved > first:
       saver.wait()
-  except Preempted as request:
-    if saved < step:
-      save(step, state, interval)
-    saver.wait()
-    raise Preempted(f'SIGTERM: saved {checkpoints.latest(workdir)} at step {step} of {total}.') from request
-  finally:
-    writer.close()
+    raise finite.NonFiniteLoss(
+      f'{trouble} at step {step}. Nothing of that step was saved; the last whole checkpoint is '
+      f'{checkpoints.latest(workdir) or "none"}. Lower config.optimizer.learning_rate, set '
+      'config.optimizer.clip_norm, or look at the data of that step, then run the same command again.'
+    )
+
+  if first == total:
+    logging.info('The run in %s has done its %d steps: what is left is to evaluate and to report.', workdir, total)
+  if first > total:
+    past = 'is at step %d, past its last one, %d: that step is evaluated. To train on, raise config.total_steps.'
+    logging.warning(f'The run in %s {past}', workdir, first, total)
+  unread = None  # (step, report) that has been dispatched and not read: the host stays one step ahead
+  step = saved = first
+  with writer:
+    try:
+      if first > 0 and _due(config.keep_every, first):
+        saver.keep(f'step-{first}')  # a kill may have come between its save and this
+      if evaluate_first:
+        evaluate_at(first, state)
+      data = batches(first) if first < total else iter(())
+      for step in range(first + 1, total + 1):
+        batch = sharding.to_global(next(data), mesh)
+        state, report = train_step(state, batch)
+        interval = metrics.merge(interval, report['measures'])
+        if step % config.log_every == 0 or step == total:
+          report['log'], interval = interval, empty
+        if unread:
+          settle(*unread)
+        unread = (step, report)
+        for action in actions:
+          action(step)
+        stopping, last = stop(), step == total
+        evaluate_now = evaluate is not None and not last and not stopping and _due(config.eval_every, step)
+        save_now = _due(config.checkpoint_every, step) or _due(config.keep_every, step)
+        if save_now or evaluate_now or last or stopping:
+          settle(*unread)
+          unread = None
+          save(step, state, interval)
+          saved = step
+        if stopping and not last:
+          raise Preempted
+        if evaluate_now:
+          evaluate_at(step, state)
+      if evaluate is not None and first < total:
+        evaluate_at(total, state)
+      if saved > first:
+        saver.wait()
+    except Preempted as request:
+      if saved > first:
+        saver.wait()
+      raise Preempted(f'SIGTERM: saved {checkpoints.latest(workdir)} at step {step} of {total}.') from request
+    except finite.NonFiniteLoss:
+      raise
+    except Exception:
+      logging.error('Stopped at step %d. The last whole checkpoint: %s', step, checkpoints.latest(workdir) or 'none')
+      raise
   return state
+
+
+def _check_start(state: TrainState, workdir: str, config: Any) -> None:
+  """Raises a UserError if the state to start from holds numbers that are none: training could only spread them."""
+  if bad := finite.bad_arrays(state):
+    newest = checkpoints.latest(workdir)
+    where = newest or config.init_from.path or 'The state to start from'
+    remedy = 'remove it, to go on from the one before' if newest else 'start from other weights'
+    raise UserError(f'{where} holds numbers that are not finite ({", ".join(bad[:3])}, {len(bad)} arrays): {remedy}.')
+
+
+def _write_config(workdir: str, config: Any) -> None:
+  with workdirs.writing(workdir, 'config.json'):
+    durable.write(os.path.join(workdir, 'config.json'), config.to_json_best_effort(indent=2) + '\n')
 
 
 def stoppable(batches: Callable[[], Iterator[SubBatch]], stop: Callable[[], bool]) -> Callable[[], Iterator[SubBatch]]:

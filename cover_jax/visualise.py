@@ -1,17 +1,49 @@
 """Pictures: training curves, confusion matrices, clips with what the model says of them."""
 
 import collections
+import io
+import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from absl import logging
+
+from data_pipelines import durable
+from data_pipelines.contract import UserError
 
 matplotlib.use('Agg')  # machines that train have no screen
 
 import matplotlib.pyplot as plt
 from PIL import Image, ImageDraw, ImageFont
+
+
+def each(pictures: Mapping[str, Callable[[], Any]]) -> None:
+  """Draws pictures (or does other last things), each even where another fails; then raises what went wrong.
+
+  Args:
+    pictures: {name: draws it}.
+  """
+  failed = {}
+  for name, draw in pictures.items():
+    try:
+      draw()
+    except Exception as error:
+      logging.error('%s could not be made: %s: %s', name, type(error).__name__, error)
+      failed[name] = error
+  if failed:
+    # A mistake of ours says more than a full disk.
+    raise min(failed.values(), key=lambda error: isinstance(error, OSError | UserError))
+
+
+def _save(figure: plt.Figure, path: str, dpi: int = 110, **options: Any) -> None:
+  """Renders first: a kill leaves the whole picture, or the one before."""
+  rendered = io.BytesIO()
+  figure.savefig(rendered, dpi=dpi, format='png', **options)
+  plt.close(figure)
+  durable.write(path, rendered.getvalue())
 
 
 def confusion_matrix(
@@ -65,8 +97,7 @@ def confusion_matrix(
   bars.set_yticks(range(len(pairs)), labels, fontsize=7)
   bars.invert_yaxis()
   bars.set(title='most confused (true → predicted)', xlabel='times')
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  _save(figure, path)
 
 
 def _shortened(name: str, most: int = 32) -> str:
@@ -78,26 +109,27 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
   """Draws loss and top-1 of every source against the step.
 
   Args:
-    rows: lines of `metrics.jsonl`: 'train/<stream>/<source>/<measure>' and 'test/<source>/<measure>'.
+    rows: lines of `metrics.jsonl`: 'train/<stream>/<source>/<measure>' and 'test/<source>/<measure>'. Of several values
+      for a step the last counts; what is no finite number is left out.
     path: PNG to write.
   """
-  series: dict[str, list[tuple[int, float]]] = {}
+  series: dict[str, dict[int, float]] = {}
   for row in rows:
     for key, value in row.items():
-      if isinstance(value, int | float):
-        series.setdefault(key, []).append((row['step'], value))
+      if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
+        series.setdefault(key, {})[row['step']] = value
   figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4), layout='constrained')
   colours: dict[str, str] = {}
   for key, points in series.items():
     parts = key.split('/')
-    steps, values = zip(*points, strict=True)
+    steps, values = zip(*sorted(points.items()), strict=True)
     source = parts[-2] if len(parts) > 2 else ''
     colour = colours.setdefault(source, f'C{len(colours)}')
     if parts[0] == 'train' and len(parts) == 4 and parts[3] == 'loss':
       left.plot(steps, values, label=source, color=colour)
     elif parts[0] == 'train' and len(parts) == 4 and parts[3] == 'top1':
       middle.plot(steps, values, label=source, color=colour)
-    elif parts[0] == 'test' and parts[2] == 'top1':
+    elif parts[0] == 'test' and len(parts) == 3 and parts[2] == 'top1':
       middle.plot(steps, values, 'o', color=colour, markeredgecolor='black')
     elif key == 'learning_rate':
       right.plot(steps, values, color='black', label='learning rate')
@@ -110,8 +142,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     axes.grid(alpha=0.3)
     if axes.has_data():
       axes.legend(fontsize=8)
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  _save(figure, path)
 
 
 def predictions(examples: Sequence[Mapping[str, Any]], path: str) -> None:
@@ -137,8 +168,7 @@ def predictions(examples: Sequence[Mapping[str, Any]], path: str) -> None:
     text = f'{example["source"]}: {example["label"]}\n' + '\n'.join(lines)
     row[columns].text(0, 0.5, text, va='center', fontsize=8, color=colour, transform=row[columns].transAxes)
   figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.08)
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  _save(figure, path)
 
 
 def timeline(rows: Mapping[str, Sequence[tuple[float, str, float]]], end: float, title: str, path: str) -> None:
@@ -168,8 +198,7 @@ def timeline(rows: Mapping[str, Sequence[tuple[float, str, float]]], end: float,
     axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
   grid[0, 0].set_title(title)
   grid[-1, 0].set_xlabel('seconds')
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  _save(figure, path)
 
 
 def attention_maps(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str, most: int = 8) -> None:
@@ -201,8 +230,7 @@ def attention_maps(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str
       below[column].imshow(
         heat[t], vmin=0, vmax=heat.max(), cmap='inferno', alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5)
       )
-  figure.savefig(path, dpi=110, bbox_inches='tight', bbox_extra_artists=labels)
-  plt.close(figure)
+  _save(figure, path, bbox_inches='tight', bbox_extra_artists=labels)
 
 
 def neighbours(rows: Sequence[Sequence[tuple[str, np.ndarray, bool]]], path: str) -> None:
@@ -225,8 +253,7 @@ def neighbours(rows: Sequence[Sequence[tuple[str, np.ndarray, bool]]], path: str
       axes.imshow(np.concatenate(list(np.pad(shown, gap, constant_values=255)), axis=1))
       colour = 'black' if i == 0 else 'tab:green' if same else 'tab:red'
       axes.set_title(textwrap.fill(title, 40), fontsize=6, color=colour)
-  figure.savefig(path, dpi=130)
-  plt.close(figure)
+  _save(figure, path, dpi=130)
 
 
 def annotate(image_HxWx3: np.ndarray, lines: Sequence[str]) -> np.ndarray:

@@ -6,18 +6,35 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 state=${COVER_JAX_RUN:-$HOME/.cover_jax_run}
 python=${COVER_JAX_PYTHON:-.venv/bin/python}
-pause=${COVER_JAX_PAUSE:-10}
+pause=${COVER_JAX_PAUSE:-10}     # seconds
+lasting=${COVER_JAX_LASTING:-3600} # seconds after which a failure is the first of its kind again
 mkdir -p "$state"
 
 if [[ ${1:-} == --loop ]]; then
   shift
-  # Preempted (75), killed, or another host died: again. Done, or a mistake that would only be made again: end.
+  # Done, or a mistake that would only be made again: end. Preempted (75): again. Anything else (killed, out of memory,
+  # another host died, an unexpected error) may be over the next time: again, each time after a longer pause, and five
+  # times at most unless it ran for an hour in between.
+  failures=0
   while true; do
+    began=$SECONDS
     "$python" -m cover_jax.main "$@"
     code=$?
-    case $code in 0 | 2 | 3) break ;; esac
-    echo "cover_jax.main ended with code $code: starting it again in $pause s."
-    sleep "$pause"
+    wait=$pause
+    case $code in
+      0 | 2 | 3) break ;;
+      75) failures=0 ;;
+      *)
+        ((SECONDS - began >= lasting)) && failures=0
+        if ((++failures > 5)); then
+          echo "cover_jax.main ended with code $code, $failures times in a row: giving up."
+          break
+        fi
+        wait=$((pause * 2 ** (failures - 1)))
+        ;;
+    esac
+    echo "cover_jax.main ended with code $code: starting it again in $wait s."
+    sleep "$wait"
   done
   echo "$code" >"$state/code"
   exit "$code"

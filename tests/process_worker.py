@@ -16,12 +16,18 @@ import numpy as np
 from cover_jax import evaluate as evaluation
 from cover_jax import jobs, main, processes
 from cover_jax import train as training
+from cover_jax import workdir as workdirs
 from tests import tiny
 
 
 def train(_, workdir):
   """What `jobs.train` does, on arrays in memory; leaves the confusion matrices that each process got."""
-  os.makedirs(workdir, exist_ok=True)
+  workdirs.prepare(workdir)
+  with workdirs.hold(workdir):
+    _train(workdir)
+
+
+def _train(workdir):
   options = json.loads(os.environ['TINY_RUN'])
   experiment, mesh, batches, tests = tiny.build(tiny.config(**options['changes']))
   stop = processes.watch_preemption()

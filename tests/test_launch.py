@@ -191,23 +191,54 @@ def host(tmp_path):
     'COVER_JAX_PAUSE': '0',
   }
 
-  def start(codes, nap='0'):
+  def start(codes, nap='0', lasting='3600', pause='0', waited=''):
     (tmp_path / 'codes').write_text(codes)
+    own = {'NAP': nap, 'COVER_JAX_LASTING': lasting, 'COVER_JAX_PAUSE': pause}
+    if waited:
+      (tmp_path / 'bin').mkdir()
+      (tmp_path / 'bin' / 'sleep').symlink_to(shutil.which(waited))
+      own['PATH'] = f'{tmp_path / "bin"}:{os.environ["PATH"]}'
     command = ['bash', tmp_path / 'launch' / 'on_host.sh', '--config=a b']
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**env, 'NAP': nap})
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env | own)
 
   return start
 
 
 @pytest.mark.skipif(shutil.which('flock') is None, reason='needs flock (Linux)')
 @pytest.mark.parametrize(
-  ('codes', 'starts', 'ends'), [('0\n', 1, 0), ('75\n134\n0\n', 3, 0), ('75\n2\n', 2, 2), ('3\n', 1, 3)]
+  ('codes', 'starts', 'ends'),
+  [
+    ('0\n', 1, 0),
+    ('75\n134\n0\n', 3, 0),
+    ('75\n2\n', 2, 2),
+    ('3\n', 1, 3),
+    ('1\n' * 5 + '0\n', 6, 0),
+    ('1\n' * 9, 6, 1),  # an error that comes every time ends it
+    ('137\n134\n' * 5, 6, 134),
+    ('75\n' * 20 + '0\n', 21, 0),  # preemptions do not
+    ('1\n1\n1\n75\n' * 3 + '0\n', 13, 0),
+  ],
 )
 def test_a_host_starts_again_until_it_makes_sense(host, codes, starts, ends):
   run = host(codes)
   out, _ = run.communicate(timeout=60)
   assert run.returncode == ends
   assert out.count('started with: --config=a b') == starts
+
+
+@pytest.mark.skipif(shutil.which('flock') is None, reason='needs flock (Linux)')
+def test_a_failure_long_after_the_one_before_is_the_first_again(host):
+  run = host('1\n' * 9 + '0\n', lasting='0')
+  out, _ = run.communicate(timeout=60)
+  assert (run.returncode, out.count('started with')) == (0, 10)
+
+
+@pytest.mark.skipif(shutil.which('flock') is None, reason='needs flock (Linux)')
+def test_the_pause_grows_with_each_failure(host):
+  run = host('1\n' * 6, pause='3', waited='echo')  # a stand-in for `sleep`
+  out, _ = run.communicate(timeout=60)
+  assert [line.split()[-2] for line in out.splitlines() if 'again in' in line] == ['3', '6', '12', '24', '48']
+  assert 'ended with code 1, 6 times in a row: giving up.' in out
 
 
 @pytest.mark.skipif(shutil.which('flock') is None, reason='needs flock (Linux)')

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -129,6 +130,31 @@ def test_evaluate_gives_what_training_ended_with(uninterrupted):
     assert again['loss'] == pytest.approx(result['loss'], rel=1e-5)
 
 
+def test_a_second_start_is_told_of_the_first_which_goes_on(uninterrupted, tmp_path):
+  expected, _ = uninterrupted
+  first = start(tmp_path, *LONG)
+  wait_for_checkpoint(tmp_path, 1, first)
+  line = one_sentence(start(tmp_path, *LONG))
+  assert f'{tmp_path} is in use: process {first.pid} on ' in line and 'cover_jax.main' in line
+  code, output = finish(first)
+  assert code == 0, output
+  assert params_bits(tmp_path) == params_bits(expected)
+  assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
+
+
+@pytest.mark.parametrize(('kilobytes', 'what'), [(2, 'config.json'), (8, r'metrics.jsonl|TensorBoard events')])
+def test_a_full_disk_is_one_sentence(tmp_path, kilobytes, what):
+  """No file may grow beyond a size, which is what a full disk is to a writer."""
+  options = {'changes': {'mesh__data': 1, 'total_steps': 200, 'checkpoint_every': 1000, 'log_every': 1}}
+  env = os.environ | {'TINY_RUN': json.dumps(options), 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+  run = f'ulimit -f {kilobytes}; exec {sys.executable} -m tests.process_worker --workdir={tmp_path}'
+  done = subprocess.run(['bash', '-c', run], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200)
+  assert done.returncode == command_line.EXIT_USER_ERROR, done.stderr
+  (line,) = [line for line in done.stderr.splitlines() if line.startswith('Error: ')]
+  assert re.search(f'Could not write ({what}) in {tmp_path} .*File too large.*there is no checkpoint yet', line)
+  assert 'Traceback' not in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_twenty_random_kills_are_bit_equal(uninterrupted, tmp_path):
   """`pytest -m slow -s tests/test_main.py -k kills`"""
@@ -238,6 +264,7 @@ BAD_CONFIGS = {
   'way to count what is missing': ({'eval_missing': 'ignore'}, 'eval_missing.*leave_out'),
   'crops of no protocol': ({'sources__motions__test_crops': 2}, 'test_crops.*motions'),
   'rate of unknown videos': ({'sources__motions__fps': 5.0}, 'fps of source .motions.'),
+  'best by an unknown measure': ({'keep_best': 'test/digit/top1'}, "keep_best is 'test/digit/top1'.*test/digits/top1"),
   'evaluation batch': ({'eval_batch_size': 30}, 'eval_batch_size'),
 }  # fmt: skip
 
@@ -254,9 +281,11 @@ def test_bad_config_is_one_sentence(case, tmp_path, embedded_data):
 def test_checkpoint_of_another_architecture(uninterrupted):
   workdir, _ = uninterrupted
   before = params_bits(workdir), (workdir / 'config.json').read_text()
-  with pytest.raises(UserError, match=r'params/.* is shape \(2, 2, 8\) in the checkpoint') as error:
-    jobs.train(changed(model__width=32), str(workdir))
+  with pytest.raises(UserError, match=r'at step 120.*: model\.width: 16 -> 32; seed: 0 -> 1\. ') as error:
+    jobs.train(changed(model__width=32, seed=1), str(workdir))
   assert '\n' not in str(error.value)
+  with pytest.raises(UserError, match=r'ema/.* is nothing in the checkpoint'):  # may change, but not in the middle
+    jobs.train(changed(ema_decay=0.9), str(workdir))
   assert (params_bits(workdir), (workdir / 'config.json').read_text()) == before
 
 
@@ -283,11 +312,6 @@ def test_import_needs_no_tensorflow():
     "assert 'tensorflow' not in sys.modules and 'tensorflow_datasets' not in sys.modules"
   )
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
-
-
-def test_config_drift_is_reported():
-  loaded = {'about': {'config': json.loads(json.dumps({'a': {'b': 1}, 'c': (1, 2)}))}}
-  assert checkpoints.changed_config(loaded, {'a': {'b': 2}, 'c': (1, 2), 'd': 0}) == ['a.b: 1 -> 2', 'd: (absent) -> 0']
 
 
 def test_missing_config_file_with_settings_is_one_sentence(tmp_path):

@@ -254,6 +254,18 @@ def test_four_processes_equal_one(one, tmp_path):
   assert_confusion(tmp_path, 4, confusion)
 
 
+def test_a_second_start_in_the_workdir_ends_in_all_its_processes(two, tmp_path):
+  expected, _ = two
+  first = start(tmp_path, step_seconds=0.3)
+  wait_for_step(tmp_path, 2, first)
+  for code, output in finish(start(tmp_path)):
+    assert code == 2 and 'Traceback' not in output, output
+    assert f' is in use: process {first[0].pid} on ' in output and 'tests.process_worker' in output
+  assert [code for code, _ in finish(first)] == [0, 0]
+  assert bits(tmp_path) == bits(expected)
+  assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
+
+
 def test_a_mistake_in_one_process_ends_all(tmp_path):
   """All notice a mistake in the config; each says so and none waits for the others."""
   ended = finish(start(tmp_path, batch_size=3))

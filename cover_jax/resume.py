@@ -1,0 +1,119 @@
+"""Whether a run may go on in a workdir with another config than the one its checkpoint was trained with."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from configs import defaults
+from cover_jax import checkpoints
+from cover_jax.models.timesformer import TimeSformer
+from data_pipelines.contract import UserError
+
+# Regexes of whole keys that a run may change as it goes on: how long it is, how it is optimised, what it costs, what it
+# reports. Any other key says which data in which order train which function: changing it would be another run.
+MAY_CHANGE = (
+  'total_(steps|epochs)',
+  r'optimizer\.(?!name$).*',
+  'ema_decay',
+  r'model\.(remat|scan_unroll|tokens_together)',
+  'dtype',
+  'accumulation_steps',
+  r'mesh\..*',
+  'logical_axis_rules',
+  '(log|checkpoint|keep|eval)_.*',
+  'profile_at_step',
+  r'sources\.[^.]+\.(data_dir|test.*)',
+  'allow_overlap',
+  r'frozen\..*',
+)
+_ABSENT = '(absent)'
+
+
+def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+  """What differs between two configs, as lines 'key: old -> new'.
+
+  Args:
+    old: the config of a checkpoint, as JSON gives it.
+    new: the config of the command, as nested dicts.
+
+  Returns:
+    (changes that would make another run, changes that a run may make). A key that one of them lacks has its default:
+    versions of this project differ in their keys.
+  """
+  old, new = (json.loads(json.dumps(config)) for config in (old, new))
+  for kind in ('sources', 'streams'):  # one line for a whole one that came or went
+    here, there = old.setdefault(kind, {}), new.setdefault(kind, {})
+    for name in here.keys() ^ there.keys():
+      group = here if name in here else there
+      group[name] = 'there'
+  old, new = _complete(old), _complete(new)
+  changed = [key for key in sorted(set(old) | set(new)) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+  lines = {key: f'{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}' for key in changed}
+  allowed = {key for key in changed if any(re.fullmatch(pattern, key) for pattern in MAY_CHANGE)}
+  return [lines[key] for key in changed if key not in allowed], [lines[key] for key in changed if key in allowed]
+
+
+def check(workdir: str, config: Mapping[str, Any]) -> None:
+  """Says what changed since the workdir's checkpoint; to be called before any data is opened and anything written.
+
+  Raises:
+    UserError: if the config would make another run; it names every such key.
+  """
+  newest = checkpoints.latest(workdir)
+  if newest is None:
+    _check_folder(workdir)
+    return
+  about = checkpoints.describe(newest)['about']
+  if not isinstance(about.get('config'), Mapping):
+    logging.warning('%s does not say with which config it was trained: nothing can be compared with it.', newest)
+    return
+  refused, said = compare(about['config'], config)
+  if refused:
+    raise UserError(
+      f'{workdir} holds another run, at step {about["step"]}, and going on with this config would report its weights '
+      f'as those of this one: {"; ".join(refused)}. Take another --workdir (--config.init_from.path={workdir} starts '
+      'from its weights), or give these keys their old values.'
+    )
+  for line in said:
+    logging.warning('The config changed since the checkpoint: %s', line)
+
+
+def _check_folder(workdir: str) -> None:
+  """Of a workdir without a checkpoint: a run that saved nothing is started anew, what is no run is left alone."""
+  path = os.path.join(workdir, 'config.json')
+  if not os.path.exists(path):
+    return
+  try:
+    with open(path, encoding='utf-8') as f:
+      before = json.load(f)
+  except (OSError, ValueError):
+    before = None
+  if not isinstance(before, dict) or 'streams' not in before:
+    raise UserError(
+      f'{path} is not the config of a run, so {workdir} may hold something else, such as an exported model: take '
+      'another --workdir, or remove that file.'
+    )
+  logging.warning('The run in %s saved no checkpoint: it starts anew, and its config.json is replaced.', workdir)
+
+
+def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
+  """'key.key': value for all keys, those with their defaults included that the config lacks."""
+  model = {f.name: f.default for f in dataclasses.fields(TimeSformer) if f.name not in ('parent', 'name', 'dtype')}
+  known = _flat(json.loads(defaults.get_config().to_json()))
+  known |= _flat(model, 'model')
+  for kind, one in (('sources', defaults.source('')), ('streams', defaults.stream(()))):
+    for name, value in config[kind].items():
+      if isinstance(value, Mapping):
+        known |= _flat(json.loads(one.to_json()), f'{kind}.{name}')
+  return known | _flat(config)
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, Mapping):
+    return {prefix: tree}
+  return {k: v for key, value in tree.items() for k, v in _flat(value, f'{prefix}.{key}'.lstrip('.')).items()}

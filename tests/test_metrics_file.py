@@ -1,0 +1,117 @@
+"""`metrics.jsonl` whatever lies in it: readable rows stay, the rest is moved aside and named."""
+
+import json
+
+import pytest
+
+from cover_jax import metrics, visualise
+
+GOOD = [b'{"step": 4, "train/loss": 1.5}', b'{"step": 8, "train/loss": 1.25}', b'{"step": 8, "test/acts/top1": 0.5}']
+BAD = {
+  'garbage': b'\x00\x01garbage',
+  'zeros': b'\x00' * 600,
+  'not UTF-8': b'{"step": 4, "a": "\xff\xfe"}',
+  'half': b'{"step": 12, "train/lo',
+  'no object': b'[1, 2]',
+  'a number': b'7',
+  'null': b'null',
+  'no step': b'{"train/loss": 1.0}',
+  'step of text': b'{"step": "4"}',
+  'step of truth': b'{"step": true}',
+  'negative step': b'{"step": -4}',
+  'fraction': b'{"step": 4.5}',
+  'huge step': b'{"step": ' + b'9' * 400 + b'}',
+  'more digits than Python reads': b'{"step": ' + b'9' * 5000 + b'}',
+  'deep': b'[' * 100_000,
+}
+
+
+def cut(path, step, tests_again=False):
+  metrics.Writer(str(path.parent), first_step=step, tests_again=tests_again).close()
+
+
+@pytest.mark.parametrize('kind', BAD)
+@pytest.mark.parametrize('place', [0, 2, 3])
+def test_a_damaged_line_costs_no_other(tmp_path, caplog, kind, place):
+  path = tmp_path / metrics.FILE
+  lines = [*GOOD[:place], BAD[kind], *GOOD[place:]]
+  path.write_bytes(b'\n'.join(lines) + b'\n')
+  before = path.read_bytes()
+  assert metrics.read_jsonl(str(path)) == [json.loads(line) for line in GOOD]
+  assert f'1 of 4 lines cannot be read and are left out: line {place + 1}.' in caplog.text
+  assert path.read_bytes() == before  # reading changes nothing
+  caplog.clear()
+  cut(path, 8)
+  assert path.read_bytes() == b'\n'.join(GOOD) + b'\n'
+  assert (tmp_path / 'metrics.jsonl.damaged').read_bytes() == BAD[kind] + b'\n'
+  assert f'moved to {path}.damaged: line {place + 1}.' in caplog.text
+  cut(path, 4)  # a second time adds nothing
+  assert path.read_bytes() == GOOD[0] + b'\n'
+  assert (tmp_path / 'metrics.jsonl.damaged').read_bytes() == BAD[kind] + b'\n'
+
+
+def test_damage_of_several_times_is_kept(tmp_path):
+  path = tmp_path / metrics.FILE
+  for line in (b'one', b'two'):
+    path.write_bytes(GOOD[0] + b'\n' + line)
+    cut(path, 4)
+  assert (tmp_path / 'metrics.jsonl.damaged').read_bytes() == b'one\ntwo\n'
+
+
+def test_a_line_cut_by_a_kill_is_said(tmp_path, caplog):
+  path = tmp_path / metrics.FILE
+  path.write_bytes(b'\n'.join([*GOOD, BAD['half']]))
+  cut(path, 4)
+  assert path.read_bytes() == GOOD[0] + b'\n'
+  assert 'line 4' in caplog.text and 'cuts the last line off' in caplog.text
+
+
+def test_a_whole_last_line_without_its_end_is_a_row(tmp_path):
+  path = tmp_path / metrics.FILE
+  path.write_bytes(b'\n'.join(GOOD[:2]))
+  assert [row['step'] for row in metrics.read_jsonl(str(path))] == [4, 8]
+  cut(path, 8)
+  assert path.read_bytes() == b'\n'.join(GOOD[:2]) + b'\n'  # and what is added begins on a line of its own
+
+
+def test_what_needs_no_change_is_not_written(tmp_path, monkeypatch):
+  path = tmp_path / metrics.FILE
+  path.write_bytes(b'\n' + GOOD[0] + b'\n\n' + b'{"step":8}' + b'\r\n \n')
+  before = path.read_bytes(), path.stat().st_ino
+  monkeypatch.setattr(metrics.durable, 'write', lambda *_: 1 / 0)
+  cut(path, 8)
+  assert (path.read_bytes(), path.stat().st_ino) == before
+
+
+def test_rows_past_the_restored_step_go(tmp_path):
+  path = tmp_path / metrics.FILE
+  for tests_again, kept in ((False, 3), (True, 2)):
+    path.write_bytes(b'\n'.join([*GOOD, b'{"step": 12}']) + b'\n')
+    cut(path, 8, tests_again)
+    assert path.read_bytes() == b'\n'.join(GOOD[:kept]) + b'\n'
+
+
+def test_steps_that_go_back_are_said_and_kept(tmp_path, caplog):
+  path = tmp_path / metrics.FILE
+  path.write_bytes(b'\n'.join([GOOD[1], GOOD[0], GOOD[0]]) + b'\n')
+  cut(path, 8)
+  assert len(metrics.read_jsonl(str(path))) == 3
+  assert 'steps go back at line 2' in caplog.text
+
+
+def test_curves_of_strange_rows(tmp_path):
+  values = ['nan', 'inf', float('nan'), float('inf'), 10**400, None, True, [1], {'a': 1}, 0.5]
+  keys = (
+    'train/video/acts/loss',
+    'train/video/acts/top1',
+    'test/acts/top1',
+    'test/x',
+    'test',
+    'learning_rate',
+    '',
+    '/',
+  )
+  rows = [{'step': i % 4} | dict.fromkeys(keys, value) for i, value in enumerate(values)]
+  visualise.training_curves(rows, str(tmp_path / 'a.png'))
+  visualise.training_curves([], str(tmp_path / 'b.png'))
+  assert all((tmp_path / name).read_bytes()[:4] == b'\x89PNG' for name in ('a.png', 'b.png'))

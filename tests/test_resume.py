@@ -1,0 +1,185 @@
+"""Going on with another config: what makes another run is refused before anything happens, the rest is said."""
+
+import json
+import os
+
+import pytest
+
+from configs import defaults, digits_cover
+from cover_jax import checkpoints, jobs, resume
+from data_pipelines.contract import UserError
+from tests.test_train_loop import run, saved  # noqa: F401  a fixture
+
+OTHER_RUNS = {
+  'seed': 1,
+  'batch_size': 24,
+  'batch_multiple': 16,
+  'pixel_mean': (0.45, 0.45, 0.45),
+  'mixture.temperature': 2.0,
+  'mixture.one_source_a_step': True,
+  'mixture.weights': {'objects': 1.0, 'motions': 1.0, 'moments': 1.0, 'digits': 2.0},
+  'optimizer.name': 'sgd',
+  'init_from.path': 'other.npz',
+  'model.width': 32,
+  'model.drop_path': 0.1,
+  'model.attention': 'joint',
+  'sources.objects.dataset': 'moving_digits/motions',
+  'sources.objects.train': 'train[:50%]',
+  'sources.objects.label_fraction': 0.5,
+  'sources.objects.flip': True,
+  'sources.objects.exclude': ('list.txt',),
+  'streams.video.num_frames': 4,
+  'streams.video.size': 16,
+  'streams.video.loss_weight': 0.5,
+  'streams.video.augment': {'mixup': 0.8},
+  'streams.video.objective': {'name': 'classification', 'label_smoothing': 0.1},
+}
+SAME_RUN = {
+  'total_steps': 100,
+  'total_epochs': 3.0,
+  'optimizer.learning_rate': 1.0,
+  'optimizer.options': {'b2': 0.9},
+  'optimizer.learning_rate_rules': (('.*', 0.5),),
+  'ema_decay': 0.5,
+  'model.remat': 'full',
+  'model.scan_unroll': 2,
+  'model.tokens_together': 128,
+  'dtype': 'bfloat16',
+  'accumulation_steps': 2,
+  'mesh.fsdp': 2,
+  'logical_axis_rules': (('batch', 'data'),),
+  'log_every': 7,
+  'checkpoint_every': 7,
+  'keep_checkpoints': 7,
+  'keep_every': 7,
+  'keep_best': 'test/digits/top1',
+  'eval_every': 7,
+  'eval_batch_size': 8,
+  'eval_missing': 'wrong',
+  'eval_params': 'ema',
+  'profile_at_step': 7,
+  'allow_overlap': True,
+  'sources.objects.data_dir': 'elsewhere',
+  'sources.objects.test': 'test[:50%]',
+  'sources.objects.test_crops': 3,
+  'frozen.clips': 3,
+}
+
+
+def config(**changes):
+  c = digits_cover.get_config('debug')
+  with c.unlocked():
+    for key, value in changes.items():
+      c.update_from_flattened_dict({key: value})
+  return c.to_dict()
+
+
+def stored(c):
+  return json.loads(json.dumps(c, sort_keys=True))
+
+
+@pytest.mark.parametrize('key', OTHER_RUNS)
+def test_what_makes_another_run_is_refused(key):
+  refused, said = resume.compare(stored(config()), config(**{key: OTHER_RUNS[key]}))
+  assert said == [] and refused
+  assert all(line.startswith(key) and ' -> ' in line for line in refused)
+
+
+@pytest.mark.parametrize('key', SAME_RUN)
+def test_what_a_run_may_change_is_said(key):
+  refused, said = resume.compare(stored(config()), config(**{key: SAME_RUN[key]}))
+  assert refused == [] and said
+  assert all(line.startswith(key) and ' -> ' in line for line in said)
+
+
+def test_every_key_is_in_one_of_the_two_tables():
+  """Whoever adds a key decides what it is: else it is refused, which is safe."""
+  tables = {**OTHER_RUNS, **SAME_RUN}
+  groups = ('sources', 'streams', 'model', 'init_from', 'frozen', 'mesh', 'optimizer', 'mixture')
+  missing = [key for key in defaults.get_config() if key not in groups and key not in (*tables, 'pixel_std')]
+  assert missing == []
+
+
+def test_lines_name_both_values_and_all_keys():
+  changes = {'seed': 3, 'batch_size': 24, 'log_every': 9}
+  assert resume.compare(stored(config()), config(**changes)) == (
+    ['batch_size: 32 -> 24', 'seed: 0 -> 3'],
+    ['log_every: 1 -> 9'],
+  )
+  assert resume.compare(stored(config()), config()) == ([], [])
+
+
+def test_a_source_that_came_or_went_is_one_line():
+  old, new = config(), config()
+  new['sources']['more'] = new['sources'].pop('digits')
+  refused, said = resume.compare(stored(old), new)
+  assert refused == ['sources.digits: there -> (absent)', 'sources.more: (absent) -> there'] and not said
+
+
+def test_keys_that_one_version_lacks_have_their_defaults():
+  old = stored(config())
+  for path in ('accumulation_steps', 'model.drop_path', 'sources.digits.short_side', 'streams.video.augment', 'frozen'):
+    *folders, key = path.split('.')
+    inner = old
+    for folder in folders:
+      inner = inner[folder]
+    inner.pop(key, None)
+  assert resume.compare(old, config()) == ([], [])
+  assert resume.compare(config(), old) == ([], [])
+  refused, _ = resume.compare(old, config(**{'model.drop_path': 0.1}))
+  assert refused == ['model.drop_path: 0.0 -> 0.1']
+  refused, _ = resume.compare(old, config(**{'sources.digits.new_key': 1}))
+  assert refused == ['sources.digits.new_key: (absent) -> 1']
+
+
+def files(folder):
+  return {p.name: p.read_bytes() for p in folder.rglob('*') if p.is_file() and p.name != '.lock'}
+
+
+def test_another_seed_in_a_finished_workdir_is_refused_before_anything(tmp_path, monkeypatch):
+  c = digits_cover.get_config('debug')
+  saver = checkpoints.Saver(str(tmp_path), 2)
+  tree = {'state': {'w': 1}, 'interval': {}}
+  saver.save({'about': checkpoints.about(c.to_dict(), (), 4), **tree})
+  (tmp_path / 'config.json').write_text(c.to_json_best_effort())
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 4}\n')
+  before = files(tmp_path)
+  opened = []
+  monkeypatch.setattr(jobs, 'open_experiment', lambda *_: opened.append(1) or 1 / 0)
+  c.seed, c.batch_size = 1, 24
+  with pytest.raises(
+    UserError, match=r'at step 4, .*: batch_size: 32 -> 24; seed: 0 -> 1\. Take another --workdir'
+  ) as e:
+    jobs.train(c, str(tmp_path))
+  assert '\n' not in str(e.value) and not opened
+  assert files(tmp_path) == before
+  c.seed, c.batch_size, c.total_steps = 0, 32, 8
+  with pytest.raises(ZeroDivisionError):  # it goes on to the data
+    jobs.train(c, str(tmp_path))
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_config_json(run, tmp_path, monkeypatch):  # noqa: F811
+  run(total_steps=5)
+  before = (tmp_path / 'config.json').read_bytes()
+
+  def misfit(*_):
+    raise UserError('does not fit')
+
+  monkeypatch.setattr('cover_jax.train.start_state', misfit)
+  with pytest.raises(UserError, match='does not fit'):
+    run(total_steps=7)
+  assert (tmp_path / 'config.json').read_bytes() == before and saved(tmp_path)[0] == 5
+
+
+@pytest.mark.parametrize('text', ['', '{"architectures": ["TimesformerForVideoClassification"]}', '[1]', '\xff'])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text, encoding='latin-1')
+  with pytest.raises(UserError, match=r'config\.json is not the config of a run'):
+    resume.check(str(tmp_path), config())
+  assert os.listdir(tmp_path) == ['config.json']
+
+
+def test_a_run_that_saved_nothing_starts_anew_with_any_config(tmp_path, caplog):
+  (tmp_path / 'config.json').write_text(json.dumps(config()))
+  resume.check(str(tmp_path), config(seed=1))
+  assert 'saved no checkpoint: it starts anew' in caplog.text
