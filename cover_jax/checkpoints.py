@@ -31,10 +31,19 @@ def about(config: Mapping[str, Any], sources: tuple[SourceInfo, ...], step: int)
       'modality': s.modality,
       'num_examples': s.num_examples,
       'class_names': list(s.class_names),
+      'fps': s.fps,
     }
     for s in sources
   ]
   return json.dumps({'step': step, 'sources': described, 'config': config}, sort_keys=True)
+
+
+def sources_of(loaded: Mapping[str, Any]) -> tuple[SourceInfo, ...]:
+  """The sources that a checkpoint was trained on, in their order; see `about`."""
+  return tuple(
+    SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names']), s.get('fps', 0.0))
+    for s in loaded['about']['sources']
+  )
 
 
 class Saver:

@@ -160,7 +160,7 @@ def open_experiment(
   if not config.sources:
     raise UserError('config.sources is empty: name at least one source.')
   train_sources = [_open_training(name, _source_config(c)) for name, c in config.sources.items()]
-  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in train_sources]
+  infos = [s.info for s in train_sources]
   experiment = experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh))
   streams = {
     name: views.Stream(

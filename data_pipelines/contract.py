@@ -50,12 +50,14 @@ class SourceInfo:
     modality: 'video' or 'image'.
     num_examples: examples in the training split.
     class_names: in label order; empty for an unlabelled source.
+    fps: frames a second of its stored videos; 0 where they differ or nobody knows.
   """
 
   name: str
   modality: str
   num_examples: int
   class_names: tuple[str, ...]
+  fps: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

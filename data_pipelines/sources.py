@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import clips, compact, frame_index, reading
-from data_pipelines.contract import UserError
+from data_pipelines.contract import SourceInfo, UserError
 
 _SETTINGS = (
   'sampler', 'stride', 'loop', 'crop_scale', 'crop_ratio', 'short_side', 'rotation', 'flip', 'flip_labels',
@@ -136,6 +136,14 @@ class Source:
   @property
   def num_examples(self) -> int:
     return len(self.rows)
+
+  @property
+  def info(self) -> SourceInfo:
+    """What the model side knows of it."""
+    rates = np.zeros(1) if self.fps is None else self.fps
+    alike = len(rates) and np.ptp(rates) <= 0.01 * rates.max()  # measured ones differ in their last digits
+    fps = float(np.median(rates)) if alike else 0.0
+    return SourceInfo(self.name, self.modality, self.num_examples, self.class_names, fps)
 
   @property
   def waits(self) -> bool:

@@ -194,4 +194,5 @@ def _test_views(source: Source, example: int, stream: Stream) -> dict[str, View]
 
 def _step(source: Source, example: int) -> float:
   """Stored frames from one frame of a dense clip to the next."""
-  return source.stride * float(source.fps[example]) / source.target_fps if source.target_fps else source.stride
+  fps = float(source.fps[example]) if source.target_fps else 0.0
+  return clips.step_of(source.stride, fps, source.target_fps)
