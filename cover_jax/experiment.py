@@ -43,7 +43,10 @@ class StreamPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """All parts of a run, as pure functions and plain data."""
+  """All parts of a run, as pure functions and plain data.
+
+  `leaks` is what its reports say of tested examples that were trained on (`leaks.report`); {} where nobody looked.
+  """
 
   config: ml_collections.ConfigDict
   sources: tuple[SourceInfo, ...]
@@ -54,6 +57,7 @@ class Experiment:
   objectives: Mapping[str, objectives.Objective]
   total_steps: int
   steps_per_epoch: float
+  leaks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def encode(self, encoder_params: Any, clip_BxTxHxWx3: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
     """Encodes raw pixels; see `objectives.Encode`."""

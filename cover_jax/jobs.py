@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Evaluates the newest checkpoint of a workdir on every source's test split."""
   loaded = checkpoints.load(workdir)
   mesh = sharding.make_mesh(config.mesh)
-  experiment, _, tests = open_experiment(config, mesh)
+  experiment, _, tests = open_experiment(config, mesh, evaluated=workdir)
   checkpoints.check_sources(loaded, experiment.sources)
   current = load_params(experiment, loaded, mesh)
   results = evaluation.make_evaluate(experiment, tests, mesh)(current)
@@ -103,9 +103,10 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
   from cover_jax import visualise
 
   folder = os.path.join(workdir, 'frozen')
-  path = frozen.write_report(results, folder, {'encoder_sha256': sha256})
+  path = frozen.write_report(results, folder, {'encoder_sha256': sha256, 'leaks': experiment.leaks})
   visualise.neighbours(rows, os.path.join(folder, 'neighbours.png'))
-  print(f'\n{frozen.table(results)}\n\nReport and neighbours: {path}, {os.path.join(folder, "neighbours.png")}')
+  print(f'\n{frozen.table(results)}\n\n{leaks.sentence(experiment.leaks)}')
+  print(f'Report and neighbours: {path}, {os.path.join(folder, "neighbours.png")}')
 
 
 def _frozen_encoder(experiment: Experiment, workdir: str, mesh: Mesh) -> Any:
@@ -147,9 +148,14 @@ def _nearest(
 
 
 def open_experiment(
-  config: ml_collections.ConfigDict, mesh: Mesh
+  config: ml_collections.ConfigDict, mesh: Mesh, evaluated: str = ''
 ) -> tuple[Experiment, Callable[[int], BatchIterator], evaluation.TestSets]:
   """Opens the data sets of a config (building the embedded ones on first use) and builds the run.
+
+  Args:
+    config: of the run.
+    mesh: the devices.
+    evaluated: path of trained weights that are only tested; '' for training.
 
   Returns:
     (the run, step -> this process's training batches from that step on, the test sets).
@@ -191,12 +197,7 @@ def open_experiment(
 
   test_sources = [_open_test(s, _source_config(config.sources[s.name])) for s in infos if s.class_names]
   test_sources = [s for s in test_sources if s is not None]
-  found = leaks.overlaps(train_sources, test_sources)
-  if any(source.video_names is not None for source in test_sources):
-    for run, trained_before in _runs_before(config.init_from.path):
-      found += leaks.overlaps(trained_before, test_sources, run)
-  leaks.check(found, config.allow_overlap)
-
+  experiment = dataclasses.replace(experiment, leaks=_check_leaks(config, test_sources, train_sources, evaluated))
   return experiment, batches, {source.name: _test_set(experiment, source, mesh) for source in test_sources}
 
 
@@ -223,20 +224,58 @@ def _open_training(name: str, source_config: Mapping[str, Any]) -> sources.Sourc
   return subsets.few_labels(source, source_config['label_fraction'])
 
 
-def _runs_before(path: str) -> Iterator[tuple[str, list[sources.Source]]]:
-  """The runs of this project that a path for `init_from` goes back to, and what each was trained on."""
-  seen = set()
-  while path and path not in seen and interop.is_own(path):
-    seen.add(path)
+def _check_leaks(
+  config: ml_collections.ConfigDict,
+  test_sources: list[sources.Source],
+  train_sources: list[sources.Source],
+  evaluated: str = '',
+) -> dict[str, Any]:
+  """Refuses tests on what the weights were trained on, unless the config allows it; gives `leaks.report`.
+
+  Args:
+    config: of the run.
+    test_sources: its test splits.
+    train_sources: what it trains on; ignored where weights are only tested.
+    evaluated: path of trained weights that are only tested: what counts is what they were trained on, whatever the
+      config says now.
+  """
+  if not test_sources:
+    return {}
+  trained, not_opened, all_known = _trained_before(evaluated or config.init_from.path)
+  now = trained.pop(evaluated) if evaluated else train_sources
+  found = leaks.compare({'': now, **trained}, test_sources)
+  leaks.check(found, config.allow_overlap)
+  found = found._replace(not_compared=sorted({*found.not_compared, *not_opened}))
+  return leaks.report(found, 'unknown' if not all_known else 'compared' if trained else 'none')
+
+
+def _trained_before(path: str) -> tuple[dict[str, list[sources.Source]], list[str], bool]:
+  """What the weights at a path for `init_from` were trained on, back to their beginning.
+
+  Returns:
+    ({path of a run of this project: those of its sources that can be opened}, the names of sources and runs that
+    cannot, whether that is all that the weights were trained on).
+  """
+  trained, not_opened = {}, []
+  while path and path not in trained:
+    if not interop.is_own(path):
+      logging.info('Leak check: what %s was trained on is unknown', path)
+      return trained, not_opened, False
+    trained[path], run = [], os.path.basename(os.path.normpath(path))
     try:
-      trained = ml_collections.ConfigDict(checkpoints.describe(path)['about']['config'])
-      opened = [_open_training(name, _source_config(c)) for name, c in trained['sources'].items()]
-      before = trained['init_from']['path']
+      config = ml_collections.ConfigDict(checkpoints.describe(path)['about']['config'])
+      source_configs, before = dict(config['sources'].items()), config['init_from']['path']
     except (UserError, KeyError) as error:  # the latter: of a version with other keys
       logging.warning('Leak check: what %s was trained on cannot be compared with the test splits (%s)', path, error)
-      return
-    yield path, opened
+      return trained, [*not_opened, run], False
+    for name, source_config in source_configs.items():
+      try:
+        trained[path].append(_open_training(name, _source_config(source_config)))
+      except (UserError, KeyError) as error:
+        logging.warning('Leak check: source %s of %s cannot be compared with the test splits (%s)', name, path, error)
+        not_opened.append(f'{name} of {run}')
     path = before
+  return trained, not_opened, not not_opened
 
 
 def _open_test(info: SourceInfo, source_config: Mapping[str, Any]) -> sources.Source | None:
@@ -301,9 +340,11 @@ def _report(
     'step': step,
     'params': experiment.config.eval_params,
     'params_sha256': evaluation.params_sha256(params),
+    'leaks': experiment.leaks,
   }
   path = evaluation.write_report(results, experiment, folder, about=about)
   print(f'\nStep {step}, {experiment.config.eval_params} parameters, {checkpoint}\n\n{evaluation.table(results)}\n')
+  print(leaks.sentence(experiment.leaks))
   print(f'Table, per-class accuracy and confusion matrices: {folder}')
   return path
 

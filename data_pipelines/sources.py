@@ -24,7 +24,7 @@ _SETTINGS = (
   'test_clips', 'test_crops', 'test_crop_fraction',
 )  # fmt: skip
 # Fields of a Source and the features that our builders write for them.
-_COLUMNS = {'ids': 'id', 'video_names': 'video_id', 'fps': 'fps'}
+_COLUMNS = {'ids': 'id', 'video_names': 'video_id', 'file_sha256': 'file_sha256', 'fps': 'fps'}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,7 @@ class Source:
     ids: bytes [N], each example's own name; None where the dataset gives none.
     video_names: bytes [N], the original video that each example was cut from: the YouTube id, the group of UCF101;
       None where the dataset does not say.
+    file_sha256: bytes [N], in hex, of the file that each example was made of; None where the dataset does not say.
     video_id: int32 [N], `video_names` as numbers from 0; without names each example is a video of its own.
     fps: float32 [N], of the stored frames; None where the dataset does not say.
     expected: examples that the split's annotations list, found or not; None where the dataset does not say.
@@ -74,6 +75,7 @@ class Source:
   decode: Callable[[bytes, np.ndarray], list[bytes]] | None = field(default=None, repr=False)
   ids: np.ndarray | None = field(default=None, repr=False)
   video_names: np.ndarray | None = field(default=None, repr=False)
+  file_sha256: np.ndarray | None = field(default=None, repr=False)
   fps: np.ndarray | None = field(default=None, repr=False)
   expected: int | None = None
   dataset: str = ''
@@ -162,7 +164,7 @@ class Source:
 
 def select(source: Source, examples: np.ndarray) -> Source:
   """The source with only some of its examples, int64 [n], in that order; what the split lacks is not known then."""
-  names = ('label', 'num_frames', 'height', 'width', 'rows', 'ids', 'video_names', 'fps')
+  names = ('label', 'num_frames', 'height', 'width', 'rows', 'ids', 'video_names', 'file_sha256', 'fps')
   arrays = {k: v if (v := getattr(source, k)) is None else v[examples] for k in names}
   return dataclasses.replace(source, **arrays, expected=None)
 

@@ -1,9 +1,10 @@
 """The clips of a folder of one's own: a folder for each class, or list files with a path and a label a line."""
 
+import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from data_pipelines.builders.listing import Clip, Listing, bad_line, read_lines
@@ -27,6 +28,8 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
   split's name. Paths are relative to the folder, or absolute; a line with a path alone is unlabelled. Labels are
   numbers from 0 or class names; `classes.txt` (or labels, label_map, class_names) names the classes in order, one a
   line. Without it classes are in alphabetical order, and numbers have themselves as names.
+
+  The original video of a clip is its file: lines and links that lead to one file have one `video_id`.
 
   Args:
     manual_dir: the folder.
@@ -84,13 +87,14 @@ def _of_folders(root: Path, found: list[tuple[str, ...]]) -> Listing:
   class_names = tuple(sorted({_text(parts[-2]) for parts in found})) if labelled else ()
   number = {name: i for i, name in enumerate(class_names)}
   splits: dict[str, list[Clip]] = {}
+  video_id = _names_of_files(root)
   for parts in found:
     in_split = depth == 3 or (depth == 2 and not labelled)
     split = parts[0] if in_split else 'train'
     name = _text('/'.join(parts[in_split:]))
     label = number[_text(parts[-2])] if labelled else -1
-    # With the split: train/cat/1.mp4 and test/cat/1.mp4 are two videos, and no leak.
-    splits.setdefault(split, []).append(Clip(name, _text('/'.join(parts)), os.path.join(root, *parts), label, ''))
+    file = os.path.join(root, *parts)
+    splits.setdefault(split, []).append(Clip(name, video_id(file), file, label, ''))
   for split in splits:
     if not re.fullmatch(r'\w+', split) or split == 'all':
       raise UserError(f"{root / split}: a split cannot be called {split!r}; expected letters and digits, not 'all'.")
@@ -123,6 +127,7 @@ def _of_lists(root: Path, lists: dict[str, Path], extensions: Collection[str]) -
     names = tuple(sorted(labels))
   index = {name: i for i, name in enumerate(names)}
   splits = {}
+  video_id = _names_of_files(root)
   for split, path in lists.items():
     clips = []
     for line, name, label in rows[split]:
@@ -132,10 +137,29 @@ def _of_lists(root: Path, lists: dict[str, Path], extensions: Collection[str]) -
           path, line, f'label {label!r} is none of the {len(names)} classes', 'Correct it, or the list of classes.'
         )
       file = os.path.join(root, name)
-      name = _text(name)
-      clips.append(Clip(name, name, file if os.path.isfile(file) else None, number, f'{path.name}:{line}'))
+      clips.append(
+        Clip(_text(name), video_id(file), file if os.path.isfile(file) else None, number, f'{path.name}:{line}')
+      )
     splits[split] = clips
   return Listing(names, splits)
+
+
+def _names_of_files(root: Path) -> Callable[[str], str]:
+  """file -> the name of its video: the path of the file itself, whatever link or spelling led to it, from `root`."""
+
+  @functools.cache  # there are few folders
+  def resolved(folder: str) -> str:
+    # What a list names may be no path at all.
+    return os.path.realpath(folder) if os.path.isdir(folder) else os.path.normpath(folder)
+
+  top = os.path.join(resolved(str(root)), '')
+
+  def name(file: str) -> str:
+    path = os.path.join(resolved(os.path.dirname(file)), os.path.basename(file))
+    path = os.path.realpath(path) if os.path.islink(path) else path
+    return _text(path.removeprefix(top))
+
+  return name
 
 
 def _check_labels(lists: dict[str, Path], rows: dict[str, list], names: tuple[str, ...] | None) -> None:

@@ -23,7 +23,8 @@ class Clip(NamedTuple):
 
   Attributes:
     id: unique within the split.
-    video_id: the original video that the clip was cut from: the YouTube id, the group of UCF101.
+    video_id: the original video that the clip was cut from: the YouTube id, the group of UCF101; of one's own files
+      the path.
     path: of the file; None where the annotations list the clip and no file is there.
     label: index into the class names; -1 if unlabelled.
     line: where the annotations list it, 'trainlist01.txt:12'; '' where a folder is the annotation.

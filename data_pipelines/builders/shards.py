@@ -63,7 +63,12 @@ class Outcome(NamedTuple):
 def features(modality: str, class_names: Sequence[str] | None, storage: str = 'jpeg') -> dict[str, Any]:
   """The TFDS features of an example; without class names, their number is open, too."""
   text = tfds.features.Text
-  names = {'label': tfds.features.ClassLabel(names=class_names), 'id': text(), 'video_id': text()}
+  names = {
+    'label': tfds.features.ClassLabel(names=class_names),
+    'id': text(),
+    'video_id': text(),
+    'file_sha256': text(),
+  }
   if modality == 'image':
     return {'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')} | names
   numbers = {'fps': np.float32, 'original_fps': np.float32, 'duration': np.float32, 'num_frames': np.int64}
@@ -108,7 +113,9 @@ def write_spec(shard: str, clips: Sequence[Clip], settings: Settings) -> bool:
   Returns:
     Whether the shard is there already, made of the same clips from files that have not changed since.
   """
-  text = json.dumps({'settings': dataclasses.asdict(settings), 'clips': clips})
+  # With the names of the features: a build of a version that wrote others does not go on, but anew.
+  names = sorted(features(settings.modality, None, settings.storage))
+  text = json.dumps({'settings': dataclasses.asdict(settings), 'features': names, 'clips': clips})
   spec = _note(shard, 'spec')
   spec.parent.mkdir(exist_ok=True)
   with contextlib.suppress(FileNotFoundError):
@@ -154,7 +161,7 @@ def write_shard(shard: str, note: Callable[[Lost | None], None] = lambda lost: N
           lost.append(found)
           note(found)
           continue
-        example = _serialized(_example(clip, found, settings))
+        example = _serialized(_example(clip, *found, settings))
         writer.write(example)
         num_examples, num_bytes = num_examples + 1, num_bytes + len(example)
         note(None)
@@ -171,20 +178,27 @@ def write_shard(shard: str, note: Callable[[Lost | None], None] = lambda lost: N
   return outcome
 
 
-def _transcoded(clip: Clip, stamp: list[int] | None, settings: Settings, decode: Decoder) -> Media | Lost:
+def _transcoded(clip: Clip, stamp: list[int] | None, settings: Settings, decode: Decoder) -> tuple[Media, str] | Lost:
+  """The file of a clip and its SHA-256."""
   if clip.path is None or stamp is None:
     return Lost(clip.id, clip.path or '', clip.line, 'there is no such file')
   if not stamp[0]:
     return Lost(clip.id, clip.path, clip.line, 'the file is empty')
   try:
-    return decode(clip.path, settings)
+    media = decode(clip.path, settings)
   except Failure as failure:
     return Lost(clip.id, clip.path, clip.line, str(failure))
+  try:
+    with open(clip.path, 'rb') as f:  # all of it: the decoder has just read it, so it costs no disk
+      return media, hashlib.file_digest(f, 'sha256').hexdigest()
+  except OSError as error:
+    return Lost(clip.id, clip.path, clip.line, f'the file cannot be read ({error.strerror})')
 
 
-def _example(clip: Clip, media: Media, settings: Settings) -> dict[str, list]:
+def _example(clip: Clip, media: Media, sha256: str, settings: Settings) -> dict[str, list]:
   """The values of `features`."""
-  names = {'label': [clip.label], 'id': [clip.id.encode()], 'video_id': [clip.video_id.encode()]}
+  texts = {'id': clip.id, 'video_id': clip.video_id, 'file_sha256': sha256}
+  names = {'label': [clip.label]} | {k: [v.encode()] for k, v in texts.items()}
   if settings.modality == 'image':
     return names | {'image': media.frames}
   numbers = {k: [getattr(media, k)] for k in ('fps', 'original_fps', 'duration', 'num_frames')}
