@@ -380,7 +380,9 @@ def sample_predictions(
     class_names = experiment.sources[experiment.source_id(name)].class_names
     probabilities = np.asarray(evaluation.predict(experiment, params, name, batch['clip'][:count]))
     middle = batch['clip'].shape[1] // 2  # of the views
-    for clip, label, p_K in zip(batch['clip'][:, middle], batch['label'], probabilities, strict=False):
+    shown = zip(batch['clip'][:, middle], batch['label'], batch['mask'], probabilities, strict=False)
+    for clip, label, _, p_K in (row for row in shown if row[2]):
       best = [(class_names[k], float(p_K[k])) for k in np.argsort(-p_K, kind='stable')[:5]]
-      samples.append({'clip': clip, 'source': name, 'label': class_names[label], 'predicted': best})
+      true = class_names[label] if label >= 0 else None
+      samples.append({'clip': clip, 'source': name, 'label': true, 'predicted': best})
   return samples
