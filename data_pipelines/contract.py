@@ -66,17 +66,21 @@ class TestSet:
 
   Attributes:
     batches: () -> this process's evaluation sub-batches, each example once.
+    examples: how many there are.
     missing: examples that the split's annotations list and the data set lacks.
     protocol: what the test views are, in words.
     fingerprint: of the examples (`sources.fingerprint`): equal for those who evaluate the same ones.
+    identity: () -> a hash of all that the clips depend on, to the pixel (`views.identity`).
   """
 
   __test__ = False  # it is no test case for pytest
 
   batches: Callable[[], Iterator[SubBatch]]
+  examples: int
   missing: int
   protocol: str
   fingerprint: str
+  identity: Callable[[], str]
 
 
 class UserError(Exception):

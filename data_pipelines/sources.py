@@ -5,6 +5,7 @@ import difflib
 import fcntl
 import functools
 import hashlib
+import json
 import math
 import os
 import re
@@ -19,7 +20,7 @@ from absl import logging
 from data_pipelines import clips, compact, frame_index, reading
 from data_pipelines.contract import SourceInfo, UserError
 
-_SETTINGS = (
+CLIP_SETTINGS = (
   'sampler', 'stride', 'loop', 'crop_scale', 'crop_ratio', 'short_side', 'rotation', 'flip', 'flip_labels',
   'test_clips', 'test_crops', 'test_crop_fraction',
 )  # fmt: skip
@@ -176,6 +177,25 @@ def fingerprint(source: Source) -> str:
   return hashlib.sha256(''.join(lines).encode()).hexdigest()
 
 
+def content(source: Source) -> str:
+  """SHA-256 (hex) of what is stored of the examples, in their order: frames, labels, original videos.
+
+  Of files it takes the index's word, which knows place and size of each frame and what is noted of it; of arrays their
+  pixels.
+  """
+  digest, index = hashlib.sha256(), source.frames
+  arrays = {'label': source.label, 'video_id': source.video_id}
+  if isinstance(index, frame_index.FrameIndex):
+    arrays |= {k: v for k, v in vars(index).items() if isinstance(v, np.ndarray)} | {'rows': source.rows}
+    digest.update(json.dumps([os.path.basename(file) for file in index.files]).encode())
+  else:
+    arrays |= {f'frames {i}': index[row] for i, row in enumerate(source.rows)}
+  for name, array in sorted(arrays.items()):
+    digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
+
+
 def left_right_labels(class_names: Sequence[str]) -> tuple[int, ...]:
   """The label of a mirrored clip, per class: of the class in whose name 'left' and 'right' are exchanged.
 
@@ -237,7 +257,7 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
         f'classes: build it again.'
       )
   known = {k: index.columns[c][rows] for k, c in _COLUMNS.items() if c in index.columns}
-  settings = {k: tuple(v) if isinstance(v := config[k], list) else v for k in _SETTINGS if k in config}
+  settings = {k: tuple(v) if isinstance(v := config[k], list) else v for k in CLIP_SETTINGS if k in config}
   settings['target_fps'] = config.get('fps', 0.0)
   if settings.get('flip') == 'labels':
     settings |= {'flip': True, 'flip_labels': left_right_labels(class_names)}
