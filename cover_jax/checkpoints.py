@@ -1,60 +1,83 @@
-"""Checkpoints: `Saver` (`save`, `wait`, `keep`), `latest`, `load`, `restore`.
+"""Checkpoints: `Saver` (`save`, `wait`, `keep`), `latest`, `describe`, `load`, `restore`.
 
 A checkpoint is one tree {'about': JSON text, 'state': TrainState, 'interval': metrics being summed} in
-`<workdir>/checkpoints`. One process writes it with `clu.checkpoint` (`checkpoints_clu.py`), several with Orbax
-(`checkpoints_orbax.py`); reading finds out which. Either way a killed or failed save leaves the previous checkpoint as
-it was, and reading needs no TensorFlow.
+`<workdir>/checkpoints`; see `checkpoints_contents.py`. One process writes it with `clu.checkpoint`
+(`checkpoints_clu.py`), several with Orbax (`checkpoints_orbax.py`); reading finds out which. Either way a killed or
+failed save leaves the previous checkpoint as it was, every bit is checked when it is read, and reading needs no
+TensorFlow.
+
+Which checkpoints a workdir has is told by what lies there. A damaged one is passed over, with a warning, for the newest
+whole one before it; where none is whole nothing is started anew. One that is named itself is taken or refused.
 """
 
 import json
+import math
 import os
+import re
 import shutil
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.serialization
 import jax
-import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
 
 from cover_jax import checkpoints_clu, checkpoints_orbax, processes, sharding
+from cover_jax.checkpoints_clu import write as write  # of an export
+from cover_jax.checkpoints_contents import about as about
+from cover_jax.checkpoints_contents import changed_config as changed_config
+from cover_jax.checkpoints_contents import check_about, check_sources, check_tree, difference, fit
+from cover_jax.checkpoints_contents import flatten as flatten
+from cover_jax.checkpoints_contents import sources_of as sources_of
+from data_pipelines import durable
 from data_pipelines.contract import SourceInfo, UserError
 
 FOLDER = 'checkpoints'
-
-
-def about(config: Mapping[str, Any], sources: tuple[SourceInfo, ...], step: int) -> str:
-  """What must be known to use a checkpoint: the config, the sources with their class names, the step."""
-  described = [
-    {
-      'name': s.name,
-      'modality': s.modality,
-      'num_examples': s.num_examples,
-      'class_names': list(s.class_names),
-      'fps': s.fps,
-    }
-    for s in sources
-  ]
-  return json.dumps({'step': step, 'sources': described, 'config': config}, sort_keys=True)
-
-
-def sources_of(loaded: Mapping[str, Any]) -> tuple[SourceInfo, ...]:
-  """The sources that a checkpoint was trained on, in their order; see `about`."""
-  return tuple(
-    SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names']), s.get('fps', 0.0))
-    for s in loaded['about']['sources']
-  )
+_BEST = 'best.json'
+_REFUSED = '.refused'
+_NAMED = re.compile(r'(?:best|step-\d+)(?:\.flax)?')
+# What a kill leaves of CLU, TensorFlow, Orbax, and of versions before `durable`.
+_LEFT = re.compile(
+  re.escape(checkpoints_clu.STAGING) + r'|checkpoint\.tmp[0-9a-f]{32}|ckpt-\d+(?:_temp|\.\S+\.tempstate\d+)'
+  r'|ckpt_\d+\.orbax-checkpoint-tmp\S*|(?:best|step-\d+)(?:\.flax|\.json)?\.tmp'
+)
 
 
 class Saver:
-  """Saves into one workdir; keeps the last `keep` checkpoints, and those that `keep` gave a name."""
+  """Saves into one workdir; keeps the last `keep` checkpoints, and those that `keep` gave a name.
+
+  Made before the first step, it finds what could not be saved, and it removes what killed savers left.
+  """
 
   def __init__(self, workdir: str, keep: int):
+    """Opens the folder of checkpoints. All processes must call it.
+
+    Args:
+      workdir: of the run; no other process may save there.
+      keep: how many to keep, at least 1.
+
+    Raises:
+      UserError: if nothing can be saved there.
+    """
+    if keep < 1:
+      raise UserError(f'config.keep_checkpoints is {keep}: expected 1 or more.')
+    if not workdir.isprintable():
+      raise UserError(
+        f'--workdir={workdir!r} has characters that cannot be printed, and TensorFlow cannot save there: '
+        'choose another folder.'
+      )
     self._folder = os.path.join(workdir, FOLDER)
     self._keep, self._saves = keep, 0
     self._kind, self._other = _kinds()
     self._guarded(lambda: os.makedirs(self._folder, exist_ok=True))
+    if jax.process_index() == 0:
+      self._guarded(lambda: _tidy(self._folder))
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('checkpoints are tidy')
     self._saver = self._guarded(lambda: self._kind.Saver(self._folder, keep))
+    self._best()
 
   def save(self, tree: Mapping[str, Any]) -> str:
     """Saves and returns where. What several processes save may not be whole before `wait` returns.
@@ -70,7 +93,7 @@ class Saver:
     self._saves += 1
     if jax.process_index() == 0 and self._saves > self._keep:
       # Enough of this kind are whole: those of a time when the run had another number of processes go.
-      for old in self._other.kept(self._folder):
+      for old in self._other.leftovers(self._folder):
         _remove(old)
     return path
 
@@ -86,37 +109,59 @@ class Saver:
     self.wait()
     newest = latest(os.path.dirname(self._folder))
     target = os.path.join(self._folder, name)
-    path = target if os.path.isdir(newest) else target + checkpoints_clu.SUFFIX
+    if os.path.isdir(newest):
+      path, other = target, target + checkpoints_clu.SUFFIX
+    else:
+      path, other = target + checkpoints_clu.SUFFIX, target
     if jax.process_index() == 0:
-      self._guarded(lambda: _link(newest, path + '.tmp'))
-      for old in (target, target + checkpoints_clu.SUFFIX):
-        if old != path or os.path.isdir(old):  # os.replace replaces files only
-          _remove(old)
-      os.replace(path + '.tmp', path)
+      self._guarded(lambda: _link(newest, path))
+      self._guarded(lambda: _remove(other))
     return path
 
   def keep_if_best(self, metric: str, value: float, step: int) -> None:
-    """Keeps the newest checkpoint as 'best', if its metric is better than that in `best.json`; less loss is better."""
+    """Keeps the newest checkpoint as 'best', if its metric is better than that in `best.json`.
+
+    Less loss is better; what is not a number never is.
+    """
     self.wait()
-    record = os.path.join(self._folder, 'best.json')
+    if not math.isfinite(value):
+      logging.warning('%s is %s at step %d: it is not kept as the best checkpoint.', metric, value, step)
+      return
+    best = self._best()
     sign = -1 if metric.endswith('loss') else 1
-    best = {}
-    if os.path.exists(record):
-      with open(record, encoding='utf-8') as f:
-        best = json.load(f)
     if best.get('metric') == metric and sign * value <= sign * best['value']:
       return
     self.keep('best')
     if jax.process_index() == 0:
-      self._guarded(lambda: _write(record, json.dumps({'metric': metric, 'value': value, 'step': step}) + '\n'))
+      record = json.dumps({'metric': metric, 'value': value, 'step': step}) + '\n'
+      self._guarded(lambda: durable.write(os.path.join(self._folder, _BEST), record))
+
+  def _best(self) -> dict[str, Any]:
+    """What `keep_if_best` wrote, or {}."""
+    path = os.path.join(self._folder, _BEST)
+    try:
+      with open(path, encoding='utf-8') as f:
+        best = json.load(f)
+      if not isinstance(best['metric'], str) or not math.isfinite(best['value']):
+        raise ValueError(f'it holds {best}')
+    except FileNotFoundError:
+      return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f'{path} does not say how good the best checkpoint is ({_reason(error)}): put a copy back, or remove it; '
+        'the next evaluation then chooses the best anew.'
+      ) from error
+    return best
 
   def _guarded(self, write):
     try:
       return write()
+    except UserError:
+      raise
     except Exception as error:  # OSError, or one of TensorFlow's or TensorStore's, by file system
       if processes.lost_peer(error):
         raise
-      before = latest(os.path.dirname(self._folder))
+      before = next(filter(_is_whole, _lying(os.path.dirname(self._folder))), None)
       kept = f'the last whole checkpoint is {before}' if before else 'there is no earlier one'
       raise UserError(f'Could not save a checkpoint in {self._folder} ({_reason(error)}); {kept}.') from error
 
@@ -126,79 +171,217 @@ def _kinds() -> tuple[types.ModuleType, types.ModuleType]:
   return (checkpoints_clu, checkpoints_orbax) if jax.process_count() == 1 else (checkpoints_orbax, checkpoints_clu)
 
 
-def _write(path: str, text: str) -> None:
-  with open(path + '.tmp', 'w', encoding='utf-8') as f:
-    f.write(text)
-  os.replace(path + '.tmp', path)
+def _tidy(folder: str) -> None:
+  """Removes what killed savers left half-written."""
+  durable.sweep(folder)
+  for name in os.listdir(folder):
+    if _LEFT.fullmatch(name):
+      _remove(os.path.join(folder, name))
 
 
 def _remove(path: str) -> None:
   if os.path.isdir(path):
     shutil.rmtree(path)
-  elif os.path.exists(path):
+  elif os.path.lexists(path):
     os.remove(path)
 
 
 def _link(source: str, target: str) -> None:
-  _remove(target)
+  """Makes the target another name of a checkpoint, or a copy of it."""
   if os.path.isdir(source):
-    shutil.copytree(source, target, copy_function=_link)
-    return
-  try:
-    os.link(source, target)
-  except OSError:
-    shutil.copyfile(source, target)
+    with durable.replacing_folder(target) as folder:
+      shutil.copytree(source, folder, copy_function=durable.link, dirs_exist_ok=True)
+  else:
+    durable.link(source, target)
 
 
 def latest(path: str) -> str | None:
-  """The newest whole checkpoint of a workdir (or the checkpoint itself, if `path` is one), or None."""
-  if os.path.isfile(path) or checkpoints_orbax.is_checkpoint(path):
-    return path
-  if os.path.isfile(path + checkpoints_clu.SUFFIX):
-    return path + checkpoints_clu.SUFFIX
-  for folder in (os.path.join(path, FOLDER), path):
-    found = [newest for kind in (checkpoints_clu, checkpoints_orbax) if (newest := kind.newest(folder))]
-    if len(found) == 2:  # the run had one process at one time and several at another
-      found.sort(key=lambda p: describe(p)['about']['step'])
-    if found:
-      return found[-1]
-  return None
+  """The newest checkpoint of a workdir that has an end (or the checkpoint itself, if `path` is one), or None.
+
+  It reads no array: only `load` and `restore` tell whether every bit is what it was.
+
+  Raises:
+    UserError: if there are checkpoints and all are cut off.
+  """
+  if own := _itself(path):
+    return own
+  lying = _lying(path)
+  whole = next(filter(_is_whole, lying), None)
+  if lying and not whole:
+    raise UserError(f'{lying[0]} is cut off and {_NO_OTHER.format(path)}')
+  return whole
+
+
+_NO_OTHER = (
+  'no other checkpoint in {} is whole: put a copy of one back, or take another workdir; '
+  'nothing is started anew over them.'
+)
+
+
+def lie_in(workdir: str) -> bool:
+  """Whether there are checkpoints in a workdir, whole or not: then a run goes on from one, or not at all."""
+  return bool(_lying(workdir))
 
 
 def describe(path: str) -> dict[str, Any]:
   """{'about': dict, 'path': str} of a checkpoint, as `load` gives them, without reading its arrays."""
-  found = _found(path)
-  return {'about': _reading(found, _kind(found).read_about), 'path': found}
+  found, about, _ = _newest(path, _read_about)
+  return {'about': about, 'path': found}
 
 
 def load(path: str) -> dict[str, Any]:
-  """Reads a checkpoint as nested dicts of numpy arrays; runs no code from the file.
+  """Reads a checkpoint as nested dicts of numpy arrays; runs no code from the file. All processes must call it.
 
   Args:
-    path: a workdir (its newest checkpoint), or a checkpoint: a `.flax` file, or a folder that Orbax wrote.
+    path: a workdir (its newest whole checkpoint), or a checkpoint: a `.flax` file, or a folder that Orbax wrote.
 
   Returns:
-    {'about': dict, 'state': {...}, 'interval': {...}, 'path': str}.
+    {'about': dict, 'state': {...}, 'interval': {...}, 'path': str}, checked by `checkpoints_contents.check_tree`.
 
   Raises:
-    UserError: if there is none or it cannot be read.
+    UserError: if there is none, or it is damaged or not one of this project.
   """
-  found = _found(path)
-  return {**_reading(found, _kind(found).read), 'path': found}
+  found, tree, _ = _newest(path, lambda p: check_tree(_kind(p).read(p)), processes.everywhere)
+  return {**tree, 'path': found}
 
 
-def _found(path: str) -> str:
-  found = latest(path)
-  if found is None:
-    raise UserError(f'No checkpoint in {path}: expected a workdir of a run, a .flax file or a folder that Orbax wrote.')
-  return found
+def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], sources: tuple[SourceInfo, ...]) -> Any:
+  """Puts the checkpoint that a run goes on from on its mesh, whatever number of devices and processes wrote it.
+
+  Newer ones that are damaged get `.refused` behind their names: they are not overwritten, not counted, not taken again
+  and not removed. Metrics that were being summed and are not those of the run start anew, with a warning. Nothing in
+  the workdir changes before it is sure that the checkpoint fits. All processes must call it.
+
+  Args:
+    path: as for `load`; no other process may save there.
+    template: the run's {'state', 'interval'} as arrays or ShapeDtypeStructs; 'interval' is arrays with nothing summed.
+    placed: the same with the `NamedSharding` of each array.
+    sources: the run's sources.
+
+  Returns:
+    The template's structure with the checkpoint's arrays, and its 'about' and 'path'.
+
+  Raises:
+    UserError: as `load`; or if classes, architecture or optimizer differ, naming the first difference.
+  """
+  found, opened, refused = _newest(path, _open, processes.everywhere)
+  loaded = {'about': opened['about'], 'path': found}
+  check_sources(loaded, sources)
+  parts = ['state', 'interval']
+  if differs := difference({'interval': opened.get('interval', {})}, {'interval': template['interval']}):
+    logging.warning(
+      '%s was summing other metrics than this run (%s): they start anew, so the first averages are of fewer steps.',
+      found,
+      differs,
+    )
+    parts = ['state']
+  have, want, where = ({p: tree.get(p, {}) for p in parts} for tree in (opened, template, placed))
+  fitted = fit(loaded, have, want)
+  if os.path.isdir(found):  # these were shapes
+    arrays = _reading(found, checkpoints_orbax.read_onto, flax.serialization.to_state_dict(where))
+    fitted = fit(loaded, arrays, want)
+  else:
+    fitted = sharding.put(fitted, where)
+  if jax.process_index() == 0:
+    _put_aside(refused)
+  return loaded | {'interval': sharding.put(template['interval'], placed['interval'])} | fitted
+
+
+def _put_aside(paths: Sequence[str]) -> None:
+  for path in paths:
+    aside = path + _REFUSED
+    while os.path.lexists(aside):
+      aside += _REFUSED
+    try:
+      os.rename(path, aside)
+    except OSError as error:
+      raise UserError(f'{path} is damaged and cannot be renamed ({error.strerror}): move it away.') from error
+    logging.warning('%s is now %s, which nothing here reads or removes.', path, aside)
+
+
+def _open(path: str) -> dict[str, Any]:
+  """What is needed to tell whether a checkpoint is whole and fits: of a `.flax` file all, of a folder the shapes."""
+  if not os.path.isdir(path):
+    return check_tree(checkpoints_clu.read(path))
+  checkpoints_orbax.check(path)
+  return {**checkpoints_orbax.read_shapes(path), 'about': _read_about(path)}
+
+
+def _read_about(path: str) -> dict[str, Any]:
+  return check_about(_kind(path).read_about(path))
+
+
+def _step(path: str) -> int:
+  """The step of a checkpoint; -1 if it cannot be told."""
+  try:
+    return _reading(path, _read_about)['step']
+  except UserError:
+    return -1
+
+
+def _itself(path: str) -> str | None:
+  """The checkpoint that a path names, if it names one."""
+  named = [p for p in (path, path + checkpoints_clu.SUFFIX) if os.path.isfile(p) or checkpoints_orbax.is_whole(p)]
+  # A kill between a file and a folder of one name leaves both: see `Saver.keep`.
+  return max(named, key=_step) if len(named) > 1 else next(iter(named), None)
+
+
+def _lying(path: str) -> list[str]:
+  """All checkpoints of a workdir, or of its folder of checkpoints: the newest first, those with names last."""
+  for folder in (os.path.join(path, FOLDER), path):
+    numbered = [kind.kept(folder) for kind in (checkpoints_clu, checkpoints_orbax)]
+    found = [path for paths in numbered for path in paths]
+    if all(numbered):  # the run had one process at one time and several at another
+      found.sort(key=_step, reverse=True)
+    names = [n for n in os.listdir(folder) if _NAMED.fullmatch(n)] if os.path.isdir(folder) else []
+    found += sorted((os.path.join(folder, n) for n in names), key=_step, reverse=True)
+    if found:
+      return found
+  return []
+
+
+def _newest(
+  path: str, read: Callable[[str], Any], agree: Callable[[bool], bool] = bool
+) -> tuple[str, dict[str, Any], list[str]]:
+  """Reads the checkpoint that `path` is, or a workdir's newest one that can be read.
+
+  Args:
+    path: as for `load`.
+    read: raises an exception if the checkpoint is not whole.
+    agree: whether it could be read in this process -> whether in all.
+
+  Returns:
+    (which one, what `read` gave, the newer ones that could not be read).
+  """
+  own = _itself(path)
+  refused = {}
+  for candidate in [own] if own else _lying(path):
+    refusal = f'{candidate} cannot be read by another process of the run.'
+    try:
+      result = _reading(candidate, read)
+    except UserError as error:
+      result, refusal = None, str(error)
+    if agree(result is not None):
+      if refused:
+        logging.warning('%s Taking %s instead, the newest whole checkpoint.', ' '.join(refused.values()), candidate)
+      return candidate, result, list(refused)
+    refused[candidate] = refusal
+  if own:
+    raise UserError(refused[own])
+  if refused:
+    raise UserError(f'{next(iter(refused.values())).removesuffix(".")}, and {_NO_OTHER.format(path)}')
+  raise UserError(f'No checkpoint in {path}: expected a workdir of a run, a .flax file or a folder that Orbax wrote.')
 
 
 def _kind(path: str) -> types.ModuleType:
   return checkpoints_orbax if os.path.isdir(path) else checkpoints_clu
 
 
-def _reading(path: str, read: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+def _is_whole(path: str) -> bool:
+  return _kind(path).is_whole(path)
+
+
+def _reading(path: str, read: Callable[..., Any], *args: Any) -> Any:
   try:
     return read(path, *args)
   except Exception as error:  # OSError, ValueError, KeyError, or one of msgpack's or TensorStore's
@@ -209,97 +392,3 @@ def _reading(path: str, read: Callable[..., dict[str, Any]], *args: Any) -> dict
 
 def _reason(error: Exception) -> str:
   return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def restore(path: str, template: Any, placed: Any, sources: tuple[SourceInfo, ...]) -> Any:
-  """Puts a checkpoint on the mesh of a run, whatever number of devices and processes wrote it.
-
-  Args:
-    path: as for `load`.
-    template: the run's {'state', 'interval'} as arrays or ShapeDtypeStructs.
-    placed: the same with the `NamedSharding` of each array.
-    sources: the run's sources.
-
-  Returns:
-    The template's structure with the checkpoint's arrays.
-
-  Raises:
-    UserError: if classes, architecture or optimizer differ, naming the first difference.
-  """
-  found = _found(path)
-  if not os.path.isdir(found):
-    loaded = load(found)
-    check_sources(loaded, sources)
-    return sharding.put(fit(loaded, {key: loaded[key] for key in template}, template), placed)
-  loaded = describe(found)
-  check_sources(loaded, sources)
-  fit(loaded, _reading(found, checkpoints_orbax.read_shapes), template)
-  arrays = _reading(found, checkpoints_orbax.read_onto, flax.serialization.to_state_dict(placed))
-  return fit(loaded, arrays, template)
-
-
-def fit(loaded: Mapping[str, Any], have: Any, template: Any) -> Any:
-  """Gives a loaded subtree the template's structure.
-
-  Raises:
-    UserError: naming the first array that is missing, superfluous or of another shape.
-  """
-  want, have = flax.serialization.to_state_dict(template), flatten(have)
-  want_shapes, have_shapes = _shapes(flatten(want)), _shapes(have)
-  # A parameter says more than the optimizer's copy of it.
-  for name in sorted(set(want_shapes) | set(have_shapes), key=lambda n: ('params/' not in n, n)):
-    wanted, found = (f'shape {s[name]}' if name in s else 'nothing' for s in (want_shapes, have_shapes))
-    if wanted != found:
-      raise UserError(
-        f'{loaded["path"]} does not fit this config: {name} is {found} in the checkpoint and {wanted} in the run; '
-        'use the config of the checkpoint (config.json beside it) or another --workdir.'
-      )
-  # From the template's own dict, since a checkpoint may have lost dicts without an array.
-  filled = jax.tree_util.tree_map_with_path(lambda path, _: have[_name(path)], want)
-  return flax.serialization.from_state_dict(template, filled)
-
-
-def check_sources(loaded: Mapping[str, Any], sources: tuple[SourceInfo, ...]) -> None:
-  """Raises a UserError if a source's classes are not those that the checkpoint's head was trained on."""
-  saved = {s['name']: s['class_names'] for s in loaded['about']['sources']}
-  for source in sources:
-    if source.name not in saved:
-      raise UserError(
-        f'{loaded["path"]} has no head for the source {source.name!r}: it was trained on {sorted(saved)}.'
-      )
-    if saved[source.name] != list(source.class_names):
-      raise UserError(
-        f'The source {source.name!r} has {len(source.class_names)} classes now but its head in '
-        f'{loaded["path"]} has {len(saved[source.name])}, or their names differ: '
-        'use the data set version that the checkpoint was trained on, or start a new --workdir.'
-      )
-
-
-def changed_config(loaded: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-  """'key: old -> new' for every config value that differs from the checkpoint's."""
-  old, new = _flat(loaded['about']['config']), _flat(json.loads(json.dumps(config)))
-  absent = '(absent)'
-  return [
-    f'{key}: {old.get(key, absent)} -> {new.get(key, absent)}'
-    for key in sorted(set(old) | set(new))
-    if old.get(key, absent) != new.get(key, absent)
-  ]
-
-
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-  if not isinstance(tree, Mapping):
-    return {prefix: tree}
-  return {k: v for key, value in tree.items() for k, v in _flat(value, f'{prefix}.{key}'.lstrip('.')).items()}
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-  """{'params/encoder/...': array} of nested dicts."""
-  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path: Any) -> str:
-  return '/'.join(str(k.key) for k in path)
-
-
-def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  return {name: tuple(np.shape(leaf)) for name, leaf in arrays.items()}

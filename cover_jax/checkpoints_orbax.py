@@ -1,11 +1,14 @@
 """Checkpoints of several hosts, written by Orbax's `CheckpointManager`: folders `ckpt_<step>`.
 
 Each process writes the shards that it holds, in the background, into a folder that gets its name (or, where folders
-cannot be renamed, a commit file) once every process is done. The workdir must be on a file system that all share.
-Reading needs no TensorFlow, and works on any number of devices and processes.
+cannot be renamed, a commit file) once every process is done. Before that process 0 reads it all once and leaves the
+SHA-256 of each file in `sha256.json`. The workdir must be on a file system that all share. Reading needs no TensorFlow,
+and works on any number of devices and processes.
 """
 
 import contextlib
+import glob
+import hashlib
 import json
 import os
 import re
@@ -17,7 +20,12 @@ import jax
 import numpy as np
 from absl import logging
 
+from data_pipelines import durable
+from data_pipelines.contract import UserError
+
 _PREFIX = 'ckpt'
+_MANIFEST = 'sha256.json'
+_PARTS = ('about', 'arrays')
 
 
 class Saver:
@@ -26,11 +34,21 @@ class Saver:
   def __init__(self, folder: str, keep: int):
     import orbax.checkpoint as ocp  # takes a second
 
-    self._folder, self._ocp = folder, ocp
+    if set(os.path.abspath(folder)) & set('*?[]\\'):
+      raise UserError(
+        f'{os.path.abspath(folder)} has one of * ? [ ] \\ in its name, and Orbax, which saves for several processes, '
+        'takes it for a pattern: choose another --workdir.'
+      )
+    self._folder, self._ocp, self._step = folder, ocp, None
     self._manager = ocp.CheckpointManager(
       os.path.abspath(folder),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, step_prefix=_PREFIX, cleanup_tmp_directories=True, save_root_metadata=False
+        max_to_keep=keep,
+        step_prefix=_PREFIX,
+        cleanup_tmp_directories=True,
+        save_root_metadata=False,
+        # Orbax calls it in process 0, in the background, when all have written and before the folder gets its name.
+        async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
       ),
     )
 
@@ -39,49 +57,106 @@ class Saver:
     args, about = self._ocp.args, json.loads(tree['about'])
     # The same nested dicts as in the other kind of checkpoint.
     arrays = flax.serialization.to_state_dict({key: tree[key] for key in ('state', 'interval')})
-    step = about['step']
+    self._step = about['step']
     saved = self._manager.save(
-      step, args=args.Composite(about=args.JsonSave(about), arrays=args.PyTreeSave(arrays)), force=True
+      self._step, args=args.Composite(about=args.JsonSave(about), arrays=args.PyTreeSave(arrays)), force=True
     )
     if not saved:
-      raise OSError(f'Orbax refused to save step {step}')
-    return os.path.join(self._folder, f'{_PREFIX}_{step}')
+      raise OSError(f'Orbax refused to save step {self._step}')
+    return self._path()
 
   def wait(self) -> None:
     """Returns when the last `save` is whole on disk; raises what went wrong with it."""
     self._manager.wait_until_finished()
+    if jax.process_index() == 0:
+      durable.flush_folder(self._folder)
+
+  def _path(self) -> str:
+    return os.path.join(self._folder, f'{_PREFIX}_{self._step}')
+
+  def _seal(self) -> None:
+    """Leaves the checksums in the folder that is being written, and has all of it on disk."""
+    (folder,) = glob.glob(glob.escape(self._path()) + '.orbax-checkpoint-tmp*') or [self._path()]
+    digests = {}
+    for name in _content(folder):
+      path = os.path.join(folder, name)
+      durable.flush(path)
+      digests[name] = _sha256(path)
+    for below, _, _ in os.walk(folder):
+      durable.flush_folder(below)
+    durable.write(os.path.join(folder, _MANIFEST), json.dumps(digests, indent=1) + '\n')
 
 
-def newest(folder: str) -> str | None:
-  """The newest whole checkpoint of a folder, or None."""
-  return next((path for path in kept(folder) if is_checkpoint(path)), None)
+def _content(folder: str) -> list[str]:
+  """The names of all files that are read, the largest first: processes that share them get about as much each."""
+  found = [os.path.join(b, n) for part in _PARTS for b, _, names in os.walk(os.path.join(folder, part)) for n in names]
+  names = sorted(os.path.relpath(path, folder) for path in found)
+  return sorted(names, key=lambda name: -os.path.getsize(os.path.join(folder, name)))
+
+
+def _sha256(path: str) -> str:
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def check(path: str) -> None:
+  """Raises ValueError if a file of a checkpoint is not what was written.
+
+  Several processes share the work: each checks every n-th file, and they must tell each other. Checkpoints of a version
+  before checksums are not checked.
+  """
+  if (digests := _digests(path)) is None:
+    return
+  for name in list(digests)[jax.process_index() :: jax.process_count()]:
+    _check_file(path, name, digests)
+
+
+def _digests(path: str) -> dict[str, str] | None:
+  manifest = os.path.join(path, _MANIFEST)
+  if not os.path.exists(manifest):
+    return None
+  with open(manifest, encoding='utf-8') as f:
+    return json.load(f)
+
+
+def _check_file(path: str, name: str, digests: Mapping[str, str]) -> None:
+  if _sha256(os.path.join(path, name)) != digests[name]:
+    raise ValueError(f'the checksum of {name} is wrong: it is not what was written')
 
 
 def kept(folder: str) -> list[str]:
-  """All checkpoints of this kind, the newest first."""
+  """All checkpoints of this kind, the newest first; some may be damaged."""
   names = os.listdir(folder) if os.path.isdir(folder) else []
   steps = sorted(int(m.group(1)) for m in (re.fullmatch(rf'{_PREFIX}_(\d+)', name) for name in names) if m)
   return [os.path.join(folder, f'{_PREFIX}_{step}') for step in reversed(steps)]
 
 
-def is_checkpoint(path: str) -> bool:
-  """Whether a folder is a whole checkpoint."""
-  if not os.path.isdir(os.path.join(path, 'arrays')) or not os.path.isdir(os.path.join(path, 'about')):
+leftovers = kept  # what has no use once there is no checkpoint of this kind any more
+
+
+def is_whole(path: str) -> bool:
+  """Whether a folder is a checkpoint that was finished; only `check` tells whether each bit is what it was."""
+  if not all(os.path.isdir(os.path.join(path, part)) for part in _PARTS):
     return False
   import orbax.checkpoint as ocp
 
   return ocp.path.step.is_checkpoint_finalized(os.path.abspath(path))
 
 
-def read_about(path: str) -> dict[str, Any]:
-  """The 'about' of a checkpoint."""
-  with open(os.path.join(path, 'about', 'metadata'), encoding='utf-8') as f:
+def read_about(path: str) -> Any:
+  """What JSON gives of 'about'; ValueError if a bit of it is wrong."""
+  name = os.path.join('about', 'metadata')
+  if (digests := _digests(path)) is not None:
+    _check_file(path, name, digests)
+  with open(os.path.join(path, name), encoding='utf-8') as f:
     return json.load(f)
 
 
 def read(path: str) -> dict[str, Any]:
-  """{'about': dict, 'state', 'interval'} as nested dicts of numpy arrays."""
-  return {**_restore(path, lambda ocp, _: ocp.RestoreArgs(restore_type=np.ndarray)), 'about': read_about(path)}
+  """{'about': dict, 'state', 'interval'} as nested dicts of numpy arrays; ValueError if a bit is wrong."""
+  check(path)
+  numpy = lambda ocp, _: ocp.RestoreArgs(restore_type=np.ndarray)
+  return {**_restore(path, read_shapes(path), numpy), 'about': read_about(path)}
 
 
 def read_shapes(path: str) -> dict[str, Any]:
@@ -91,14 +166,15 @@ def read_shapes(path: str) -> dict[str, Any]:
 
 
 def read_onto(path: str, placed: Any) -> dict[str, Any]:
-  """{'state', 'interval'} as nested dicts of arrays on the mesh; a process reads only what its devices hold.
+  """Nested dicts of arrays on the mesh; a process reads only what its devices hold.
 
   Args:
     path: of the checkpoint.
-    placed: the same nested dicts with a `NamedSharding` for each array.
+    placed: of {'state', 'interval'}, or one of them, nested dicts with a `NamedSharding` for each array.
   """
   by_name = {jax.tree_util.keystr(k): s for k, s in jax.tree_util.tree_leaves_with_path(placed)}
-  return _restore(path, lambda ocp, name: ocp.ArrayRestoreArgs(sharding=by_name[name]))
+  tree = {part: shapes for part, shapes in read_shapes(path).items() if part in placed}
+  return _restore(path, tree, lambda ocp, name: ocp.ArrayRestoreArgs(sharding=by_name[name]))
 
 
 def _arrays(path: str) -> str:
@@ -118,8 +194,8 @@ def _reader():
     logging.set_verbosity(verbosity)
 
 
-def _restore(path, args_of):
+def _restore(path, tree, args_of):
   with _reader() as (ocp, reader):
-    tree = reader.metadata(_arrays(path)).item_metadata.tree
     restore_args = jax.tree_util.tree_map_with_path(lambda k, _: args_of(ocp, jax.tree_util.keystr(k)), tree)
-    return reader.restore(_arrays(path), args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args))
+    args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
+    return reader.restore(_arrays(path), args=args)

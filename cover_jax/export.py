@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import flax.serialization
 import ml_collections
 import numpy as np
 from absl import app, flags
@@ -21,6 +20,7 @@ from absl import app, flags
 from cover_jax import checkpoints, interop
 from cover_jax import experiment as experiments
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
+from data_pipelines import durable
 from data_pipelines.contract import UserError
 
 EXIT_USER_ERROR = 2
@@ -30,26 +30,26 @@ _OUTPUT = flags.DEFINE_string('output', None, 'File (flax) or folder (huggingfac
 _HEAD = flags.DEFINE_string('head', None, 'The head to write; needed for huggingface where there are several.')
 _PARAMS = flags.DEFINE_enum('params', 'raw', ['raw', 'ema'], 'Which parameters: as trained, or their moving average.')
 
+_FILES = ('config.json', 'preprocessor_config.json', 'model.safetensors')
 _ATTENTION = {'divided': 'divided_space_time', 'joint': 'joint_space_time', 'space': 'space_only'}
 
 
-def to_flax(loaded: Mapping[str, Any], params: str = 'raw') -> bytes:
-  """A file that `cover_jax.load` and `checkpoints.load` read, with parameters and nothing else of the train state.
+def to_flax(loaded: Mapping[str, Any], params: str = 'raw') -> dict[str, Any]:
+  """What a file holds that `cover_jax.load` and `checkpoints.load` read: parameters and nothing else of the train state.
 
   Args:
     loaded: of `checkpoints.load`.
     params: 'raw' or 'ema'; in the file they are the raw ones.
 
   Returns:
-    msgpack of {'about': JSON text with config, sources, class names and step; 'state': {'params': ...}}.
+    {'about': JSON text with config, sources, class names and step; 'state': {'params': ...}}, for `checkpoints.write`.
 
   Raises:
     UserError: if there is no moving average.
   """
   # There is one set of parameters now, so an evaluation must not look for another.
   about = {**loaded['about'], 'config': {**loaded['about']['config'], 'eval_params': 'raw'}}
-  tree = {'about': json.dumps(about, sort_keys=True), 'state': {'params': _chosen(loaded, params)}}
-  return flax.serialization.msgpack_serialize(tree)
+  return {'about': json.dumps(about, sort_keys=True), 'state': {'params': _chosen(loaded, params)}}
 
 
 def to_huggingface(
@@ -148,40 +148,61 @@ def _chosen(loaded: Mapping[str, Any], params: str) -> Mapping[str, Any]:
   return chosen
 
 
-def _write(path: str, data: bytes) -> None:
-  """Writes a file that is never there by half."""
-  with open(path + '.tmp', 'wb') as f:
-    f.write(data)
-  os.replace(path + '.tmp', path)
-
-
 def export(checkpoint: str, output: str, file_format: str, head: str | None = None, params: str = 'raw') -> None:
   """Writes `output` in the format 'flax' or 'huggingface'; see `to_flax` and `to_huggingface`.
 
+  What was there is replaced at once: a kill leaves the old export or the new one, never files of both; see
+  `durable.replacing_folder`.
+
   Raises:
-    UserError: if the checkpoint cannot be read or has no such form, or `output` cannot be written.
+    UserError: if the checkpoint cannot be read or has no such form, or `output` cannot be written or holds other files.
   """
   if file_format == 'flax' and head is not None:
     raise UserError('--head is for --format=huggingface: a .flax file holds all heads.')
+  output = output.rstrip(os.sep) or os.sep
+  if file_format == 'huggingface':
+    _check_folder(output)
+  elif os.path.isdir(output):
+    raise UserError(f'--output={output} is a folder: name the .flax file to write.')
   loaded = checkpoints.load(checkpoint)
-  if file_format == 'flax':
-    files = {output: to_flax(loaded, params)}
-  else:
-    from safetensors.numpy import save
-
-    arrays, config, preprocessor = to_huggingface(loaded, head, params)
-    files = {
-      os.path.join(output, 'config.json'): json.dumps(config, indent=2).encode(),
-      os.path.join(output, 'preprocessor_config.json'): json.dumps(preprocessor, indent=2).encode(),
-      os.path.join(output, 'model.safetensors'): save(arrays, metadata={'format': 'pt'}),
-    }
   try:
-    for path, data in files.items():
-      os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-      _write(path, data)
-      print(f'Wrote {path} ({len(data) / 1e6:.1f} MB)')
+    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    if file_format == 'flax':
+      checkpoints.write(output, to_flax(loaded, params))
+      written = [output]
+    else:
+      written = _write_folder(output, *to_huggingface(loaded, head, params))
   except OSError as error:
     raise UserError(f'--output={output} cannot be written ({error.strerror}): choose another place.') from error
+  for path in written:
+    print(f'Wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)')
+
+
+def _check_folder(output: str) -> None:
+  """Refuses to replace what is not an export."""
+  if os.path.isdir(output):
+    others = sorted(set(os.listdir(output)) - set(_FILES))
+  elif os.path.lexists(output):
+    raise UserError(f'--output={output} is a file: name a folder for --format=huggingface.')
+  else:
+    return
+  if others:
+    raise UserError(
+      f'--output={output} holds {others[0]!r}, which is not part of an export, and a folder is replaced whole: '
+      'choose a new folder.'
+    )
+
+
+def _write_folder(
+  output: str, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], preprocessor: Mapping[str, Any]
+) -> list[str]:
+  from safetensors.numpy import save
+
+  contents = (json.dumps(config, indent=2), json.dumps(preprocessor, indent=2), save(arrays, metadata={'format': 'pt'}))
+  with durable.replacing_folder(output) as folder:
+    for name, content in zip(_FILES, contents, strict=True):
+      durable.write(os.path.join(folder, name), content)
+  return [os.path.join(output, name) for name in _FILES]
 
 
 def run(argv: list[str]) -> None:

@@ -162,3 +162,8 @@ def gather(tree: Any) -> Any:
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)
+
+
+def everywhere(ok: bool) -> bool:
+  """Whether something is true in all processes. Every process must call it."""
+  return bool(np.all(gather(np.array([ok]))))

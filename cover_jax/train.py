@@ -1,6 +1,5 @@
 """Training: one jitted step over all streams, and the loop around it."""
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -120,24 +119,28 @@ def make_optimizer(experiment: Experiment) -> tuple[optax.GradientTransformation
 def start_state(
   experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh, workdir: str
 ) -> tuple[TrainState, Any, Any]:
-  """The state to start from: the workdir's newest checkpoint, else a fresh one, seeded as `config.init_from` says.
+  """The state to start from: the workdir's newest whole checkpoint.
+
+  Only where no checkpoint lies it is a fresh one, seeded as `config.init_from` says.
 
   Returns:
     (state on the mesh, the metrics being summed at that step, the same with nothing summed yet).
+
+  Raises:
+    UserError: if there are checkpoints and none is whole, or the newest whole one does not fit the run.
   """
   abstract, placed = state_shardings(experiment, optimizer, mesh)
   _, report = jax.eval_shape(make_train_step(experiment, optimizer), abstract, abstract_batch(experiment))
   zeros = lambda: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), report['measures'])
   place = lambda tree: sharding.put(tree, sharding.replicated(mesh))
-  path = checkpoints.latest(workdir)
-  if path is None:
+  if not checkpoints.lie_in(workdir):
     return initialise.start(experiment, optimizer, mesh, placed), place(zeros()), place(zeros())
   template = {'state': abstract, 'interval': zeros()}
   where = {'state': placed, 'interval': jax.tree.map(lambda _: sharding.replicated(mesh), zeros())}
-  restored = checkpoints.restore(path, template, where, experiment.sources)
-  for line in checkpoints.changed_config(checkpoints.describe(path), experiment.config.to_dict()):
+  restored = checkpoints.restore(workdir, template, where, experiment.sources)
+  for line in checkpoints.changed_config(restored, experiment.config.to_dict()):
     logging.warning('The config changed since the checkpoint: %s', line)
-  logging.info('Continuing from %s (step %d)', path, int(restored['state'].step))
+  logging.info('Continuing from %s (step %d)', restored['path'], int(restored['state'].step))
   return restored['state'], restored['interval'], place(zeros())
 
 
@@ -192,6 +195,7 @@ def train(
   state, interval, empty = start_state(experiment, optimizer, mesh, workdir)
   train_step = compile_step(experiment, optimizer, mesh)
   first = int(state.step)
+  saver = checkpoints.Saver(workdir, config.keep_checkpoints)  # what cannot be saved is found now
   main_process = jax.process_index() == 0
   if main_process:
     # Only now: the checkpoint that is there, if any, fits this config.
@@ -200,15 +204,13 @@ def train(
     logging.info('\n%s', parameter_overview.get_parameter_overview(state.params, include_stats='sharding'))
   writer = metrics.Writer(workdir, first_step=first, active=main_process)
   actions = _periodic_actions(experiment, workdir) if main_process else []
-  # Made at the first save: it imports TensorFlow.
-  saver = functools.cache(lambda: checkpoints.Saver(workdir, config.keep_checkpoints))
 
   def save(step, state, interval):
     text = checkpoints.about(config.to_dict(), experiment.sources, step)
-    path = saver().save({'about': text, 'state': state, 'interval': interval})
+    path = saver.save({'about': text, 'state': state, 'interval': interval})
     logging.info('Saved %s (step %d)', path, step)
     if _due(config.keep_every, step):
-      saver().keep(f'step-{step}')
+      saver.keep(f'step-{step}')
 
   def evaluate_at(step, state):
     scalars = evaluate(state)
@@ -216,7 +218,7 @@ def train(
     if config.keep_best:
       if config.keep_best not in scalars:
         raise UserError(f'config.keep_best is {config.keep_best!r}: expected one of {", ".join(sorted(scalars))}.')
-      saver().keep_if_best(config.keep_best, scalars[config.keep_best], step)
+      saver.keep_if_best(config.keep_best, scalars[config.keep_best], step)
 
   def settle(step, report):
     """Reads a step that has been dispatched; blocks until it is done."""
@@ -224,7 +226,7 @@ def train(
     bad = sorted(name for name, loss in losses.items() if not np.isfinite(loss))
     if bad:
       if step > first:
-        saver().wait()
+        saver.wait()
       raise NonFiniteLoss(
         f'The loss of stream {", ".join(bad)} is not finite at step {step}. The last checkpoint is '
         f'{checkpoints.latest(workdir) or "none"}; lower config.optimizer.learning_rate, set '
@@ -245,7 +247,7 @@ def train(
   step = saved = first
   try:
     if first > 0 and _due(config.keep_every, first):
-      saver().keep(f'step-{first}')  # a kill may have come between its save and this
+      saver.keep(f'step-{first}')  # a kill may have come between its save and this
     if evaluate is not None and 0 < first < total and _due(config.eval_every, first):
       evaluate_at(first, state)
     data = batches(first)
@@ -277,11 +279,11 @@ def train(
     if evaluate is not None:
       evaluate_at(total, state)
     if saved > first:
-      saver().wait()
+      saver.wait()
   except Preempted as request:
     if saved < step:
       save(step, state, interval)
-    saver().wait()
+    saver.wait()
     raise Preempted(f'SIGTERM: saved {checkpoints.latest(workdir)} at step {step} of {total}.') from request
   finally:
     writer.close()

@@ -1,16 +1,21 @@
 """Files that are whole or not there, whatever kills the process or the machine while they are written.
 
 Everything that a run, a build or an export leaves goes through here: a temporary name, flush to disk, rename, flush the
-folder. A kill leaves at most hidden files `.<random>.tmp`, which `sweep` removes.
+folder. A kill leaves at most hidden files and folders `.<random>.tmp`, which `sweep` removes.
 """
 
 import contextlib
+import ctypes
+import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from typing import IO
 
 _SUFFIX = '.tmp'
+# Of Linux's renameat2(2): paths as they are, and the two names change places.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
@@ -27,8 +32,7 @@ def replacing(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
     OSError: if it cannot be written; nothing is left behind.
   """
   path = os.fspath(path)
-  # Not made from the name, which may be as long as the file system allows.
-  temporary = os.path.join(os.path.dirname(path), f'.{uuid.uuid4().hex}{_SUFFIX}')
+  temporary = _beside(path, _SUFFIX)
   try:
     with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as f:
       yield f
@@ -48,6 +52,74 @@ def write(path: str | os.PathLike, data: bytes | str) -> None:
     f.write(data)
 
 
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[str]:
+  """A folder to fill that takes the place of `path` when the block ends; if the block raises, `path` stays as it was.
+
+  On Linux, where the file system can exchange two names, whoever looks at `path` finds the old folder or the new one,
+  wholly, at any time. Elsewhere there is a moment in which it finds neither; a kill just then leaves the old folder
+  beside it as `.<random>.old`, which nothing removes.
+
+  Args:
+    path: of the folder, which may be there or not; the folder that it is in must exist.
+
+  Raises:
+    OSError: if it cannot be written; nothing is left behind.
+  """
+  path = os.path.realpath(path)  # the exchange of a link would leave what it points at as it was
+  temporary = _beside(path, _SUFFIX)
+  try:
+    os.mkdir(temporary)
+    yield temporary
+    for folder, _, names in os.walk(temporary):
+      for name in names:
+        flush(os.path.join(folder, name))
+      flush_folder(folder)
+    if not os.path.lexists(path):
+      os.rename(temporary, path)
+    elif not _exchange(temporary, path):
+      old = _beside(path, '.old')
+      os.rename(path, old)
+      try:
+        os.rename(temporary, path)
+      except BaseException:
+        os.rename(old, path)
+        raise
+      os.rename(old, temporary)
+    flush_folder(os.path.dirname(path))
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)  # half of the new folder, or the old one
+
+
+def link(source: str | os.PathLike, path: str | os.PathLike) -> None:
+  """Makes `path` another name of a file (a copy of it, where the file system has no links), replacing what is there.
+
+  Raises:
+    OSError: if it cannot be written; nothing is left behind.
+  """
+  if os.path.exists(path) and os.path.samefile(source, path):
+    return  # a rename between two names of one file does nothing, and leaves both
+  temporary = _beside(os.fspath(path), _SUFFIX)
+  try:
+    try:
+      os.link(source, temporary)
+    except OSError:
+      shutil.copyfile(source, temporary)
+      flush(temporary)
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    raise
+  flush_folder(os.path.dirname(path))
+
+
+def flush(path: str | os.PathLike) -> None:
+  """Makes the content of a file last through a power cut."""
+  with open(path, 'rb') as f:
+    os.fsync(f.fileno())
+
+
 def flush_folder(folder: str | os.PathLike) -> None:
   """Makes the names in a folder last through a power cut, where the file system can."""
   with contextlib.suppress(OSError):  # some network file systems refuse; they order renames themselves
@@ -59,14 +131,35 @@ def flush_folder(folder: str | os.PathLike) -> None:
 
 
 def sweep(folder: str | os.PathLike) -> int:
-  """Removes what killed processes left of `replacing` in a folder (not below it); returns how many files it was.
+  """Removes what killed processes left of `replacing` and `replacing_folder` in a folder; returns how many it was.
 
   Only for a folder that no other process writes into at the time.
   """
-  left = [entry.path for entry in os.scandir(folder) if _is_temporary(entry.name)]
-  for path in left:
-    os.remove(path)
+  left = [entry for entry in os.scandir(folder) if _is_temporary(entry.name)]
+  for entry in left:
+    if entry.is_dir(follow_symlinks=False):
+      shutil.rmtree(entry.path)
+    else:
+      os.remove(entry.path)
   return len(left)
+
+
+def _beside(path: str, suffix: str) -> str:
+  # Not made from the name, which may be as long as the file system allows.
+  return os.path.join(os.path.dirname(path), f'.{uuid.uuid4().hex}{suffix}')
+
+
+def _exchange(a: str, b: str) -> bool:
+  """Lets two names change places, at once; False where the system or the file system cannot."""
+  renameat2 = getattr(ctypes.CDLL(None, use_errno=True), 'renameat2', None)
+  if renameat2 is None:
+    return False
+  if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+    return True
+  code = ctypes.get_errno()
+  if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+    return False
+  raise OSError(code, os.strerror(code), b)
 
 
 def _is_temporary(name: str) -> bool:

@@ -22,7 +22,7 @@ SOURCES = (SourceInfo('acts', 'video', 10, ('run', 'jump')),)
 
 def tree(value: float, size: int = 4):
   text = checkpoints.about({'a': {'b': (1, 2)}}, SOURCES, int(value))
-  return {'about': text, 'state': {'w': jnp.full(size, value)}, 'interval': {'n': np.zeros(())}}
+  return {'about': text, 'state': {'params': {'w': jnp.full(size, float(value))}}, 'interval': {'n': np.zeros(())}}
 
 
 def test_round_trip(tmp_path):
@@ -37,7 +37,7 @@ def test_round_trip(tmp_path):
     'config': {'a': {'b': [1, 2]}},
     'sources': [{'name': 'acts', 'modality': 'video', 'num_examples': 10, 'class_names': ['run', 'jump']}],
   }
-  np.testing.assert_array_equal(loaded['state']['w'], np.full(4, 3.0))
+  np.testing.assert_array_equal(loaded['state']['params']['w'], np.full(4, 3.0))
   assert len(list((tmp_path / checkpoints.FOLDER).glob('*.flax'))) == 2
   # A new process goes on with the numbering.
   assert checkpoints.Saver(str(tmp_path), keep=2).save(tree(4.0)).endswith('ckpt-4.flax')
@@ -47,13 +47,14 @@ def test_round_trip(tmp_path):
 def test_half_written_checkpoint_is_not_loaded(tmp_path):
   saver = checkpoints.Saver(str(tmp_path), keep=2)
   whole = saver.save(tree(1.0))
-  # What a kill in the middle of the second save leaves.
+  # As a kill in the middle of the second save left it before files got their names when they were whole.
   half = whole.replace('ckpt-1', 'ckpt-2')
   with open(whole, 'rb') as source, open(half, 'wb') as target:
     target.write(source.read()[:-7])
   assert checkpoints.latest(str(tmp_path)) == whole
   assert checkpoints.load(str(tmp_path))['about']['step'] == 1
-  assert checkpoints.Saver(str(tmp_path), keep=2).save(tree(2.0)) == half
+  saved = checkpoints.Saver(str(tmp_path), keep=2).save(tree(2.0))
+  assert saved == whole.replace('ckpt-1', 'ckpt-3')
   assert checkpoints.load(str(tmp_path))['about']['step'] == 2
 
 
@@ -221,9 +222,10 @@ def test_half_written_folder_is_not_loaded(make_orbax_saver, tmp_path):
   saver.save(tree(2.0))
   saver.wait()
   assert checkpoints.load(str(tmp_path))['about']['step'] == 2
-  (half.parent / 'ckpt_2' / 'arrays' / 'manifest.ocdbt').write_bytes(b'?')
+  damaged = half.parent / 'ckpt_2'
+  (damaged / 'arrays' / 'manifest.ocdbt').write_bytes(b'?')
   with pytest.raises(UserError, match='not a readable checkpoint') as error:
-    checkpoints.load(str(tmp_path))
+    checkpoints.load(str(damaged))
   assert '\n' not in str(error.value)
 
 
@@ -237,7 +239,7 @@ def test_full_disk_in_the_background_leaves_the_previous_one_whole(make_orbax_sa
   try:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
     with pytest.raises(UserError, match=r'Could not save.*ckpt_1') as error:
-      saver.save(tree(2.0) | {'state': noise})
+      saver.save(tree(2.0) | {'state': {'params': noise}})
       saver.wait()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -256,8 +258,8 @@ def test_reading_needs_no_tensorflow(make_saver, tmp_path):
   saver.save(tree(1.0))
   saver.wait()
   code = (
-    f"import sys; from cover_jax import checkpoints; print(checkpoints.load({str(tmp_path)!r})['state']['w'].sum()); "
-    "assert 'tensorflow' not in sys.modules"
+    f'import sys; from cover_jax import checkpoints; loaded = checkpoints.load({str(tmp_path)!r}); '
+    "print(loaded['state']['params']['w'].sum()); assert 'tensorflow' not in sys.modules"
   )
   done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
   assert done.stdout == '4.0\n'

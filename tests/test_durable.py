@@ -1,6 +1,8 @@
 """Files that are whole or not there."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +49,80 @@ def test_sweep_removes_what_a_kill_left_and_nothing_else(tmp_path):
   open(left, 'w').close()  # as if killed before the rename
   assert durable.sweep(tmp_path) == 1
   assert sorted(os.listdir(tmp_path)) == ['a', 'kept.tmp']
+
+
+def folder_of(path, text):
+  """Writes two files that say the same, as two files of one export do."""
+  with durable.replacing_folder(path) as folder:
+    for name in ('a', 'b'):
+      durable.write(os.path.join(folder, name), text)
+
+
+def texts(path):
+  return {name: (path / name).read_text() for name in sorted(os.listdir(path))}
+
+
+@pytest.mark.parametrize('exchange', [True, False])
+def test_a_folder_is_replaced_whole_and_nothing_else_is_left(tmp_path, monkeypatch, exchange):
+  if not exchange:  # as on a file system that cannot
+    monkeypatch.setattr(durable, '_exchange', lambda a, b: False)
+  path = tmp_path / 'x'
+  for text in ('first', 'second'):
+    folder_of(path, text)
+    assert texts(path) == {'a': text, 'b': text}
+  with pytest.raises(RuntimeError), durable.replacing_folder(path) as folder:
+    durable.write(os.path.join(folder, 'a'), 'half')
+    raise RuntimeError
+  assert texts(path) == {'a': 'second', 'b': 'second'}
+  assert os.listdir(tmp_path) == ['x']
+
+
+KILLED = """
+import os, sys
+from data_pipelines import durable
+exchange, last, path = sys.argv[1] == 'True', int(sys.argv[2]), sys.argv[3]
+if not exchange:
+  durable._exchange = lambda a, b: False
+else:
+  real = durable._exchange
+  durable._exchange = lambda a, b: (sys.audit('exchange'), real(a, b), sys.audit('exchanged'))[1]
+calls = 0
+def count(event, args):
+  global calls
+  if event in ('open', 'exchange', 'exchanged') or event.startswith(('os.', 'shutil.')):
+    calls += 1
+    if calls > last:
+      os._exit(9)
+sys.addaudithook(count)
+with durable.replacing_folder(path) as folder:
+  for name in ('a', 'b'):
+    durable.write(os.path.join(folder, name), 'new')
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize('exchange', [True, False])
+def test_a_folder_is_the_old_or_the_new_one_wherever_its_replacing_is_killed(tmp_path, exchange):
+  path = tmp_path / 'x'
+  seen = set()
+  for last in range(100):
+    folder_of(path, 'old')
+    done = subprocess.run([sys.executable, '-c', KILLED, str(exchange), str(last), str(path)], check=False)
+    if not path.exists():
+      assert not exchange
+      seen.add('absent')
+      (old,) = tmp_path.glob('.*.old')  # it is kept, wholly
+      assert texts(old) == {'a': 'old', 'b': 'old'}
+      assert durable.sweep(tmp_path) == 1 and old.exists()
+      old.rename(path)
+    else:
+      content = texts(path)
+      assert content in ({'a': 'old', 'b': 'old'}, {'a': 'new', 'b': 'new'})
+      seen.add(content['a'])
+    durable.sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith('.old')] == ['x']
+    if done.returncode == 0:
+      break
+    assert done.returncode == 9
+  assert done.returncode == 0 and content == {'a': 'new', 'b': 'new'}
+  assert seen == ({'old', 'new'} if exchange else {'old', 'new', 'absent'})

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from cover_jax import checkpoints, export, interop
 from cover_jax.models import Heads
 from cover_jax.state import init_params
+from data_pipelines import durable
 from data_pipelines.contract import UserError
 from tests import tiny
 
@@ -150,3 +151,85 @@ def test_command_line(tmp_path):
   done = command(path, f'--output={tmp_path / "file" / "model.flax"}')
   assert done.returncode == 2
   assert 'Error: --output=' in done.stderr and 'Traceback' not in done.stderr
+
+
+def exported(folder):
+  """(names of the classes, sum of the weights) of an export."""
+  config = json.loads((folder / 'config.json').read_text())
+  return sorted(config['label2id']), sum(float(a.sum()) for a in load_file(folder / 'model.safetensors').values())
+
+
+class Killed(BaseException):
+  pass
+
+
+@pytest.mark.parametrize('exchange', [True, False])
+def test_a_folder_is_the_old_export_or_the_new_one_wherever_it_is_stopped(tmp_path, monkeypatch, exchange):
+  _, _, path = make_checkpoint(tmp_path / 'c.flax')
+  output = tmp_path / 'out' / 'hf'
+  both = {}
+  for head in ('acts', 'moves'):
+    export.export(path, str(output), 'huggingface', head)
+    both[head] = exported(output)
+  assert both['acts'] != both['moves']
+  if not exchange:
+    monkeypatch.setattr(durable, '_exchange', lambda a, b: False)
+  seen = []
+  for last in range(100):
+    export.export(path, str(output), 'huggingface', 'acts')
+    calls = 0
+
+    def step(real, last=last):
+      def call(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == last + 1:
+          raise Killed
+        return real(*args, **kwargs)
+
+      return call
+
+    with monkeypatch.context() as patched:
+      for module, name in ((os, 'mkdir'), (os, 'fsync'), (os, 'replace'), (os, 'rename'), (durable, '_exchange')):
+        patched.setattr(module, name, step(getattr(module, name)))
+      try:
+        export.export(path, str(output), 'huggingface', 'moves')
+        done = True
+      except Killed:
+        done = False
+    found = exported(output)
+    assert found in both.values()
+    seen.append(found == both['moves'])
+    assert os.listdir(tmp_path / 'out') == ['hf']
+    if done:
+      break
+  assert seen[-1] and not seen[0] and sorted(seen) == seen and len(seen) > 8
+
+
+def test_a_folder_that_holds_anything_else_is_refused_and_kept(tmp_path):
+  _, _, path = make_checkpoint(tmp_path / 'c.flax')
+  output = tmp_path / 'out'
+  export.export(path, str(output), 'huggingface', 'acts')
+  before = {p.name: p.read_bytes() for p in output.iterdir()}
+  (output / 'notes.txt').write_text('mine')
+  with pytest.raises(UserError, match=r"holds 'notes\.txt', which is not part of an export"):
+    export.export(path, str(output), 'huggingface', 'moves')
+  assert {p.name: p.read_bytes() for p in output.iterdir()} == before | {'notes.txt': b'mine'}
+  with pytest.raises(UserError, match=r'is a folder: name the \.flax file'):
+    export.export(path, str(output), 'flax')
+  with pytest.raises(UserError, match='is a file: name a folder'):
+    export.export(path, str(output / 'notes.txt'), 'huggingface', 'moves')
+  (output / 'notes.txt').unlink()
+  export.export(path, f'{output}/', 'huggingface', 'moves')
+  assert exported(output)[0] != sorted(json.loads(before['config.json'])['label2id'])
+
+
+def test_a_flipped_bit_of_an_export_is_noticed(tmp_path):
+  _, _, path = make_checkpoint(tmp_path / 'c.flax')
+  output = tmp_path / 'deep' / 'er' / 'model.flax'
+  export.export(path, str(output), 'flax')
+  whole = output.read_bytes()
+  for at in range(0, len(whole), len(whole) // 50):
+    output.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+    with pytest.raises(UserError, match='not a readable checkpoint'):
+      checkpoints.load(str(output))

@@ -1,0 +1,197 @@
+"""What a checkpoint holds: its description, its arrays, and whether they are those of a run.
+
+The tree is {'about': JSON text, 'state': TrainState, 'interval': metrics being summed}; an export has no 'interval' and
+of the state only 'params'. What is read is checked here, once: who has it from `checkpoints.load` need not.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.contract import SourceInfo, UserError
+
+# What is learnt, and the average of it; the rest of a state may hold integers.
+_PARAMETERS = ('params', 'ema')
+
+
+def about(config: Mapping[str, Any], sources: tuple[SourceInfo, ...], step: int) -> str:
+  """What must be known to use a checkpoint: the config, the sources with their class names, the step."""
+  described = [
+    {
+      'name': s.name,
+      'modality': s.modality,
+      'num_examples': s.num_examples,
+      'class_names': list(s.class_names),
+      'fps': s.fps,
+    }
+    for s in sources
+  ]
+  return json.dumps({'step': step, 'sources': described, 'config': config}, sort_keys=True)
+
+
+def sources_of(loaded: Mapping[str, Any]) -> tuple[SourceInfo, ...]:
+  """The sources that a checkpoint was trained on, in their order; see `about`."""
+  return tuple(
+    SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names']), s.get('fps', 0.0))
+    for s in loaded['about']['sources']
+  )
+
+
+def check_about(read: Any) -> dict[str, Any]:
+  """Returns a description as it was read; raises ValueError naming the first thing that is not as `about` writes it."""
+  _expect(isinstance(read, dict), 'it has no description')
+  step = read.get('step')
+  _expect(_is_count(step), f'its step is {step!r}')
+  _expect(isinstance(read.get('config'), dict), 'it has no config')
+  _expect(isinstance(read.get('sources'), list), 'it has no sources')
+  for source in read['sources']:
+    _expect(isinstance(source, dict), 'a source of it has no description')
+    name, names = source.get('name'), source.get('class_names')
+    _expect(isinstance(name, str), f'a source of it has the name {name!r}')
+    _expect(source.get('modality') in ('video', 'image'), f'its source {name!r} is {source.get("modality")!r}')
+    _expect(_is_count(source.get('num_examples')), f'its source {name!r} has {source.get("num_examples")!r} examples')
+    _expect(
+      isinstance(names, list) and all(isinstance(n, str) for n in names), f'its source {name!r} has no class names'
+    )
+  return read
+
+
+def check_tree(read: Any) -> dict[str, Any]:
+  """Returns a tree as it was read, 'about' as a dict; raises ValueError naming the first thing that no run saves."""
+  _expect(isinstance(read, dict), 'it has no entries')
+  unknown = set(read) - {'about', 'state', 'interval'}
+  _expect(not unknown, f'it has an entry {min(unknown, default="", key=str)!r}')
+  check_about(read.get('about'))
+  state = read.get('state')
+  _expect(isinstance(state, dict), 'it has no state')
+  _expect(isinstance(state.get('params'), dict) and state['params'], 'it has no parameters')
+  for part in ('state', 'interval'):
+    for name, leaf in _leaves(read.get(part, {}), part):
+      _expect(
+        isinstance(leaf, np.ndarray | np.generic | jax.Array) and _is_real(leaf.dtype),
+        f'{name} is {_kind_of(leaf)}: expected an array of real numbers',
+      )
+  for part in _PARAMETERS:
+    for name, leaf in _leaves(state.get(part, {}), part):
+      _expect(jnp.issubdtype(leaf.dtype, np.floating), f'{name} is {_kind_of(leaf)}: expected floating-point numbers')
+  step = state.get('step', read['about']['step'])
+  _expect(np.ndim(step) == 0 and int(step) == read['about']['step'], f'its state is of the step {step}')
+  return read
+
+
+def _expect(condition: Any, otherwise: str) -> None:
+  if not condition:
+    raise ValueError(otherwise)
+
+
+def _is_count(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_real(dtype: Any) -> bool:
+  return jnp.issubdtype(dtype, np.bool_) or (
+    jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)
+  )
+
+
+def _kind_of(leaf: Any) -> str:
+  return f'an array of {leaf.dtype}' if hasattr(leaf, 'dtype') else f'of the type {type(leaf).__name__}'
+
+
+def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
+  if not isinstance(tree, dict):
+    yield name, tree
+    return
+  for key, value in tree.items():
+    _expect(isinstance(key, str), f'{name} has an entry {key!r}')
+    yield from _leaves(value, f'{name}/{key}')
+
+
+def fit(loaded: Mapping[str, Any], have: Any, template: Any) -> Any:
+  """Gives a loaded subtree the template's structure.
+
+  Args:
+    loaded: of `checkpoints.load`, for its path.
+    have: nested dicts of arrays.
+    template: what they should be, of arrays or ShapeDtypeStructs.
+
+  Raises:
+    UserError: naming the first array that is missing, superfluous, or of another shape or dtype.
+  """
+  if differs := difference(have, template):
+    raise UserError(
+      f'{loaded["path"]} does not fit this config: {differs}; '
+      'use the config of the checkpoint (config.json beside it) or another --workdir.'
+    )
+  have = flatten(have)
+  # From the template's own dict, since a checkpoint may have lost dicts without an array.
+  want = flax.serialization.to_state_dict(template)
+  filled = jax.tree_util.tree_map_with_path(lambda path, _: have[_name(path)], want)
+  return flax.serialization.from_state_dict(template, filled)
+
+
+def difference(have: Any, template: Any) -> str | None:
+  """'NAME is ... in the checkpoint and ... in the run' of the first array that differs, or None; see `fit`."""
+  want = flatten(flax.serialization.to_state_dict(template))
+  have = flatten(have)
+  # A parameter says more than the optimizer's copy of it.
+  for name in sorted(set(want) | set(have), key=lambda n: ('params/' not in n, n)):
+    found, wanted = (_form(tree, name, other) for tree, other in ((have, want), (want, have)))
+    if wanted != found:
+      return f'{name} is {found} in the checkpoint and {wanted} in the run'
+  return None
+
+
+def _form(tree: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> str:
+  if name not in tree:
+    return 'nothing'
+  shape, dtype = f'shape {tuple(np.shape(tree[name]))}', jnp.dtype(tree[name].dtype)
+  same = name in other and jnp.dtype(other[name].dtype) == dtype
+  return shape if same or name not in other else f'{dtype.name} of {shape}'
+
+
+def check_sources(loaded: Mapping[str, Any], sources: tuple[SourceInfo, ...]) -> None:
+  """Raises a UserError if a source's classes are not those that the checkpoint's head was trained on."""
+  saved = {s['name']: s['class_names'] for s in loaded['about']['sources']}
+  for source in sources:
+    if source.name not in saved:
+      raise UserError(
+        f'{loaded["path"]} has no head for the source {source.name!r}: it was trained on {sorted(saved)}.'
+      )
+    if saved[source.name] != list(source.class_names):
+      raise UserError(
+        f'The source {source.name!r} has {len(source.class_names)} classes now but its head in '
+        f'{loaded["path"]} has {len(saved[source.name])}, or their names differ: '
+        'use the data set version that the checkpoint was trained on, or start a new --workdir.'
+      )
+
+
+def changed_config(loaded: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+  """'key: old -> new' for every config value that differs from the checkpoint's."""
+  old, new = _flat(loaded['about']['config']), _flat(json.loads(json.dumps(config)))
+  absent = '(absent)'
+  return [
+    f'{key}: {old.get(key, absent)} -> {new.get(key, absent)}'
+    for key in sorted(set(old) | set(new))
+    if old.get(key, absent) != new.get(key, absent)
+  ]
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, Mapping):
+    return {prefix: tree}
+  return {k: v for key, value in tree.items() for k, v in _flat(value, f'{prefix}.{key}'.lstrip('.')).items()}
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """{'params/encoder/...': array} of nested dicts."""
+  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: Any) -> str:
+  return '/'.join(str(k.key) for k in path)
