@@ -77,6 +77,12 @@ def state_shardings(
   return nn.meta.unbox(boxed), placed
 
 
+def params_shardings(experiment: Experiment, mesh: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:
+  """As `state_shardings`, of the parameters alone."""
+  boxed = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
+  return nn.meta.unbox(boxed), sharding.shardings(boxed, mesh, experiment.config.logical_axis_rules)
+
+
 def create(
   experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh, placed: TrainState
 ) -> TrainState:
