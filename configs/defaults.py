@@ -31,7 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
   # A step's batch runs as this many microbatches, one after the other: the same gradient for less memory. Each
   # stream's batch size must be a multiple of it times the devices.
   config.accumulation_steps = 1
-  # Length of the run: steps, or (if 0) epochs, in which as many examples pass as the sources hold.
+  # Length of the run: steps, or (if 0) epochs. In an epoch as many examples pass, over all streams, as the sources hold
+  # that are drawn at all (weight > 0), whatever the weights and the streams' batch sizes.
   config.total_steps = 0
   config.total_epochs = 0.0
 

@@ -66,8 +66,8 @@ class Model:
   """A trained model, ready to look at pictures. Made by `load`.
 
   Pictures are uint8 in [0, 255], RGB, of any size: an image [H, W, 3], a clip [T, H, W, 3] or a batch of clips
-  [B, T, H, W, 3]. They are resized and cropped to the centre as evaluation does. Each head gets the number of frames
-  it was trained with, taken evenly from the clip; a clip of just that many frames is used as it is.
+  [B, T, H, W, 3]. Each head gets the number of frames it was trained with, taken evenly from the clip, cropped to the
+  centre and resized as evaluation does; a clip of just that many frames, or of just that size, is not cut again.
 
   Attributes:
     experiment: the run that the model is from, without its data.
@@ -96,9 +96,7 @@ class Model:
     """The different ways in which the sources' clips are cut."""
     by_cut: dict[Cut, list[str]] = {}
     for source in self.experiment.sources:
-      stream, options = self.experiment.stream_of(source.name), self.experiment.config.sources[source.name]
-      cut = Cut(stream.num_frames, stream.size, options.sampler, options.stride)
-      by_cut.setdefault(cut, []).append(source.name)
+      by_cut.setdefault(_cut_of(self.experiment, source), []).append(source.name)
     return tuple(View(cut, tuple(names)) for cut, names in by_cut.items())
 
   def predict(self, pictures: np.ndarray | str | os.PathLike[str], top: int = 5) -> Predictions | list[Predictions]:
@@ -298,8 +296,7 @@ def load(path: str | os.PathLike[str], params: str = 'raw') -> Model:
     raise UserError(f"params is {params!r}: expected 'raw' or 'ema' (the moving average).")
   loaded = checkpoints.load(os.fspath(path))
   about = loaded['about']
-  sources = [SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names'])) for s in about['sources']]
-  experiment = experiments.build(ml_collections.ConfigDict(about['config']), sources)
+  experiment = experiments.build(ml_collections.ConfigDict(about['config']), checkpoints.sources_of(loaded))
   chosen = loaded['state'].get({'raw': 'params', 'ema': 'ema'}[params])
   if not chosen:
     raise UserError(f"{loaded['path']} holds no moving average of the parameters: load it with params='raw'.")
@@ -321,9 +318,26 @@ def _as_batch(pictures: Any) -> tuple[np.ndarray, bool]:
   return pictures.reshape((1,) * missing + pictures.shape), missing > 0
 
 
+def _cut_of(experiment: Experiment, source: SourceInfo) -> Cut:
+  """How the test clips of a source are cut; what has no influence on them is left out, so that heads share a pass."""
+  stream = experiment.stream_of(source.name)
+  # Configs of older checkpoints lack some of the keys.
+  options = {'fps': 0.0, 'loop': False, 'test_crop_fraction': 1.0} | experiment.config.sources[source.name].to_dict()
+  cut = Cut(stream.num_frames, stream.size, options['sampler'], options['stride'])
+  if stream.num_frames == 1:
+    cut = cut._replace(sampler='dense', stride=1)
+  elif cut.sampler == 'dense':
+    cut = cut._replace(fps=options['fps'] or source.fps, loop=options['loop'])
+  else:
+    cut = cut._replace(stride=1)
+  return cut._replace(crop_fraction=options['test_crop_fraction'])
+
+
 def _cut_evenly(clip_BxTxHxWx3: np.ndarray, cut: Cut) -> np.ndarray:
   numbers = clips.segments(clip_BxTxHxWx3.shape[1], cut.num_frames)
-  return np.stack([[video_files.fit(clip[i], cut.size) for i in numbers] for clip in clip_BxTxHxWx3])
+  fitted = clip_BxTxHxWx3.shape[2:4] == cut.size
+  fit = (lambda frame: frame) if fitted else lambda frame: video_files.fit(frame, cut.size, cut.crop_fraction)
+  return np.stack([[fit(clip[i]) for i in numbers] for clip in clip_BxTxHxWx3])
 
 
 def _in_batches(run: Callable[[Any, Any], Any], params: Any, clip_BxTxHxWx3: np.ndarray, *, pad: bool = False) -> Any:

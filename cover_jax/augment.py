@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cover_jax import rand_augment
+from cover_jax import keys, rand_augment
 from cover_jax.colour import blend, luma, shift_hue
 from cover_jax.objectives import Objective
 from data_pipelines import affine
@@ -148,9 +148,7 @@ class Augment:
 
     def loss(params, state, batch, rng):
       rng, own_rng = jax.random.split(rng)
-      views = {
-        name: self.photometric(jax.random.fold_in(own_rng, i), batch[name]) for i, name in enumerate(view_names(batch))
-      }
+      views = {name: self.photometric(keys.of(own_rng, name), batch[name]) for name in view_names(batch)}
       return objective.loss(params, state, {**batch, **views}, rng)
 
     return dataclasses.replace(objective, loss=loss)
@@ -166,10 +164,11 @@ def make(options: Mapping[str, Any], where: str) -> Augment:
     where: the config key, for messages.
 
   Raises:
-    UserError: for an augmentation or an argument that there is not, or a value out of its range.
+    UserError: for an augmentation or an argument that there is not, a value out of its range, or RandAugment behind
+      a jitter that leaves the range of pixels.
   """
   _check_known(options, (*_FUNCTIONS, *_MIXING), where)
-  steps = []
+  steps = {}
   for name, function in _FUNCTIONS.items():
     if name not in options:
       continue
@@ -183,15 +182,20 @@ def make(options: Mapping[str, Any], where: str) -> Augment:
       raise UserError(f'{where}.{name} lacks {missing}.')
     for key, value in given.items():
       _check_value(value, key, f'{where}.{name}.{key}')
-    steps.append((function, dict(given)))
+    steps[name] = function, dict(given)
+  if 'rand_augment' in options and not options.get('color_jitter', {}).get('clamp', True):
+    raise UserError(
+      f'{where} has color_jitter with clamp=False, which leaves the range of pixels, and after it rand_augment, whose '
+      'operations are not defined outside: set clamp=True, or take one of the two out.'
+    )
   mixing = {key: options[key] for key in _MIXING if options.get(key)}
   for key, value in mixing.items():
     _check_value(value, key, f'{where}.{key}')
 
   def photometric(rng, clip_BxTxHxWx3):
     x = clip_BxTxHxWx3.astype(jnp.float32) / 255.0
-    for i, (function, given) in enumerate(steps):
-      x = function(jax.random.fold_in(rng, i), x, **given)
+    for name, (function, given) in steps.items():
+      x = function(keys.of(rng, name), x, **given)
     return x * 255.0
 
   geometry = affine.RandAugment(**options['rand_augment']) if 'rand_augment' in options else None

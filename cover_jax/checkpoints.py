@@ -27,9 +27,9 @@ from jax.experimental import multihost_utils
 from cover_jax import checkpoints_clu, checkpoints_orbax, processes, sharding
 from cover_jax.checkpoints_clu import write as write  # of an export
 from cover_jax.checkpoints_contents import about as about
-from cover_jax.checkpoints_contents import changed_config as changed_config
 from cover_jax.checkpoints_contents import check_about, check_sources, check_tree, difference, fit
 from cover_jax.checkpoints_contents import flatten as flatten
+from cover_jax.checkpoints_contents import sources_of as sources_of
 from data_pipelines import durable
 from data_pipelines.contract import SourceInfo, UserError
 
@@ -284,6 +284,34 @@ def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], s
   if jax.process_index() == 0:
     _put_aside(refused)
   return loaded | {'interval': sharding.put(template['interval'], placed['interval'])} | fitted
+
+
+def restore_params(path: str, which: str, template: Any, placed: Any) -> dict[str, Any]:
+  """Puts the parameters of a checkpoint on a mesh, and nothing else of it. All processes must call it.
+
+  Args:
+    path: as for `load`.
+    which: 'raw', or 'ema' for their moving average.
+    template: the run's parameters as arrays or ShapeDtypeStructs.
+    placed: the `NamedSharding` of each.
+
+  Returns:
+    {'about': dict, 'path': str, 'params': the template's structure with the checkpoint's arrays}.
+
+  Raises:
+    UserError: as `load`; or if the checkpoint holds no such parameters, or others than the template.
+  """
+  found, opened, _ = _newest(path, _open, processes.everywhere)
+  loaded, part = {'about': opened['about'], 'path': found}, {'raw': 'params', 'ema': 'ema'}[which]
+  if not opened['state'].get(part):
+    raise UserError(f'{found} holds no moving average of the parameters: set config.eval_params to "raw".')
+  params = fit(loaded, opened['state'][part], template)
+  if os.path.isdir(found):  # these were shapes
+    where = {'state': {part: flax.serialization.to_state_dict(placed)}}
+    params = fit(loaded, _reading(found, checkpoints_orbax.read_onto, where)['state'][part], template)
+  else:
+    params = sharding.put(params, placed)
+  return loaded | {'params': params}
 
 
 def _put_aside(paths: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ of the state only 'params'. What is read is checked here, once: who has it from 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.serialization
@@ -27,10 +27,31 @@ def about(config: Mapping[str, Any], sources: tuple[SourceInfo, ...], step: int)
       'modality': s.modality,
       'num_examples': s.num_examples,
       'class_names': list(s.class_names),
+      'fps': s.fps,
     }
     for s in sources
   ]
   return json.dumps({'step': step, 'sources': described, 'config': config}, sort_keys=True)
+
+
+def sources_of(loaded: Mapping[str, Any], names: Sequence[str] | None = None) -> tuple[SourceInfo, ...]:
+  """The sources that a checkpoint was trained on.
+
+  Args:
+    loaded: of `checkpoints.load` or `describe`.
+    names: which, in their order; all, in the order of the run, if None.
+
+  Raises:
+    UserError: for a name that it does not have.
+  """
+  known = {
+    s['name']: SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names']), s.get('fps', 0.0))
+    for s in loaded['about']['sources']
+  }
+  names = list(known) if names is None else names
+  if unknown := next((name for name in names if name not in known), None):
+    raise UserError(f'{loaded["path"]} has no head for the source {unknown!r}: it was trained on {sorted(known)}.')
+  return tuple(known[name] for name in names)
 
 
 def check_about(read: Any) -> dict[str, Any]:
@@ -49,6 +70,7 @@ def check_about(read: Any) -> dict[str, Any]:
     _expect(
       isinstance(names, list) and all(isinstance(n, str) for n in names), f'its source {name!r} has no class names'
     )
+    _expect(isinstance(source.get('fps', 0.0), int | float), f'its source {name!r} has {source.get("fps")!r} fps')
   return read
 
 
@@ -148,35 +170,13 @@ def _form(tree: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> str:
 
 def check_sources(loaded: Mapping[str, Any], sources: tuple[SourceInfo, ...]) -> None:
   """Raises a UserError if a source's classes are not those that the checkpoint's head was trained on."""
-  saved = {s['name']: s['class_names'] for s in loaded['about']['sources']}
-  for source in sources:
-    if source.name not in saved:
-      raise UserError(
-        f'{loaded["path"]} has no head for the source {source.name!r}: it was trained on {sorted(saved)}.'
-      )
-    if saved[source.name] != list(source.class_names):
+  for source, saved in zip(sources, sources_of(loaded, [s.name for s in sources]), strict=True):
+    if saved.class_names != source.class_names:
       raise UserError(
         f'The source {source.name!r} has {len(source.class_names)} classes now but its head in '
-        f'{loaded["path"]} has {len(saved[source.name])}, or their names differ: '
+        f'{loaded["path"]} has {len(saved.class_names)}, or their names differ: '
         'use the data set version that the checkpoint was trained on, or start a new --workdir.'
       )
-
-
-def changed_config(loaded: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-  """'key: old -> new' for every config value that differs from the checkpoint's."""
-  old, new = _flat(loaded['about']['config']), _flat(json.loads(json.dumps(config)))
-  absent = '(absent)'
-  return [
-    f'{key}: {old.get(key, absent)} -> {new.get(key, absent)}'
-    for key in sorted(set(old) | set(new))
-    if old.get(key, absent) != new.get(key, absent)
-  ]
-
-
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-  if not isinstance(tree, Mapping):
-    return {prefix: tree}
-  return {k: v for key, value in tree.items() for k, v in _flat(value, f'{prefix}.{key}'.lstrip('.')).items()}
 
 
 def flatten(tree: Any) -> dict[str, Any]:

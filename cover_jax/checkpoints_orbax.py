@@ -170,11 +170,16 @@ def read_onto(path: str, placed: Any) -> dict[str, Any]:
 
   Args:
     path: of the checkpoint.
-    placed: of {'state', 'interval'}, or one of them, nested dicts with a `NamedSharding` for each array.
+    placed: nested dicts with a `NamedSharding` for each array that is wanted: all of {'state', 'interval'}, or a part.
   """
   by_name = {jax.tree_util.keystr(k): s for k, s in jax.tree_util.tree_leaves_with_path(placed)}
-  tree = {part: shapes for part, shapes in read_shapes(path).items() if part in placed}
+  tree = _part(read_shapes(path), placed)
   return _restore(path, tree, lambda ocp, name: ocp.ArrayRestoreArgs(sharding=by_name[name]))
+
+
+def _part(tree: Any, like: Any) -> Any:
+  """The entries of nested dicts that another one has."""
+  return {k: _part(v, like[k]) for k, v in tree.items() if k in like} if isinstance(tree, dict) else tree
 
 
 def _arrays(path: str) -> str:

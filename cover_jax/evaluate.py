@@ -6,19 +6,23 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from cover_jax import sharding
 from cover_jax.experiment import Experiment
 from cover_jax.models.heads import Heads, cross_entropy, head_columns, rank_of_label
 from data_pipelines import durable
-from data_pipelines.contract import TestSet, UserError
+from data_pipelines.contract import SubBatch, TestSet, UserError
+
+REPORT_EVERY = 10.0  # seconds
 
 # {source: its test split}; see `data_pipelines/contract.py`.
 TestSets = Mapping[str, TestSet]
@@ -117,8 +121,9 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
     zero = _zero_totals(len(experiment.sources[experiment.source_id(name)].class_names))
     totals = sharding.put(zero, sharding.replicated(mesh))
     with sharding.use(mesh, experiment.config.logical_axis_rules):
-      for batch in test_sets[name].batches():
-        totals = steps[name](params, sharding.to_global(batch, mesh), totals)
+      for batch in reported(name, test_sets[name], mesh):
+        before, totals = totals, steps[name](params, sharding.to_global(batch, mesh), totals)
+        jax.block_until_ready(before)  # one batch ahead of the devices, or the report would be of what was only asked
     totals = jax.device_get(totals)
     count = int(totals['confusion'].sum())
     if count == 0:
@@ -134,6 +139,26 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
     )
 
   return evaluate
+
+
+def reported(name: str, test_set: TestSet, mesh: Mesh) -> Iterator[SubBatch]:
+  """The batches of a test set, with a line in the log every `REPORT_EVERY` seconds and at the end.
+
+  Args:
+    name: of the source, for the log.
+    test_set: the data.
+    mesh: the devices.
+  """
+  parts, done = sharding.data_part(mesh)[1], 0
+  begun = last = time.monotonic()
+  rate = lambda: done / max(time.monotonic() - begun, 1e-9)
+  for batch in test_set.batches():
+    yield batch  # comes back when the next one is asked for
+    done = min(done + parts * len(batch['mask']), test_set.examples)
+    if time.monotonic() - last >= REPORT_EVERY:
+      last = time.monotonic()
+      logging.info('%s: %d of %d examples (%.1f/s)', name, done, test_set.examples, rate())
+  logging.info('%s: all %d examples in %.1f s (%.1f/s)', name, done, time.monotonic() - begun, rate())
 
 
 def _zero_totals(classes: int) -> dict[str, np.ndarray]:

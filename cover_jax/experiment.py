@@ -18,6 +18,9 @@ from cover_jax.models.timesformer import TimeSformer
 from data_pipelines import affine, mixture
 from data_pipelines.contract import SourceInfo, UserError
 
+# Frames of a video in which every view has room. How long the views are does not depend on it.
+_LONG_VIDEO = 1 << 16
+
 
 @dataclasses.dataclass(frozen=True)
 class StreamPlan:
@@ -62,6 +65,13 @@ class Experiment:
   def encode(self, encoder_params: Any, clip_BxTxHxWx3: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
     """Encodes raw pixels; see `objectives.Encode`."""
     return _encode(self.config, self.model, encoder_params, clip_BxTxHxWx3, rng=rng)
+
+  def view_lengths(self, stream: str) -> dict[str, int]:
+    """{view: T of its clips} of a stream's batches."""
+    views = self.objectives[stream].views
+    if views is None:
+      return {'clip': self.streams[stream].num_frames}
+    return {name: len(frames) for name, frames in views(_LONG_VIDEO, None).items()}
 
   def source_id(self, name: str) -> int:
     return [s.name for s in self.sources].index(name)
@@ -156,7 +166,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   heads = Heads(head_counts(sources))
 
   examples_per_step = sum(batch_sizes.values())
-  steps_per_epoch = sum(sizes[n] for n in used) / examples_per_step
+  steps_per_epoch = mixture.epoch_examples(list(sizes.values()), list(weights.values())) / examples_per_step
   total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
   if total_steps < 1:
     raise UserError('config.total_steps and config.total_epochs are both 0: set one of them.')

@@ -21,7 +21,7 @@ from cover_jax import checkpoints, interop
 from cover_jax import experiment as experiments
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from data_pipelines import durable
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import UserError
 
 EXIT_USER_ERROR = 2
 
@@ -72,8 +72,7 @@ def to_huggingface(
     UserError: if there is no such head, or transformers' model cannot compute what ours does.
   """
   about = loaded['about']
-  sources = [SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names'])) for s in about['sources']]
-  experiment = experiments.build(ml_collections.ConfigDict(about['config']), sources)
+  experiment = experiments.build(ml_collections.ConfigDict(about['config']), checkpoints.sources_of(loaded))
   chosen = _chosen(loaded, params)
   heads = sorted(chosen['heads'])
   if head is None and len(heads) == 1:

@@ -4,6 +4,7 @@ The gallery and the training set of the classifiers is a source's training split
 example once, as evaluation reads them. A video's feature is the mean over its test views (`config.frozen.clips` clips).
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from cover_jax import contrastive, processes, protocols, sharding
+from cover_jax import evaluate as evaluation
 from cover_jax import workdir as workdirs
 from cover_jax.experiment import Experiment
 from data_pipelines import durable, subsets
@@ -72,18 +74,52 @@ def encode(experiment: Experiment, params: Any, batches: Iterable[SubBatch], mes
 def cached(
   folder: str, experiment: Experiment, params: Any, params_sha256: str, name: str, split: TestSet, mesh: Mesh, pool: str
 ) -> Features:
-  """`encode`, or what it gave before for the same weights, examples and views; kept in `<folder>/features`."""
-  key = json.dumps([params_sha256, split.fingerprint, split.protocol, pool, experiment.config.dtype])
+  """`encode`, or what it gave before for the same model, weights and clips; kept in `<folder>/features`.
+
+  A file there that is damaged is written anew, with a warning.
+  """
+  key = _key(experiment, params_sha256, split, pool)
   path = os.path.join(folder, 'features', f'{name}_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz')
+  stored = _read(path, (split.examples, experiment.model.width))
   # All processes read or all encode, which they do together: one that does not see the file may not be left alone.
-  if processes.gather(np.array([os.path.exists(path)])).all():
+  if processes.gather(np.array([stored is not None])).all():
     logging.info('Features of %s: read from %s', name, path)
-    with np.load(path) as stored:
-      return Features(*(stored[field] for field in Features._fields))
-  features = encode(experiment, params, split.batches(), mesh, pool)
+    return stored
+  features = encode(experiment, params, evaluation.reported(name, split, mesh), mesh, pool)
   if jax.process_index() == 0:
     with workdirs.writing(folder, path), workdirs.turn(os.path.dirname(path)), durable.replacing(path) as f:
       np.savez(f, **features._asdict())
+  return features
+
+
+def _key(experiment: Experiment, params_sha256: str, split: TestSet, pool: str) -> str:
+  """Everything that features depend on, as JSON."""
+  model = {f.name: getattr(experiment.model, f.name) for f in dataclasses.fields(experiment.model)}
+  config = experiment.config
+  parts = {
+    'params': params_sha256,
+    'model': {k: v for k, v in model.items() if k not in ('parent', 'name')},  # of Linen
+    'normalisation': [config.pixel_mean, config.pixel_std],
+    'pool': pool,
+    'clips': split.identity(),
+  }
+  return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _read(path: str, shape: tuple[int, int]) -> Features | None:
+  """The features of a file, if it is there and whole."""
+  if not os.path.exists(path):
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as stored:
+      features = Features(*(stored[field] for field in Features._fields))
+    shapes, expected = [x.shape for x in features], [shape, shape[:1], shape[:1]]
+    if shapes != expected:
+      raise ValueError(f'its arrays are {shapes}, not {expected}')
+  except Exception as error:  # zipfile's, NumPy's and zlib's, by where it is damaged
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    logging.warning('%s is damaged (%s): these features are made again', path, reason)
+    return None
   return features
 
 

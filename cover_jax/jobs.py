@@ -61,13 +61,12 @@ def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Evaluates the newest checkpoint of a workdir on every source's test split."""
-  loaded = checkpoints.load(workdir)
+  described = checkpoints.describe(workdir)
   mesh = sharding.make_mesh(config.mesh)
-  experiment, _, tests = open_experiment(config, mesh, evaluated=workdir)
-  checkpoints.check_sources(loaded, experiment.sources)
-  current = load_params(experiment, loaded, mesh)
-  results = evaluation.make_evaluate(experiment, tests, mesh)(current)
-  params = processes.gather(current)
+  experiment, tests = open_evaluation(config, mesh, described, workdir)
+  loaded = load_params(experiment, workdir, mesh)
+  results = evaluation.make_evaluate(experiment, tests, mesh)(loaded['params'])
+  params = processes.gather(loaded['params'])
   if jax.process_index() == 0:
     _report(experiment, results, params, workdir, loaded['about']['step'], loaded['path'])
 
@@ -92,7 +91,7 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
     info = experiment.sources[experiment.source_id(name)]
     if info.modality == 'video':
       source_config['test_clips'] = options['clips']
-    pair = _open_training(name, source_config), _open_test(info, source_config)
+    pair = _open_training(name, source_config), sources.open_source(name, source_config, 'test')
     sets = [_test_set(experiment, source, mesh) for source in pair]
     train_features, test_features = (
       frozen.cached(workdir, experiment, encoder, sha256, f'{name}_{split}', test_set, mesh, options['pool'])
@@ -120,10 +119,9 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def _frozen_encoder(experiment: Experiment, workdir: str, mesh: Mesh) -> Any:
   if checkpoints.latest(workdir):
-    loaded = checkpoints.load(workdir)
-    checkpoints.check_sources(loaded, experiment.sources)
+    loaded = load_params(experiment, workdir, mesh)
     print(f'Encoder: {experiment.config.eval_params} parameters of {loaded["path"]}')
-    return load_params(experiment, loaded, mesh)['encoder']
+    return loaded['params']['encoder']
   optimizer, _ = training.make_optimizer(experiment)
   _, placed = state.state_shardings(experiment, optimizer, mesh)
   print(f'Encoder: {experiment.config.init_from.path or "random weights, neither the workdir nor init_from has any"}')
@@ -157,14 +155,9 @@ def _nearest(
 
 
 def open_experiment(
-  config: ml_collections.ConfigDict, mesh: Mesh, evaluated: str = ''
+  config: ml_collections.ConfigDict, mesh: Mesh
 ) -> tuple[Experiment, Callable[[int], BatchIterator], evaluation.TestSets]:
-  """Opens the data sets of a config (building the embedded ones on first use) and builds the run.
-
-  Args:
-    config: of the run.
-    mesh: the devices.
-    evaluated: path of trained weights that are only tested; '' for training.
+  """Opens the data sets of a config (building the embedded ones on first use) and builds the run, to train it.
 
   Returns:
     (the run, step -> this process's training batches from that step on, the test sets).
@@ -172,11 +165,54 @@ def open_experiment(
   Raises:
     UserError: for anything wrong with the config or the data.
   """
+  _check_named(config)
+  train_sources = [_open_training(name, _source_config(c)) for name, c in config.sources.items()]
+  infos = [source.info for source in train_sources]
+  experiment = experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh))
+  test_sources = _open_tests(experiment)
+  for source in test_sources:
+    if source.class_names != experiment.sources[experiment.source_id(source.name)].class_names:
+      raise UserError(f'The train and test splits of source {source.name!r} have different classes.')
+  experiment = dataclasses.replace(experiment, leaks=_check_leaks(config, test_sources, train_sources))
+  batches = _training_batches(experiment, train_sources, mesh)
+  return experiment, batches, _test_sets(experiment, test_sources, mesh)
+
+
+def open_evaluation(
+  config: ml_collections.ConfigDict, mesh: Mesh, described: Mapping[str, Any], workdir: str
+) -> tuple[Experiment, evaluation.TestSets]:
+  """Opens the test splits of a config and builds the run as its checkpoint knows it: no training data is needed.
+
+  Args:
+    config: of the run.
+    mesh: the devices.
+    described: of `checkpoints.describe`: the sources and their classes.
+    workdir: the path that it is of.
+
+  Raises:
+    UserError: for anything wrong with the config or the test splits, or if these have other classes than the heads.
+  """
+  _check_named(config)
+  # Batches of training are not divided over these devices.
+  experiment = experiments.build(config, checkpoints.sources_of(described, list(config.sources)))
+  test_sources = _open_tests(experiment)
+  if not test_sources:
+    raise UserError('No source of config.sources has labels and a test split: there is nothing to evaluate.')
+  checkpoints.check_sources(described, [source.info for source in test_sources])
+  experiment = dataclasses.replace(experiment, leaks=_check_leaks(config, test_sources, [], workdir))
+  return experiment, _test_sets(experiment, test_sources, mesh)
+
+
+def _check_named(config: ml_collections.ConfigDict) -> None:
   if not config.sources:
     raise UserError('config.sources is empty: name at least one source.')
-  train_sources = [_open_training(name, _source_config(c)) for name, c in config.sources.items()]
-  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in train_sources]
-  experiment = experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh))
+
+
+def _training_batches(
+  experiment: Experiment, train_sources: list[sources.Source], mesh: Mesh
+) -> Callable[[int], BatchIterator]:
+  """step -> this process's training batches from that step on."""
+  config = experiment.config
   streams = {
     name: views.Stream(
       sources=stream.sources,
@@ -197,17 +233,23 @@ def open_experiment(
     steps = experiment.total_steps - start_step
     return loader.train_batches(train_sources, streams, config.seed, start_step=start_step, num_steps=steps, **process)
 
-  batch_size = config.eval_batch_size
+  return batches
+
+
+def _open_tests(experiment: Experiment) -> list[sources.Source]:
+  """The test splits of the labelled sources that have one."""
+  configs = {s.name: _source_config(experiment.config.sources[s.name]) for s in experiment.sources if s.class_names}
+  return [sources.open_source(name, config, 'test') for name, config in configs.items() if config['test']]
+
+
+def _test_sets(experiment: Experiment, test_sources: list[sources.Source], mesh: Mesh) -> evaluation.TestSets:
+  batch_size = experiment.config.eval_batch_size
   if batch_size % sharding.batch_divisor(mesh):
     raise UserError(
       f'config.eval_batch_size = {batch_size} cannot be divided over {sharding.batch_divisor(mesh)} devices '
       '(mesh axes data x fsdp): use a multiple.'
     )
-
-  test_sources = [_open_test(s, _source_config(config.sources[s.name])) for s in infos if s.class_names]
-  test_sources = [s for s in test_sources if s is not None]
-  experiment = dataclasses.replace(experiment, leaks=_check_leaks(config, test_sources, train_sources, evaluated))
-  return experiment, batches, {source.name: _test_set(experiment, source, mesh) for source in test_sources}
+  return {source.name: _test_set(experiment, source, mesh) for source in test_sources}
 
 
 def _test_set(experiment: Experiment, source: sources.Source, mesh: Mesh | None = None) -> TestSet:
@@ -287,34 +329,22 @@ def _trained_before(path: str) -> tuple[dict[str, list[sources.Source]], list[st
   return trained, not_opened, not not_opened
 
 
-def _open_test(info: SourceInfo, source_config: Mapping[str, Any]) -> sources.Source | None:
-  if not source_config['test']:
-    return None
-  source = sources.open_source(info.name, source_config, 'test')
-  if source.class_names != info.class_names:
-    raise UserError(f'The train and test splits of source {info.name!r} have different classes.')
-  return source
-
-
 def _source_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
   options = config.to_dict()
   options['data_dir'] = options.get('data_dir') or None
   return options
 
 
-def load_params(experiment: Experiment, loaded: Mapping[str, Any], mesh: Mesh) -> Any:
-  """Puts a checkpoint's parameters (raw or averaged, as `config.eval_params` says) on the mesh.
+def load_params(experiment: Experiment, path: str, mesh: Mesh) -> dict[str, Any]:
+  """Reads a checkpoint's parameters (raw or averaged, as `config.eval_params` says); see `checkpoints.restore_params`.
 
   Raises:
-    UserError: if they do not fit the run's model, or there is no average.
+    UserError: if they or the classes of their heads do not fit the run, or there is no average.
   """
-  optimizer, _ = training.make_optimizer(experiment)
-  abstract, placed = state.state_shardings(experiment, optimizer, mesh)
-  which = {'raw': 'params', 'ema': 'ema'}[experiment.config.eval_params]
-  if not loaded['state'].get(which):
-    raise UserError(f'{loaded["path"]} holds no moving average: evaluate with --config.eval_params=raw.')
-  params = checkpoints.fit(loaded, loaded['state'][which], abstract.params)
-  return sharding.put(params, placed.params)
+  abstract, placed = state.params_shardings(experiment, mesh)
+  loaded = checkpoints.restore_params(path, experiment.config.eval_params, abstract, placed)
+  checkpoints.check_sources(loaded, experiment.sources)
+  return loaded
 
 
 def _chosen_params(config: ml_collections.ConfigDict, current: state.TrainState) -> Any:
@@ -379,7 +409,9 @@ def sample_predictions(
     class_names = experiment.sources[experiment.source_id(name)].class_names
     probabilities = np.asarray(evaluation.predict(experiment, params, name, batch['clip'][:count]))
     middle = batch['clip'].shape[1] // 2  # of the views
-    for clip, label, p_K in zip(batch['clip'][:, middle], batch['label'], probabilities, strict=False):
+    shown = zip(batch['clip'][:, middle], batch['label'], batch['mask'], probabilities, strict=False)
+    for clip, label, _, p_K in (row for row in shown if row[2]):
       best = [(class_names[k], float(p_K[k])) for k in np.argsort(-p_K, kind='stable')[:5]]
-      samples.append({'clip': clip, 'source': name, 'label': class_names[label], 'predicted': best})
+      true = class_names[label] if label >= 0 else None
+      samples.append({'clip': clip, 'source': name, 'label': true, 'predicted': best})
   return samples

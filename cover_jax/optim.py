@@ -110,7 +110,7 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per
     config: `config.optimizer`: `learning_rate`, `warmup_steps` or `warmup_epochs`, `schedule`
       ('cosine', 'constant' or 'steps'), and for 'steps' `decay_epochs` and `decay_factor`.
     total_steps: steps in the run.
-    steps_per_epoch: steps in which as many examples pass as the run's sources hold.
+    steps_per_epoch: steps in which as many examples pass as the sources hold that are drawn.
 
   Returns:
     step -> learning rate.

@@ -15,7 +15,6 @@ from cover_jax import train as training
 from cover_jax.chips import Chip
 from cover_jax.experiment import Experiment
 from cover_jax.models.timesformer import TimeSformer
-from data_pipelines.contract import view_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +200,6 @@ def step_costs(build: Callable[..., tuple[Experiment, Mesh]]) -> StepCosts:
   micro = {name: s.batch_size // steps for name, s in run.streams.items()}
   one_microbatch = {'accumulation_steps': 1} | {f'streams.{name}.batch_size': b for name, b in micro.items()}
   unrolled = [build(**one_microbatch, **{'model.depth': d, 'model.scan_unroll': d}) for d in _DEPTHS]
-  batch = training.abstract_batch(run)
   streams = {}
   for name, stream in run.streams.items():
     first, second = (_stream_cost(shallow, mesh, name) for shallow, _ in unrolled)
@@ -209,7 +207,7 @@ def step_costs(build: Callable[..., tuple[Experiment, Mesh]]) -> StepCosts:
     flops, size = (a + (depth - _DEPTHS[0]) * b for a, b in zip(first, per_block, strict=True))
     streams[name] = StreamCosts(
       examples=stream.batch_size,
-      model_flops=6 * len(view_names(batch[name])) * forward_products(run.model, stream.num_frames, stream.size),
+      model_flops=6 * sum(forward_products(run.model, t, stream.size) for t in run.view_lengths(name).values()),
       flops=flops * mesh.size / micro[name],
       bytes=size * mesh.size / micro[name],
     )

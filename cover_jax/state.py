@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cover_jax import optim, sharding
+from cover_jax import keys, optim, sharding
 from cover_jax.experiment import Experiment
 
 
@@ -42,8 +42,7 @@ def init_params(experiment: Experiment, rng: jax.Array) -> dict[str, Any]:
   feature = jnp.zeros((1, experiment.model.width), experiment.model.dtype)
   heads = experiment.heads.init(heads_rng, feature).get('params', {})
   own = {
-    name: objective.init_params(jax.random.fold_in(objectives_rng, i))
-    for i, (name, objective) in enumerate(experiment.objectives.items())
+    name: objective.init_params(keys.of(objectives_rng, name)) for name, objective in experiment.objectives.items()
   }
   return {'encoder': encoder, 'heads': heads, 'objectives': own}
 
@@ -76,6 +75,12 @@ def state_shardings(
   boxed = jax.eval_shape(lambda: init_state(experiment, optimizer, jax.random.key(0)))
   placed = sharding.shardings(boxed, mesh, experiment.config.logical_axis_rules)
   return nn.meta.unbox(boxed), placed
+
+
+def params_shardings(experiment: Experiment, mesh: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:
+  """As `state_shardings`, of the parameters alone."""
+  boxed = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
+  return nn.meta.unbox(boxed), sharding.shardings(boxed, mesh, experiment.config.logical_axis_rules)
 
 
 def create(

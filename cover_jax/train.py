@@ -12,7 +12,7 @@ from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from cover_jax import accumulation, checkpoints, finite, initialise, metrics, optim, processes, sharding
+from cover_jax import accumulation, checkpoints, finite, initialise, keys, metrics, optim, processes, sharding
 from cover_jax import workdir as workdirs
 from cover_jax.experiment import Experiment
 from cover_jax.state import TrainState, state_shardings
@@ -45,8 +45,8 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
     def total_loss(learning, states, batch, rng, share):
       params = optim.join(learning, frozen)
       outputs = {
-        name: objective.loss(params, states[name], batch[name], jax.random.fold_in(rng, i))
-        for i, (name, objective) in enumerate(experiment.objectives.items())
+        name: objective.loss(params, states[name], batch[name], keys.of(rng, name))
+        for name, objective in experiment.objectives.items()
       }
       total = sum(share[name] * experiment.streams[name].loss_weight * out.loss for name, out in outputs.items())
       return total, outputs
@@ -144,11 +144,12 @@ def abstract_batch(experiment: Experiment) -> dict[str, dict[str, jax.ShapeDtype
   """The shapes and dtypes of a global batch; see `data_pipelines/contract.py`."""
   batch = {}
   for name, stream in experiment.streams.items():
-    views = experiment.objectives[name].views
-    names = tuple(views(stream.num_frames, None)) if views else ('clip',)
     b = stream.batch_size
-    clip = jax.ShapeDtypeStruct((b, stream.num_frames, *stream.size, 3), jnp.uint8)
-    batch[name] = dict.fromkeys(names, clip) | {
+    clips = {
+      view: jax.ShapeDtypeStruct((b, length, *stream.size, 3), jnp.uint8)
+      for view, length in experiment.view_lengths(name).items()
+    }
+    batch[name] = clips | {
       'label': jax.ShapeDtypeStruct((b,), jnp.int32),
       'source': jax.ShapeDtypeStruct((b,), jnp.int32),
       'mask': jax.ShapeDtypeStruct((b,), jnp.bool_),

@@ -149,8 +149,8 @@ def predictions(examples: Sequence[Mapping[str, Any]], path: str) -> None:
   """Draws one clip a row as a strip of frames, with the true and the predicted classes.
 
   Args:
-    examples: each with 'clip' uint8 [T, H, W, 3], 'source', 'label' (class name) and 'predicted', a list of
-      (class name, probability), best first.
+    examples: each with 'clip' uint8 [T, H, W, 3], 'source', 'label' (class name; None for an unlabelled example) and
+      'predicted', a list of (class name, probability), best first.
     path: PNG to write.
   """
   columns = max(len(e['clip']) for e in examples)
@@ -163,9 +163,10 @@ def predictions(examples: Sequence[Mapping[str, Any]], path: str) -> None:
     for axes, frame in zip(row, example['clip'], strict=False):
       axes.imshow(frame)
     best = example['predicted'][0][0]
-    colour = 'darkgreen' if best == example['label'] else 'firebrick'
+    label = example['label']
+    colour = 'black' if label is None else 'darkgreen' if best == label else 'firebrick'
     lines = [f'{name}  {probability:.0%}' for name, probability in example['predicted'][:2]]
-    text = f'{example["source"]}: {example["label"]}\n' + '\n'.join(lines)
+    text = f'{example["source"]}: {"no label" if label is None else label}\n' + '\n'.join(lines)
     row[columns].text(0, 0.5, text, va='center', fontsize=8, color=colour, transform=row[columns].transAxes)
   figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.08)
   _save(figure, path)

@@ -20,6 +20,22 @@ class Box(NamedTuple):
   width: int
 
 
+def step_of(stride: int, fps: float, target_fps: float) -> float:
+  """Frames of a video from one frame of a dense clip to the next.
+
+  Args:
+    stride: counted at `target_fps`.
+    fps: of the video's frames.
+    target_fps: in Hz; 0: `stride` counts the video's own frames, and `fps` does not matter.
+  """
+  return stride * fps / target_fps if target_fps else stride
+
+
+def offsets(length: int, step: float) -> np.ndarray:
+  """int64 [length]: the frames of a dense clip, counted from its first: those nearest to 0, step, 2 step, ..."""
+  return np.floor(step * np.arange(length) + 0.5).astype(np.int64)
+
+
 def dense(
   num_frames: int,
   length: int,
@@ -44,10 +60,10 @@ def dense(
   Returns:
     int64 [length], each within [0, num_frames).
   """
-  offsets = np.floor(stride * np.arange(length) + 0.5).astype(np.int64)
-  free = max(num_frames - int(offsets[-1]) - 1, 0)
+  from_start = offsets(length, stride)
+  free = max(num_frames - int(from_start[-1]) - 1, 0)
   start = math.floor(rng.random() * (free + 1)) if rng else math.floor(place * free + 1e-9)  # 2/3 of 3 is below 2
-  frames = start + offsets
+  frames = start + from_start
   return frames % num_frames if loop else np.minimum(frames, num_frames - 1)
 
 

@@ -50,12 +50,14 @@ class SourceInfo:
     modality: 'video' or 'image'.
     num_examples: examples in the training split.
     class_names: in label order; empty for an unlabelled source.
+    fps: frames a second of its stored videos; 0 where they differ or nobody knows.
   """
 
   name: str
   modality: str
   num_examples: int
   class_names: tuple[str, ...]
+  fps: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +66,21 @@ class TestSet:
 
   Attributes:
     batches: () -> this process's evaluation sub-batches, each example once.
+    examples: how many there are.
     missing: examples that the split's annotations list and the data set lacks.
     protocol: what the test views are, in words.
     fingerprint: of the examples (`sources.fingerprint`): equal for those who evaluate the same ones.
+    identity: () -> a hash of all that the clips depend on, to the pixel (`views.identity`).
   """
 
   __test__ = False  # it is no test case for pytest
 
   batches: Callable[[], Iterator[SubBatch]]
+  examples: int
   missing: int
   protocol: str
   fingerprint: str
+  identity: Callable[[], str]
 
 
 class UserError(Exception):

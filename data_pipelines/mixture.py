@@ -10,7 +10,7 @@ Only numpy is used here. Random numbers are raw bits of `np.random.Philox`: bit 
 numpy versions, the methods of `np.random.Generator` that shuffle and sample are not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 
@@ -129,6 +129,11 @@ def sampling_weights(
   return dict(zip(sizes, (weights / weights.sum()).tolist(), strict=True))
 
 
+def epoch_examples(sizes: Sequence[int], weights: Sequence[float]) -> int:
+  """Examples of an epoch: as many as the sources hold that are drawn at all, however often each of them is drawn."""
+  return int(np.array(sizes, np.int64)[np.array(weights, np.float64) > 0].sum())
+
+
 @dataclass(frozen=True)
 class Mixture:
   """The order in which a stream's examples are drawn from its sources.
@@ -161,8 +166,7 @@ class Mixture:
   @cached_property
   def _blocks(self) -> np.ndarray:
     """int64 [S]: blocks of each source in an epoch."""
-    weights = np.array(self.weights, np.float64)
-    examples = int(np.array(self.sizes, np.int64)[weights > 0].sum())
+    weights, examples = np.array(self.weights, np.float64), epoch_examples(self.sizes, self.weights)
     return _apportion(weights, max(round(examples / self.block), np.count_nonzero(weights)))
 
   @cached_property

@@ -5,6 +5,7 @@ import difflib
 import fcntl
 import functools
 import hashlib
+import json
 import math
 import os
 import re
@@ -18,9 +19,9 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import clips, compact, frame_index, reading
-from data_pipelines.contract import UserError
+from data_pipelines.contract import SourceInfo, UserError
 
-_SETTINGS = (
+CLIP_SETTINGS = (
   'sampler', 'stride', 'loop', 'crop_scale', 'crop_ratio', 'short_side', 'rotation', 'flip', 'flip_labels',
   'test_clips', 'test_crops', 'test_crop_fraction',
 )  # fmt: skip
@@ -141,6 +142,14 @@ class Source:
     return len(self.rows)
 
   @property
+  def info(self) -> SourceInfo:
+    """What the model side knows of it."""
+    rates = np.zeros(1) if self.fps is None else self.fps
+    alike = len(rates) and np.ptp(rates) <= 0.01 * rates.max()  # measured ones differ in their last digits
+    fps = float(np.median(rates)) if alike else 0.0
+    return SourceInfo(self.name, self.modality, self.num_examples, self.class_names, fps)
+
+  @property
   def waits(self) -> bool:
     """Whether a clip waits for something else than this thread, so that several should be asked for at a time."""
     return self.decode is not None or (isinstance(self.frames, frame_index.FrameIndex) and self.frames.storage.waits)
@@ -167,6 +176,25 @@ def fingerprint(source: Source) -> str:
   ids = range(source.num_examples) if source.ids is None else [i.decode('utf-8', 'replace') for i in source.ids]
   lines = sorted(f'{i}\t{label}\n' for i, label in zip(ids, source.label.tolist(), strict=True))
   return hashlib.sha256(''.join(lines).encode()).hexdigest()
+
+
+def content(source: Source) -> str:
+  """SHA-256 (hex) of what is stored of the examples, in their order: frames, labels, original videos.
+
+  Of files it takes the index's word, which knows place and size of each frame and what is noted of it; of arrays their
+  pixels.
+  """
+  digest, index = hashlib.sha256(), source.frames
+  arrays = {'label': source.label, 'video_id': source.video_id}
+  if isinstance(index, frame_index.FrameIndex):
+    arrays |= {k: v for k, v in vars(index).items() if isinstance(v, np.ndarray)} | {'rows': source.rows}
+    digest.update(json.dumps([os.path.basename(file) for file in index.files]).encode())
+  else:
+    arrays |= {f'frames {i}': index[row] for i, row in enumerate(source.rows)}
+  for name, array in sorted(arrays.items()):
+    digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
 
 
 def left_right_labels(class_names: Sequence[str]) -> tuple[int, ...]:
@@ -230,7 +258,7 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
         f'classes: build it again.'
       )
   known = {k: index.columns[c][rows] for k, c in _COLUMNS.items() if c in index.columns}
-  settings = {k: tuple(v) if isinstance(v := config[k], list) else v for k in _SETTINGS if k in config}
+  settings = {k: tuple(v) if isinstance(v := config[k], list) else v for k in CLIP_SETTINGS if k in config}
   settings['target_fps'] = config.get('fps', 0.0)
   if settings.get('flip') == 'labels':
     settings |= {'flip': True, 'flip_labels': left_right_labels(class_names)}

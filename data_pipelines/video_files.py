@@ -8,6 +8,7 @@ may run backwards, and rotation is only a note in the header.
 import collections
 import functools
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -54,12 +55,22 @@ class Header(NamedTuple):
 
 
 class Cut(NamedTuple):
-  """How clips are cut from a video: T frames of (H, W), by the sampler of `data_pipelines.sources.Source`."""
+  """How clips are cut from a video: the settings of a `data_pipelines.sources.Source` and of its stream.
+
+  Attributes:
+    num_frames, size: T and (H, W) of a clip.
+    sampler, stride, loop: as in `Source`.
+    fps: at which `stride` counts, whatever the file's own; 0: the file's frames. `Source.target_fps`.
+    crop_fraction: of the short side that a clip shows. `Source.test_crop_fraction`.
+  """
 
   num_frames: int
   size: tuple[int, int]
   sampler: str
   stride: int
+  fps: float = 0.0
+  loop: bool = False
+  crop_fraction: float = 1.0
 
 
 class Window(NamedTuple):
@@ -140,17 +151,18 @@ def frames(path: str, threads: int = 0) -> Iterator[Frame]:
     raise Damaged(f'{path} is damaged: its decoder says so of {which} of {decoded}, counted from 0.') from None
 
 
-def fit(image_HxWx3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def fit(image_HxWx3: np.ndarray, size: tuple[int, int], fraction: float = 1.0) -> np.ndarray:
   """Crops the centre and resizes it as evaluation does (`clips.center_crop`, then bilinear without antialiasing).
 
   Args:
     image_HxWx3: uint8, any size.
     size: (height, width) wanted.
+    fraction: of the short side that is shown; see `clips.center_crop`.
 
   Returns:
     uint8 [*size, 3]; the same pixels that TensorFlow's resize gives in `loader`.
   """
-  top, left, height, width = clips.center_crop(*image_HxWx3.shape[:2], size)
+  top, left, height, width = clips.center_crop(*image_HxWx3.shape[:2], size, fraction)
   image_HxWx3 = image_HxWx3[top : top + height, left : left + width]
   if (height, width) == tuple(size):
     return image_HxWx3
@@ -170,85 +182,151 @@ def fit(image_HxWx3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def windows(path: str, cuts: Sequence[Cut], hop: int | None = None, length: int = SEGMENT_WINDOW) -> Iterator[Window]:
   """Covers a file with clips, decoding it once.
 
-  'dense' clips follow each other without a gap; clips by 'segments' take one frame of each part of up to
-  `length` frames; clips of one frame are taken once a second. The last clip ends with the video, and
-  overlaps the one before if it must. A video shorter than a clip is one clip, of the frames that evaluation takes
-  (`clips.dense`, `clips.segments`).
+  'dense' clips follow each other without a gap, each cut as evaluation cuts one that starts there; clips by 'segments'
+  take one frame of each part of up to `length` frames; clips of one frame are taken once a second. The last clip ends
+  with the video, and overlaps the one before if it must. A video shorter than a clip is one clip, of the frames that
+  evaluation takes (`clips.dense`, `clips.segments`).
 
   Args:
     path: of a video or image.
     cuts: the geometries wanted.
     hop: frames from the start of a clip to the start of the next, for all cuts; for 'dense' rounded to a multiple of
-      its stride.
+      the frames from one of its pictures to the next.
     length: frames that 'segments' takes for one video.
 
   Returns:
     An iterator of windows, in time order for each cut.
 
   Raises:
-    UserError, BrokenOff: as `frames`. What was decoded until then has been given.
+    UserError: as `frames`, and where a cut counts frames at an `fps` and a video does not say its own.
+    BrokenOff: as `frames`. What was decoded until then has been given.
   """
-  fps = header(path).fps
-  cutters = [_Cutter(i, cut, hop, length, fps) for i, cut in enumerate(cuts)]
+  fps, declared = header(path)
+  if not fps and declared != 1 and (timed := [cut.fps for cut in cuts if cut.fps and _is_dense(cut)]):
+    raise UserError(
+      f'{path} does not say at how many frames a second it was recorded, and the model looks at {timed[0]:g} a second: '
+      'convert it to a file that does, such as an mp4.'
+    )
+  cutters = [_cutter(i, cut, hop, length, fps) for i, cut in enumerate(cuts)]
   broken = None
   try:
     for number, frame in enumerate(frames(path)):
       wanted = [cutter for cutter in cutters if cutter.wants(number)]
       pixels = frame.pixels() if wanted else None
-      for cutter in cutters:
-        cutter.last = frame
       for cutter in wanted:
-        yield from cutter.push(frame.seconds, pixels)
+        yield from cutter.push(number, _Picture(frame.seconds, cutter.fit(pixels)))
   except BrokenOff as error:
     broken = error
   for cutter in cutters:
-    yield from cutter.finish()
+    yield from cutter.finish(number, frame)
   if broken:
     raise broken
 
 
-class _Cutter:
-  """Collects frames of one video until they make a window; holds one window's frames at most."""
+class _Picture(NamedTuple):
+  """A frame as a clip shows it."""
 
-  def __init__(self, index: int, cut: Cut, hop: int | None, length: int, fps: float | None):
-    self.index, self.cut = index, cut
-    if cut.num_frames == 1:
-      self.every, self.length, self.hop = hop or max(round(fps or 25), 1), 1, 1
-    elif cut.sampler == 'dense':
-      self.every, self.length = cut.stride, cut.num_frames
-      self.hop = max(round(hop / cut.stride), 1) if hop else self.length
-    else:
-      self.every, self.length, self.hop = 1, length, hop or length
-    self.kept: collections.deque[tuple[float, np.ndarray]] = collections.deque(maxlen=self.length)
-    self.count, self.due, self.covered = 0, self.length, 0
-    self.last: Frame | None = None
+  seconds: float
+  pixels: np.ndarray
+
+
+def _is_dense(cut: Cut) -> bool:
+  return cut.sampler == 'dense' and cut.num_frames > 1
+
+
+def _cutter(index: int, cut: Cut, hop: int | None, length: int, fps: float | None) -> '_Dense | _Segments':
+  if _is_dense(cut):
+    return _Dense(index, cut, hop, clips.step_of(cut.stride, fps or 0.0, cut.fps if fps else 0.0))
+  if cut.num_frames == 1:
+    return _Segments(index, cut, every=hop or max(round(fps or 25), 1), length=1, hop=1)
+  return _Segments(index, cut, every=1, length=length, hop=hop or length)
+
+
+class _Dense:
+  """Collects the frames of one video's dense clips; holds those of one clip, or as many as it spans to loop a video.
+
+  A clip may start at the frames nearest to 0, step, 2 step, ... and shows `clips.offsets` from there.
+  """
+
+  def __init__(self, index: int, cut: Cut, hop: int | None, step: float):
+    self.index, self.cut, self.step = index, cut, step
+    self.offsets = clips.offsets(cut.num_frames, step)
+    self.hop = max(round(hop / step), 1) if hop else cut.num_frames  # in steps, as are the next two
+    self.due = 0  # the next clip
+    self.latest = -1  # the last start of which all frames came
+    self.given = -1  # frame at which the last clip given starts
+    self.kept: dict[int, _Picture] = {}
+
+  def fit(self, pixels: np.ndarray) -> np.ndarray:
+    return fit(pixels, self.cut.size, self.cut.crop_fraction)
+
+  def wants(self, number: int) -> bool:
+    if self.cut.loop and self.latest < 0:
+      return True  # a video that ends before the clip does may show any of its frames again
+    # A start and an offset are each rounded by half a frame at most, where the step is no whole number.
+    away = abs(number - self.step * round(number / self.step))
+    return away <= (0 if self.step == round(self.step) else 1.001)
+
+  def push(self, number: int, picture: _Picture) -> Iterator[Window]:
+    self.kept[number] = picture
+    while self._start(self.latest + 1) + self.offsets[-1] <= number:
+      self.latest += 1
+    while self.due <= self.latest:
+      yield self._window(self._start(self.due) + self.offsets)
+      while self._start(self.due) <= self.given:
+        self.due += self.hop
+    if self.latest >= 0:
+      first = self._start(self.latest)
+      self.kept = {n: kept for n, kept in self.kept.items() if n >= first}
+
+  def finish(self, number: int, frame: Frame) -> Iterator[Window]:
+    if self.latest < 0:
+      numbers = clips.dense(number + 1, self.cut.num_frames, self.step, loop=self.cut.loop)
+      if number not in self.kept:
+        self.kept[number] = _Picture(frame.seconds, self.fit(frame.pixels()))
+      yield self._window(numbers)
+    elif self._start(self.latest) > self.given:
+      yield self._window(self._start(self.latest) + self.offsets)
+
+  def _start(self, steps: int) -> int:
+    return math.floor(self.step * steps + 0.5)
+
+  def _window(self, numbers: np.ndarray) -> Window:
+    self.given = int(numbers[0])
+    end = self.kept[int(numbers.max())].seconds
+    return Window(self.index, self.kept[self.given].seconds, end, np.stack([self.kept[int(n)].pixels for n in numbers]))
+
+
+class _Segments:
+  """Collects every so many frames of one video until they make a window, and holds one window's at most."""
+
+  def __init__(self, index: int, cut: Cut, *, every: int, length: int, hop: int):
+    self.index, self.cut, self.every, self.hop = index, cut, every, hop
+    self.kept: collections.deque[_Picture] = collections.deque(maxlen=length)
+    self.count, self.due, self.covered = 0, length, 0
+
+  def fit(self, pixels: np.ndarray) -> np.ndarray:
+    return fit(pixels, self.cut.size, self.cut.crop_fraction)
 
   def wants(self, number: int) -> bool:
     return number % self.every == 0
 
-  def push(self, seconds: float, pixels: np.ndarray) -> Iterator[Window]:
-    self.kept.append((seconds, fit(pixels, self.cut.size)))
+  def push(self, number: int, picture: _Picture) -> Iterator[Window]:
+    self.kept.append(picture)
     self.count += 1
     if self.count == self.due:
       self.due += self.hop
       self.covered = self.count
-      yield self._window(list(self.kept))
+      yield self._window()
 
-  def finish(self) -> Iterator[Window]:
-    if self.covered == self.count:
-      return
+  def finish(self, number: int, frame: Frame) -> Iterator[Window]:
+    if self.covered < self.count:
+      yield self._window()
+
+  def _window(self) -> Window:
     kept = list(self.kept)
-    if self.cut.sampler == 'dense':
-      # As `clips.dense` does with a short video: the very last frame fills the clip.
-      missing = self.length - len(kept)
-      kept += [(self.last.seconds, fit(self.last.pixels(), self.cut.size))] * missing
-    yield self._window(kept)
-
-  def _window(self, kept: list[tuple[float, np.ndarray]]) -> Window:
-    chosen = kept
-    if len(kept) != self.cut.num_frames or self.cut.sampler != 'dense':
-      chosen = [kept[i] for i in clips.segments(len(kept), self.cut.num_frames)]
-    return Window(self.index, kept[0][0], kept[-1][0], np.stack([pixels for _, pixels in chosen]))
+    chosen = [kept[i] for i in clips.segments(len(kept), self.cut.num_frames)]
+    return Window(self.index, kept[0].seconds, kept[-1].seconds, np.stack([picture.pixels for picture in chosen]))
 
 
 def write_video(path: str, pictures: Iterable[np.ndarray], fps: float) -> str:

@@ -4,6 +4,9 @@ A training example gives the clips that its stream's objective names; a test exa
 protocol, clips times crops.
 """
 
+import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,7 +14,7 @@ import numpy as np
 
 from data_pipelines import affine, clips
 from data_pipelines.contract import SubBatch, TestSet, UserError, ViewSampler
-from data_pipelines.sources import Source, fingerprint
+from data_pipelines.sources import CLIP_SETTINGS, Source, content, fingerprint
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,15 @@ def protocol(source: Source, stream: Stream) -> str:
 def make_test_set(source: Source, stream: Stream, batches: Callable[[], Iterator[SubBatch]]) -> TestSet:
   """What is evaluated of a source, for its report."""
   missing = max((source.expected or 0) - source.num_examples, 0)
-  return TestSet(batches, missing, protocol(source, stream), fingerprint(source))
+  words, shown = protocol(source, stream), fingerprint(source)
+  return TestSet(batches, source.num_examples, missing, words, shown, functools.partial(identity, source, stream))
+
+
+def identity(source: Source, stream: Stream) -> str:
+  """SHA-256 (hex) of all that a source's test clips depend on: what is stored of its examples, and how it is cut."""
+  cut = {key: getattr(source, key) for key in (*CLIP_SETTINGS, 'target_fps', 'modality')}
+  text = json.dumps([content(source), cut, stream.num_frames, stream.height_width], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def examples_per_step(source: Source, clips_at_once: int, multiple: int) -> int:
@@ -194,4 +205,5 @@ def _test_views(source: Source, example: int, stream: Stream) -> dict[str, View]
 
 def _step(source: Source, example: int) -> float:
   """Stored frames from one frame of a dense clip to the next."""
-  return source.stride * float(source.fps[example]) / source.target_fps if source.target_fps else source.stride
+  fps = float(source.fps[example]) if source.target_fps else 0.0
+  return clips.step_of(source.stride, fps, source.target_fps)

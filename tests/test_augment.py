@@ -267,6 +267,7 @@ def test_what_belongs_to_whom():
     ({'random_erasing': {'area': 0.2}}, 'area'),
     ({'mixup': -1.0}, 'here.mixup is -1.0'),
     ({'cutmix': {'x': 1}}, 'here.cutmix'),
+    ({'rand_augment': {}, 'color_jitter': {'hue': 0.1, 'clamp': False}}, r'here has color_jitter.*clamp=True'),
   ],
 )
 def test_mistakes_are_one_sentence(options, message):

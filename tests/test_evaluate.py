@@ -1,15 +1,17 @@
 """Evaluation counts each example once, whatever the batch size and the devices, and its numbers are right."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 
 import jax
+import matplotlib.axes
 import numpy as np
 import pytest
 from PIL import Image
 
-from cover_jax import evaluate, experiment, state, visualise
+from cover_jax import evaluate, experiment, jobs, state, visualise
 from cover_jax import train as training
 from data_pipelines.contract import SourceInfo, UserError
 from tests import tiny
@@ -205,3 +207,24 @@ def test_temperature_and_explicit_weights_reach_the_run():
   run = experiment.build(config, infos)
   assert run.weights == pytest.approx(dict.fromkeys(('acts', 'moves', 'things'), 1 / 3))
   assert run.streams['image'].loss_weight == pytest.approx(1 / 3)
+
+
+def test_an_unlabelled_example_is_drawn_without_a_class_and_padding_not_at_all(reference, tmp_path, monkeypatch):
+  run, params, tests, _ = reference
+  batch = dict(next(tests['acts'].batches()))
+  batch['label'] = np.array([-1, 2, -1, *batch['label'][3:]], np.int32)
+  batch['mask'] = np.array([True, True, False, *batch['mask'][3:]])
+  some = {'acts': dataclasses.replace(tests['acts'], batches=lambda: iter([batch]))}
+  samples = jobs.sample_predictions(run, params, some)
+  assert [s['label'] for s in samples] == [None, 'acts 2']
+  written = []
+  text = matplotlib.axes.Axes.text
+  monkeypatch.setattr(
+    matplotlib.axes.Axes,
+    'text',
+    lambda self, x, y, s, **how: written.append((s, how['color'])) or text(self, x, y, s, **how),
+  )
+  visualise.predictions(samples, str(tmp_path / 'predictions.png'))
+  (unlabelled, colour), (labelled, other) = written
+  assert unlabelled.startswith('acts: no label\n') and colour == 'black'
+  assert labelled.startswith('acts: acts 2\n') and other in ('darkgreen', 'firebrick')

@@ -6,15 +6,16 @@ import json
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from cover_jax import frozen, protocols, sharding, state
+from cover_jax import evaluate, experiment, frozen, protocols, sharding, state
 from cover_jax import train as training
-from data_pipelines import arrays, subsets
+from data_pipelines import arrays, sources, subsets, views
 from data_pipelines.contract import UserError
-from tests import tiny
+from tests import tiny, tiny_datasets
 
 
 def clustered(seed, count=60, classes=4, width=6):
@@ -197,12 +198,115 @@ def test_features_are_cached_for_the_same_weights_and_views(tmp_path):
   known = dataclasses.replace(tests['acts'], batches=never)
   again = frozen.cached(str(tmp_path), run, encoder, 'weights a', 'acts', known, mesh, 'cls')
   assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-  for changed in ({'sha': 'weights b'}, {'pool': 'mean'}, {'protocol': 'other views'}):
-    other = dataclasses.replace(known, protocol=changed.get('protocol', known.protocol))
+  for sha, pool in (('weights b', 'cls'), ('weights a', 'mean')):
     with pytest.raises(AssertionError, match='known'):
-      frozen.cached(
-        str(tmp_path), run, encoder, changed.get('sha', 'weights a'), 'acts', other, mesh, changed.get('pool', 'cls')
-      )
+      frozen.cached(str(tmp_path), run, encoder, sha, 'acts', known, mesh, pool)
+
+
+def keys_of(changes=None, source_changes=None, frames=None):
+  """The key of the features of 'acts' in a run with changes."""
+  source = dataclasses.replace(tiny.sources()[0], **(source_changes or {}))
+  if frames is not None:
+    source = dataclasses.replace(source, frames=frames)
+  run = experiment.build(tiny.config(**(changes or {})), [s.info for s in tiny.sources()])
+  plan = run.stream_of('acts')
+  test_set = views.make_test_set(source, views.Stream((0,), plan.num_frames, plan.size, 8), iter)
+  return frozen._key(run, 'weights', test_set, 'cls')
+
+
+def test_features_are_known_by_all_that_they_depend_on():
+  videos = tiny.sources()[0].frames
+  other = [videos[0], *(v.copy() for v in videos[1:])]
+  other[5][1, 2, 3, 0] ^= 1
+  labels = tiny.sources()[0].label.copy()
+  labels[3] = (labels[3] + 1) % 5
+  known = {
+    'as it is': keys_of(),
+    'pixel mean': keys_of({'pixel_mean': (0.45, 0.45, 0.45)}),
+    'pixel deviation': keys_of({'pixel_std': (0.225, 0.225, 0.225)}),
+    'a default of the model': keys_of({'model__gelu_approximate': True}),
+    'attention': keys_of({'model__attention': 'joint'}),
+    'dtype': keys_of({'dtype': 'bfloat16'}),
+    'frames': keys_of({'streams__video__num_frames': 2}),
+    'size': keys_of({'streams__video__size': 8}),
+    'share of the short side': keys_of(source_changes={'test_crop_fraction': 0.87501}),
+    'nearly the same share': keys_of(source_changes={'test_crop_fraction': 0.87502}),
+    'sampler': keys_of(source_changes={'sampler': 'dense'}),
+    'clips': keys_of(source_changes={'test_clips': 2}),
+    'one bit of a picture': keys_of(frames=other),
+    'a label': keys_of(source_changes={'label': labels}),
+    'the original videos': keys_of(source_changes={'video_names': np.array([b'v%d' % (i // 2) for i in range(40)])}),
+  }
+  assert len(set(known.values())) == len(known)
+  assert keys_of(frames=[v.copy() for v in videos]) == known['as it is']
+
+
+def test_stored_data_is_known_by_what_it_holds(tmp_path):
+  """A data set that was built anew under the same name, with the same ids and labels."""
+  contents = []
+  for folder, count in (('one', 11), ('same', 11), ('other', 10)):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(tiny_datasets, 'num_frames', lambda video, count=count: 1 + video % count)
+      tfds.builder('tiny_test_clips', data_dir=tmp_path / folder).download_and_prepare()
+    config = {'dataset': 'tiny_test_clips', 'data_dir': str(tmp_path / folder)}
+    whole = sources.open_source('s', config | {'split': 'validation'}, 'split')
+    part = sources.open_source('s', config | {'split': 'validation[:50%]'}, 'split')
+    contents.append((sources.fingerprint(whole), sources.content(whole), sources.content(part)))
+  (shown, one, part), same, other = contents
+  assert same == (shown, one, part) and other[0] == shown
+  assert len({one, part, other[1], other[2]}) == 4
+
+
+@pytest.mark.parametrize(
+  'damage', ['cut', 'a bit', 'empty', 'no archive', 'fewer rows', 'other width', 'an array less']
+)
+def test_damaged_features_are_made_again_and_that_is_said(tmp_path, damage, caplog):
+  run, encoder, tests, _ = features_on((1, 1, 1), 16)
+  _, mesh, _, _ = tiny.build(run.config, jax.devices()[:1])
+  arguments = str(tmp_path), run, encoder, 'weights', 'acts', tests['acts'], mesh, 'cls'
+  first = frozen.cached(*arguments)
+  (path,) = (tmp_path / 'features').iterdir()
+  whole = path.read_bytes()
+  arrays = first._asdict()
+  if damage in ('cut', 'a bit', 'empty', 'no archive'):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 4] ^= 4
+    contents = {'cut': whole[:-100], 'a bit': bytes(flipped), 'empty': b'', 'no archive': b'features'}
+    path.write_bytes(contents[damage])
+  else:
+    changed = {
+      'fewer rows': {k: v[:-1] for k, v in arrays.items()},
+      'other width': arrays | {'feature_NxD': first.feature_NxD[:, :-1]},
+      'an array less': {k: v for k, v in arrays.items() if k != 'video_id_N'},
+    }
+    np.savez(path, **changed[damage])
+  with caplog.at_level('WARNING'):
+    again = frozen.cached(*arguments)
+  assert f'{path} is damaged' in caplog.text and 'made again' in caplog.text
+  jax.tree.map(np.testing.assert_array_equal, again, first)
+  caplog.clear()
+  frozen.cached(*arguments)
+  assert not [r for r in caplog.records if r.levelname == 'WARNING']
+  assert [p.name for p in (tmp_path / 'features').iterdir()] == [path.name]
+
+
+def test_evaluations_tell_how_far_they_are(monkeypatch, caplog, tmp_path):
+  """In training, in --mode=evaluate and for frozen features: they share `evaluate.reported`."""
+  monkeypatch.setattr(evaluate, 'REPORT_EVERY', 0.0)
+  with caplog.at_level('INFO'):
+    run, encoder, tests, _ = features_on((1, 1, 1), 16)
+    _, mesh, _, _ = tiny.build(run.config, jax.devices()[:1])
+    frozen.cached(str(tmp_path), run, encoder, 'weights', 'frozen', tests['acts'], mesh, 'cls')
+    optimizer, _ = training.make_optimizer(run)
+    params = state.create(run, optimizer, mesh, state.state_shardings(run, optimizer, mesh)[1]).params
+    evaluate.make_evaluate(run, tests, mesh)(params)
+  lines = [r.getMessage() for r in caplog.records]
+  for name, count in (('acts', 40), ('moves', 24), ('things', 64), ('frozen', 40)):
+    told = [line for line in lines if line.startswith(f'{name}: ')]
+    assert [line.split(' (')[0] for line in told[:-1]] == [
+      f'{name}: {min(done, count)} of {count} examples' for done in range(16, count + 16, 16)
+    ]
+    assert told[-1].startswith(f'{name}: all {count} examples in ')
 
 
 def test_a_lost_or_doubled_example_is_an_error():

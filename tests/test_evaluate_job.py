@@ -1,0 +1,121 @@
+"""`--mode=evaluate` needs a checkpoint and the test splits; no training data, no optimizer, no batches of training."""
+
+import json
+import os
+
+import flax.serialization
+import jax
+import numpy as np
+import pytest
+
+from configs import digits_cover
+from cover_jax import checkpoints, checkpoints_orbax, jobs, sharding, state
+from cover_jax import train as training
+from data_pipelines import sources
+from data_pipelines.contract import UserError
+from tests import tiny
+
+
+def config_of(**changes):
+  config = digits_cover.get_config('debug')
+  del config.sources['objects'], config.sources['moments']
+  config.streams.video.sources = ('motions',)
+  config.total_steps, config.batch_size, config.ema_decay = 2, 16, 0.5
+  with config.unlocked():
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return config
+
+
+@pytest.fixture(scope='module')
+def trained(embedded_data, tmp_path_factory):
+  """(workdir, the report that training ended with)."""
+  workdir = str(tmp_path_factory.mktemp('trained'))
+  jobs.train(config_of(), workdir)
+  return workdir, report_of(workdir)
+
+
+def report_of(workdir):
+  with open(os.path.join(workdir, 'evaluation', 'report.json'), encoding='utf-8') as f:
+    return json.load(f)
+
+
+def test_without_training_data(trained, monkeypatch):
+  """The training splits are gone; the report says so, and is otherwise what training ended with."""
+  workdir, before = trained
+  open_source, opened = sources.open_source, []
+
+  def without_training(name, config, split_key):
+    opened.append(split_key)
+    if split_key == 'train':
+      raise UserError('It is not here.')
+    return open_source(name, config, split_key)
+
+  monkeypatch.setattr(sources, 'open_source', without_training)
+  jobs.evaluate(config_of(sources__motions__train='gone'), workdir)
+  report = report_of(workdir)
+  assert report['params_sha256'] == before['params_sha256'] and report['step'] == before['step'] == 2
+  for name, result in before['sources'].items():
+    same = ('top1', 'top5', 'examples', 'mean_class_accuracy', 'data_sha256', 'protocol')
+    assert {k: report['sources'][name][k] for k in same} == {k: result[k] for k in same}
+  assert opened.count('test') == 2 and len(report['leaks']['not_compared']) == 2
+  assert before['leaks']['not_compared'] != report['leaks']['not_compared']
+
+
+def test_on_devices_that_training_could_not_use(trained):
+  """Of the eight devices here, no batch of training is a multiple; the optimizer is another one, too."""
+  workdir, before = trained
+  jobs.evaluate(config_of(batch_size=12, batch_multiple=2, accumulation_steps=2, optimizer__name='sgd'), workdir)
+  assert report_of(workdir)['sources']['motions']['top1'] == before['sources']['motions']['top1']
+  with pytest.raises(UserError, match='eval_batch_size = 12 cannot be divided over 8 devices'):
+    jobs.evaluate(config_of(eval_batch_size=12), workdir)
+
+
+def test_averaged_parameters(trained):
+  workdir, before = trained
+  jobs.evaluate(config_of(eval_params='ema'), workdir)
+  assert report_of(workdir)['params_sha256'] != before['params_sha256']
+
+
+def test_test_splits_of_other_classes_and_none(trained, monkeypatch):
+  workdir, _ = trained
+  with pytest.raises(UserError, match='nothing to evaluate'):
+    jobs.evaluate(config_of(sources__motions__test='', sources__digits__test=''), workdir)
+  with pytest.raises(UserError, match=r"source 'motions' has \d+ classes now but its head in .* has \d+"):
+    jobs.evaluate(config_of(sources__motions__dataset='moving_digits/objects'), workdir)
+  config = config_of()
+  config.sources.other = config.sources.motions
+  config.streams.video.sources = ('motions', 'other')
+  with pytest.raises(UserError, match=r"has no head for the source 'other': it was trained on .*digits.*motions"):
+    jobs.evaluate(config, workdir)
+
+
+@pytest.mark.parametrize('kind', ['one process', 'several'])
+@pytest.mark.parametrize('which', ['raw', 'ema'])
+def test_only_parameters_are_read_and_placed(tmp_path, monkeypatch, kind, which):
+  run, mesh, _, _ = tiny.build(tiny.config())
+  optimizer, _ = training.make_optimizer(run)
+  _, placed = state.state_shardings(run, optimizer, mesh)
+  whole = state.create(run, optimizer, mesh, placed)
+  whole = whole.replace(ema=jax.tree.map(lambda x: x + 1, whole.params))
+  tree = {'about': checkpoints.about(run.config.to_dict(), run.sources, 0), 'state': whole, 'interval': {}}
+  if kind == 'several':
+    monkeypatch.setattr(checkpoints, '_kinds', lambda: (checkpoints_orbax, checkpoints.checkpoints_clu))
+  saver = checkpoints.Saver(str(tmp_path), 1)
+  path = saver.save(tree)
+  saver.wait()
+  assert os.path.isdir(path) == (kind == 'several')
+  read, put = [], []
+  restore, place = checkpoints_orbax._restore, sharding.put
+  monkeypatch.setattr(checkpoints_orbax, '_restore', lambda p, tree, *a: read.append(tree) or restore(p, tree, *a))
+  monkeypatch.setattr(sharding, 'put', lambda tree, *a: put.append(tree) or place(tree, *a))
+  template, where = state.params_shardings(run, mesh)
+  found = checkpoints.restore_params(str(tmp_path), which, template, where)
+  expected = whole.params if which == 'raw' else whole.ema
+  jax.tree.map(np.testing.assert_array_equal, found['params'], expected)
+  assert jax.tree.map(lambda x: x.sharding, found['params']) == where
+  part = 'params' if which == 'raw' else 'ema'
+  if kind == 'several':
+    assert [set(tree['state']) for tree in read] == [{part}] and not put
+  else:
+    names = lambda tree: set(checkpoints.flatten(flax.serialization.to_state_dict(tree)))
+    assert [names(tree) for tree in put] == [names(expected)] and not read
