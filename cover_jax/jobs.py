@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, frozen, initialise, interop, metrics, processes, sharding, state
+from cover_jax import checkpoints, frozen, initialise, interop, metrics, processes, settings, sharding, state
 from cover_jax import evaluate as evaluation
 from cover_jax import experiment as experiments
 from cover_jax import train as training
@@ -75,7 +75,6 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
   if not tests:
     raise UserError('No source of config.sources has labels and a test split: there is nothing to judge features on.')
   options = config.frozen.to_dict()
-  frozen.check_options(options)
   encoder = _frozen_encoder(experiment, workdir, mesh)
   sha256 = evaluation.params_sha256(processes.gather(encoder))
   results, rows = {}, []
@@ -157,8 +156,7 @@ def open_experiment(
   Raises:
     UserError: for anything wrong with the config or the data.
   """
-  if not config.sources:
-    raise UserError('config.sources is empty: name at least one source.')
+  settings.check(config)
   train_sources = [_open_training(name, _source_config(c)) for name, c in config.sources.items()]
   infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in train_sources]
   experiment = experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh))
