@@ -1,7 +1,7 @@
 """What experiments start from: `get_config()` with every key at its default, and `source` and `stream` for its parts.
 
-What each key means, and what it may be, stands beside its default: in `cover_jax/settings.py`, and for sources in
-`data_pipelines/settings.py`. A key that there is not cannot be set, neither here nor by a flag. Not an experiment itself.
+What each key means and may be stands beside its default: in `cover_jax/settings.py`, for sources in
+`data_pipelines/settings.py`. A key that is not there cannot be set. Not an experiment itself.
 """
 
 import ml_collections
@@ -72,4 +72,8 @@ def stream(sources: tuple[str, ...], **changes) -> ml_collections.ConfigDict:
   Raises:
     UserError: for a key that there is not (the nearest is named) or a value that it may not have.
   """
-  return settings.new(settings.STREAM, {'sources': sources if isinstance(sources, str) else tuple(sources), **changes}, f'stream({sources!r})')
+  return settings.new(
+    settings.STREAM,
+    {'sources': sources if isinstance(sources, str) else tuple(sources), **changes},
+    f'stream({sources!r})',
+  )

@@ -168,7 +168,8 @@ def _plain(options: ml_collections.ConfigDict | Mapping[str, Any] | None) -> dic
 
 def _model(config: ml_collections.ConfigDict) -> TimeSformer:
   fields = config.model.to_dict()
-  declared.check(fields, declared.options_of(TimeSformer), 'config.model')  # of a checkpoint it may be another version's
+  # Again: what a checkpoint holds may be of another version.
+  declared.check(fields, declared.options_of(TimeSformer), 'config.model')
   model = TimeSformer(**fields, dtype=jnp.dtype(config.dtype))
   patch = (1, 1, model.patch_size, model.patch_size, 3)
   try:  # shapes only: nothing is computed

@@ -73,9 +73,9 @@ def by_rule(rules: Sequence[tuple[str, float]], tree: Any) -> Any:
 
 
 def _value(rules: Sequence[tuple[str, float]], name: str) -> float:
-  for pattern, number in rules:
+  for pattern, value in rules:
     if re.search(pattern, name):
-      return float(number)
+      return float(value)
   raise UserError(
     f'No rule matches parameter {name!r}: end the (regex, value) table with (".*", value). Rules: {rules}.'
   )

@@ -14,8 +14,23 @@ from cover_jax import augment, evaluate, objectives, optim, sharding
 from cover_jax.models.timesformer import TimeSformer
 from data_pipelines import declared
 from data_pipelines.contract import UserError
-from data_pipelines.declared import OPTIONAL, REQUIRED, Key, Keys, Kind, either, flag, named, nonempty, none, number
-from data_pipelines.declared import one_of, several, text, whole
+from data_pipelines.declared import (
+  OPTIONAL,
+  REQUIRED,
+  Key,
+  Keys,
+  Kind,
+  either,
+  flag,
+  named,
+  none,
+  nonempty,
+  number,
+  one_of,
+  several,
+  text,
+  whole,
+)
 from data_pipelines.settings import SOURCE
 
 _BEGIN = 'begin with get_config(), source(...) and stream(...) of configs/defaults.py and change keys of what they give'
@@ -230,4 +245,5 @@ def _check_together(values: Mapping[str, Any]) -> None:
   tested = [n for n, source in values['sources'].items() if source['test'] and source.get('label_key', '') is not None]
   best = [f'test/{name}/{measure}' for name in tested for measure in evaluate.MEASURES]
   if values['keep_best'] and values['keep_best'] not in best:
-    raise UserError(f'config.keep_best is {values["keep_best"]!r}: expected one of {", ".join(best) or "no source: none is tested"}.')
+    choices = f'one of {", ".join(best)}' if best else "'', since no source is tested"
+    raise UserError(f'config.keep_best is {values["keep_best"]!r}: expected {choices}.')

@@ -124,7 +124,8 @@ def several(of: Kind, *, count: int | None = None, least: int = 0, distinct: boo
     least: the fewest.
     distinct: none of them twice.
   """
-  many = f'{count} values' if count is not None else f'at least {least} value{"s" * (least != 1)}' if least else 'values'
+  fewest = f'at least {least} value{"s" * (least != 1)}' if least else 'values'
+  many = fewest if count is None else f'{count} values'
   expected = f'a tuple of {many}, each {of.expected}' + ', none of them twice' * distinct
 
   def holds(value):

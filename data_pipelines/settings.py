@@ -1,8 +1,21 @@
 """Every key that a config can set for a source, with its default, what it may be and its meaning."""
 
 from data_pipelines import clips
-from data_pipelines.declared import OPTIONAL, REQUIRED, Key, either, flag, nonempty, none, number, one_of, several, span
-from data_pipelines.declared import text, whole
+from data_pipelines.declared import (
+  OPTIONAL,
+  REQUIRED,
+  Key,
+  either,
+  flag,
+  none,
+  nonempty,
+  number,
+  one_of,
+  several,
+  span,
+  text,
+  whole,
+)
 
 # How clips are cut. A `sources.Source` has the same settings ('fps' is its `target_fps`).
 CLIPS = {

@@ -208,9 +208,7 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
         f'classes: build it again.'
       )
   known = {k: index.columns[c][rows] for k, c in _COLUMNS.items() if c in index.columns}
-  cut = {
-    _FIELDS.get(k, k): tuple(v) if isinstance(v := config[k], list) else v for k in settings.CLIPS if k in config
-  }
+  cut = {_FIELDS.get(k, k): tuple(v) if isinstance(v := config[k], list) else v for k in settings.CLIPS if k in config}
   if cut.get('flip') == 'labels':
     cut |= {'flip': True, 'flip_labels': left_right_labels(class_names)}
   height, width = index.height, index.width

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cover_jax import evaluate, experiment, state, visualise
 from cover_jax import train as training
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import SourceInfo
 from tests import tiny
 
 
