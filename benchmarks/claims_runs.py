@@ -132,8 +132,8 @@ def fingerprint(runs: Mapping[str, Run], name: str) -> str:
   """Of a run's config where it differs from the defaults, and of the run that it starts from; not of the code."""
   start = fingerprint(runs, runs[name].start) if runs[name].start else ''
   config, known = runs[name].config(0.0), defaults.get_config()
-  known.sources = {s: defaults.source('') for s in config.sources}
-  known.streams = {s: defaults.stream(()) for s in config.streams}
+  known.sources = {s: defaults.source('-') for s in config.sources}
+  known.streams = {s: defaults.stream(('-',)) for s in config.streams}
   said = _differing(config.to_dict(), known.to_dict())
   return hashlib.sha256(json.dumps([said, start], sort_keys=True).encode()).hexdigest()[:12]
 

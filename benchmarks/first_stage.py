@@ -21,11 +21,12 @@ from data_pipelines.contract import UserError
 
 LEVELS = (0.5, 0.75, 0.9, 1.0)  # of the final accuracy from scratch
 
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the workdirs.', required=True)
-_SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, each a pair of runs.')
-_EVERY = flags.DEFINE_integer('every', 100, 'Steps between evaluations: the resolution of the table.')
-_STEPS = flags.DEFINE_integer('steps', 0, "Steps of co-training; 0 for the config's own.")
-_VARIANT = flags.DEFINE_string('variant', '', "Variant of the configs, e.g. 'debug'.")
+_OWN = flags.FlagValues()  # so that another module may have flags of these names
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the workdirs.', required=True, flag_values=_OWN)
+_SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, each a pair of runs.', flag_values=_OWN)
+_EVERY = flags.DEFINE_integer('every', 100, 'Steps between evaluations: the resolution of the table.', flag_values=_OWN)
+_STEPS = flags.DEFINE_integer('steps', 0, "Steps of co-training; 0 for the config's own.", flag_values=_OWN)
+_VARIANT = flags.DEFINE_string('variant', '', "Variant of the configs, e.g. 'debug'.", flag_values=_OWN)
 
 Curve = list[tuple[int, float]]  # (step, top-1)
 
@@ -80,6 +81,7 @@ def table(scratch: Sequence[Mapping[str, Curve]], seeded: Sequence[Mapping[str, 
 
 def main(argv: Sequence[str]) -> None:
   del argv
+  _OWN.mark_as_parsed()
   os.makedirs(_OUTPUT.value, exist_ok=True)
   scratch, seeded = [], []
   for seed in _SEEDS.value:
@@ -97,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
+  flags.FLAGS.append_flag_values(_OWN)
   try:
     app.run(main)
   except UserError as error:

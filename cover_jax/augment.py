@@ -9,10 +9,8 @@ A config names them in one place: `config.streams.<stream>.augment = {'color_jit
 """
 
 import dataclasses
-import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +18,25 @@ import jax.numpy as jnp
 from cover_jax import keys, rand_augment
 from cover_jax.colour import blend, luma, shift_hue
 from cover_jax.objectives import Objective
-from data_pipelines import affine
+from data_pipelines import affine, declared
 from data_pipelines.contract import UserError, view_names
+from data_pipelines.declared import flag, number, span
+
+_Amount = Annotated[float, number(0)]
+_Chance = Annotated[float, number(0, 1)]
+_Range = Annotated[tuple[float, float], span(above=0)]
 
 
 def color_jitter(
   rng: jax.Array,
   clip_BxTxHxWx3: jax.Array,
   *,
-  brightness: float = 0.0,
-  contrast: float = 0.0,
-  saturation: float = 0.0,
-  hue: float = 0.0,
-  probability: float = 1.0,
-  clamp: bool = True,
+  brightness: _Amount = 0.0,
+  contrast: _Amount = 0.0,
+  saturation: _Amount = 0.0,
+  hue: Annotated[float, number(0, 0.5)] = 0.0,
+  probability: _Chance = 1.0,
+  clamp: Annotated[bool, flag] = True,
 ) -> jax.Array:
   """Changes brightness, contrast, saturation and hue, in that order (the order is our choice; torchvision draws it).
 
@@ -67,14 +70,14 @@ def color_jitter(
   return sometimes(keys[4], probability, x, clip_BxTxHxWx3)
 
 
-def grayscale(rng: jax.Array, clip_BxTxHxWx3: jax.Array, probability: float) -> jax.Array:
+def grayscale(rng: jax.Array, clip_BxTxHxWx3: jax.Array, probability: _Chance) -> jax.Array:
   """Replaces a clip's colours by their grey (ITU-R 601), with a probability."""
   grey = jnp.broadcast_to(luma(clip_BxTxHxWx3), clip_BxTxHxWx3.shape)
   return sometimes(rng, probability, grey, clip_BxTxHxWx3)
 
 
 def gaussian_blur(
-  rng: jax.Array, clip_BxTxHxWx3: jax.Array, *, probability: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)
+  rng: jax.Array, clip_BxTxHxWx3: jax.Array, *, probability: _Chance = 0.5, sigma: _Range = (0.1, 2.0)
 ) -> jax.Array:
   """Blurs each frame with a Gaussian of `sigma` pixels, uniform in the range given (Chen et al. 2020, appendix A).
 
@@ -97,9 +100,9 @@ def random_erasing(
   rng: jax.Array,
   clip_BxTxHxWx3: jax.Array,
   *,
-  probability: float = 0.25,
-  area: tuple[float, float] = (0.02, 1 / 3),
-  ratio: tuple[float, float] = (0.3, 10 / 3),
+  probability: _Chance = 0.25,
+  area: _Range = (0.02, 1 / 3),
+  ratio: _Range = (0.3, 10 / 3),
 ) -> jax.Array:
   """Fills one box, the same in all frames, with noise (Zhong et al. 2020, section 3; ranges as in timm).
 
@@ -167,30 +170,14 @@ def make(options: Mapping[str, Any], where: str) -> Augment:
     UserError: for an augmentation or an argument that there is not, a value out of its range, or RandAugment behind
       a jitter that leaves the range of pixels.
   """
-  _check_known(options, (*_FUNCTIONS, *_MIXING), where)
-  steps = {}
-  for name, function in _FUNCTIONS.items():
-    if name not in options:
-      continue
-    given = options[name]
-    parameters = inspect.signature(function).parameters
-    arguments = list(parameters)[2:]
-    if not isinstance(given, Mapping):
-      raise UserError(f'{where}.{name} is {given!r}: expected a dict with keys among {arguments}.')
-    _check_known(given, arguments, f'{where}.{name}')
-    if missing := [a for a in arguments if parameters[a].default is inspect.Parameter.empty and a not in given]:
-      raise UserError(f'{where}.{name} lacks {missing}.')
-    for key, value in given.items():
-      _check_value(value, key, f'{where}.{name}.{key}')
-    steps[name] = function, dict(given)
+  declared.check(options, OPTIONS, where)
+  steps = [(function, dict(options[name])) for name, function in _FUNCTIONS.items() if name in options]
   if 'rand_augment' in options and not options.get('color_jitter', {}).get('clamp', True):
     raise UserError(
       f'{where} has color_jitter with clamp=False, which leaves the range of pixels, and after it rand_augment, whose '
       'operations are not defined outside: set clamp=True, or take one of the two out.'
     )
   mixing = {key: options[key] for key in _MIXING if options.get(key)}
-  for key, value in mixing.items():
-    _check_value(value, key, f'{where}.{key}')
 
   def photometric(rng, clip_BxTxHxWx3):
     x = clip_BxTxHxWx3.astype(jnp.float32) / 255.0
@@ -209,34 +196,13 @@ _FUNCTIONS = {
   'rand_augment': rand_augment.photometric,
   'random_erasing': random_erasing,
 }
-
-
 _MIXING = ('mixup', 'cutmix')
 
-# Values outside would not fail but silently do something else.
-_RANGES = {'probability': (0, 1), 'hue': (0, 0.5), 'magnitude': (0, 10)}
-_PAIRS = ('sigma', 'area', 'ratio')
-
-
-def _check_known(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-  if unknown := sorted(set(given) - set(known)):
-    raise UserError(f'{where} has {unknown}: expected keys among {sorted(known)}.')
-
-
-def _check_value(value: Any, key: str, where: str) -> None:
-  if key == 'clamp':
-    valid, expected = isinstance(value, bool), 'True or False'
-  elif key == 'num_ops':
-    valid, expected = isinstance(value, int) and value >= 0, 'a whole number of at least 0'
-  elif key in _PAIRS:
-    valid = isinstance(value, tuple | list) and len(value) == 2 and 0 < value[0] <= value[1]
-    expected = '(low, high) with 0 < low <= high'
-  else:
-    low, high = _RANGES.get(key, (0, math.inf))
-    valid = isinstance(value, int | float) and low <= value <= high
-    expected = f'a number of at least {low}' + (f' and at most {high}' if high < math.inf else '')
-  if not valid:
-    raise UserError(f'{where} is {value!r}: expected {expected}.')
+# What `config.streams.<stream>.augment` may hold.
+OPTIONS: declared.Keys = {
+  **{name: declared.options_of(function) for name, function in _FUNCTIONS.items()},
+  **dict.fromkeys(_MIXING, declared.Key(0.0, number(0))),
+}
 
 
 def box_mask(top_B, left_B, high_B, wide_B, height: int, width: int) -> jax.Array:

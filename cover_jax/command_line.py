@@ -1,54 +1,102 @@
 """What the commands that take a config share: its flag, and mistakes in it told in one sentence."""
 
 import functools
+import linecache
+import os
+import re
+import traceback
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags import config_flags as config_files
 
 from data_pipelines.contract import UserError
+
+_KEYS = 'see cover_jax/settings.py for all keys'
+
+
+class _ConfigFile(config_files.ConfigFileFlagParser):
+  """Runs a config file; whatever goes wrong in it is a UserError that names the line."""
+
+  def parse(self, path: str) -> ml_collections.ConfigDict:
+    try:
+      config = super().parse(path)
+    except UserError:
+      raise
+    except Exception as error:
+      raise UserError(_in_file(path.partition(':')[0], error)) from error
+    try:
+      config.is_locked  # noqa: B018  a file that could not be read is reported on first use
+    except OSError as error:
+      raise UserError(
+        f'--config={path} cannot be read: give the path of a config file, such as those in configs/.'
+      ) from error
+    except AttributeError:
+      raise UserError(
+        f'get_config of {path} gives a {type(config).__name__}: expected what configs.defaults.get_config() makes.'
+      ) from None
+    return config
+
+
+def _in_file(file: str, error: Exception) -> str:
+  """What went wrong in a config file, and in which line."""
+  if isinstance(error, TypeError | ValueError) and error.__context__:
+    error = error.__context__  # ml_collections has put a traceback into the message
+  frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+  if isinstance(error, SyntaxError) and error.filename:
+    frames.append((error.filename, error.lineno))
+  folder = lambda path: os.path.dirname(os.path.abspath(path))
+  where, line = next((f for f in reversed(frames) if folder(f[0]) == folder(file)), (file, None))
+  said = _unknown_key(_one_line(error)) or f'{type(error).__name__}: {_one_line(error)}'
+  text = linecache.getline(where, line).strip() if line else ''
+  return f'{os.path.relpath(where)}' + (f', line {line}, `{text}`' if text else '') + f': {said}.'
 
 
 @functools.cache  # several commands may be imported by one process
 def define_config() -> flags.FlagHolder:
   """Defines --config, with --config.key=value for its keys."""
-  return config_flags.DEFINE_config_file('config', None, 'The experiment; see configs/.', lock_config=True)
+  holder = config_flags.DEFINE_config_file('config', None, 'The experiment; see configs/.', lock_config=True)
+  flags.FLAGS['config'].parser = _ConfigFile('config', lock_config=True)
+  return holder
 
 
 def read(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
-  """The config that the flag names.
+  """The config that the flag names, checked (`settings.check`).
 
   Raises:
-    UserError: if its file cannot be read.
+    UserError: for the first key that is unknown, missing or of a value that it may not have.
   """
-  try:
-    flag.value.keys()  # a file that could not be read is reported on first use
-  except OSError as error:
-    raise _unreadable(config_flags.get_config_filename(flags.FLAGS['config'])) from error
+  from cover_jax import settings  # here, so that --help answers at once
+
+  settings.check(flag.value)
   return flag.value
 
 
-def _unreadable(name: str) -> UserError:
-  return UserError(f'--config={name} cannot be read: give the path of a config file, such as those in configs/.')
-
-
 def parse(argv: list[str]) -> list[str]:
-  """Parses flags; ml_collections raises what Python raises inside the config file or for an unknown key."""
+  """Parses flags; ml_collections raises what Python raises for an unknown key."""
   try:
     return flags.FLAGS(argv)
   except UserError:
     raise
-  except OSError as error:  # where a --config.key=value follows a file that is not there
-    name = next((arg.partition('=')[2] for arg in argv if arg.startswith('--config=')), '')
-    raise _unreadable(name) from error
   except flags.Error as error:
-    raise UserError(f'{_one_line(error)}; see --help and configs/defaults.py.') from error
+    raise UserError(f'{_one_line(error)}; see --help, and {_KEYS}.') from error
   except (KeyError, AttributeError) as error:
+    words = _one_line(error)
     raise UserError(
-      f'The command or the config file uses a key that the config lacks: {_one_line(error)}; see configs/defaults.py.'
+      f'The command sets a key that the config lacks: {_unknown_key(words) or words}; {_KEYS}.'
     ) from error
   except (TypeError, ValueError) as error:
     raise UserError(f'The config cannot be set as the command asks: {_one_line(error)}.') from error
+
+
+def _unknown_key(words: str) -> str:
+  """What a locked config says of a key that it lacks, without the list of those that it has; '' for other errors."""
+  unknown = re.search(r'Key "([^"]*)" does not exist and cannot be added', words)
+  close = re.search(r'Did you mean "([^"]*)"', words)
+  if unknown is None:
+    return ''
+  return f'there is no key {unknown[1]!r}' + (f', did you mean {close[1]!r}' if close else f'; {_KEYS}')
 
 
 def _one_line(error: Exception) -> str:

@@ -26,6 +26,7 @@ REPORT_EVERY = 10.0  # seconds
 
 # {source: its test split}; see `data_pipelines/contract.py`.
 TestSets = Mapping[str, TestSet]
+MEASURES = ('top1', 'top5', 'mean_class_accuracy', 'loss')  # of a source, as metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +105,7 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
   Returns:
     A function of the run's parameters (raw or averaged, on the mesh), compiled once a source; its results are
     the same on every process. It raises UserError for a test set without a labelled example.
-
-  Raises:
-    UserError: if `config.eval_missing` is no way to count missing examples.
   """
-  missing = experiment.config.eval_missing
-  if missing not in ('leave_out', 'wrong'):
-    raise UserError(f'config.eval_missing is {missing!r}: expected "leave_out" or "wrong".')
   steps = {name: _eval_step(experiment, name, mesh) for name in test_sets}
 
   def evaluate(params: Any) -> dict[str, SourceResult]:
@@ -134,7 +129,7 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
       top5_correct=int(totals['top5']),
       protocol=test_sets[name].protocol,
       missing=test_sets[name].missing,
-      missing_wrong=missing == 'wrong',
+      missing_wrong=experiment.config.eval_missing == 'wrong',
       fingerprint=test_sets[name].fingerprint,
     )
 

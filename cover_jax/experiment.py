@@ -15,7 +15,7 @@ import ml_collections
 from cover_jax import augment, objectives
 from cover_jax.models.heads import Heads
 from cover_jax.models.timesformer import TimeSformer
-from data_pipelines import affine, mixture
+from data_pipelines import affine, declared, mixture
 from data_pipelines.contract import SourceInfo, UserError
 
 # Frames of a video in which every view has room. How long the views are does not depend on it.
@@ -104,7 +104,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   """Builds a run.
 
   Args:
-    config: a config as `configs/defaults.py` describes it.
+    config: a config whose keys and values `settings.check` allows.
     sources: what is known of each of `config.sources`, in that order.
     batch_divisor: devices over which the batch axis is split.
 
@@ -115,21 +115,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
     UserError: if the config contradicts itself or the sources.
   """
   names = [s.name for s in sources]
-  if config.eval_params not in ('raw', 'ema'):
-    raise UserError(f'config.eval_params is {config.eval_params!r}: expected "raw" or "ema".')
-  if config.eval_params == 'ema' and not config.ema_decay:
-    raise UserError('config.eval_params is "ema" but config.ema_decay is 0, so there is no average: set one of them.')
-  if not config.streams:
-    raise UserError('config.streams is empty: name at least one stream.')
   streams_of = {name: tuple(stream.sources) for name, stream in config.streams.items()}
-  for stream, members in streams_of.items():
-    for member in members:
-      if member not in names:
-        raise UserError(f'config.streams.{stream}.sources names {member!r}, which is not in config.sources: {names}.')
-  used = [n for n in names if any(n in members for members in streams_of.values())]
-  if unused := sorted(set(names) - set(used)):
-    raise UserError(f'config.sources has {unused}, which no stream in config.streams uses: add or remove them.')
-
   explicit = config.mixture.weights.to_dict() or None
   sizes = {s.name: s.num_examples for s in sources}
   weights = mixture.sampling_weights(sizes, temperature=config.mixture.temperature, explicit=explicit)
@@ -153,9 +139,6 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
     for name, stream in config.streams.items()
   }
 
-  known = {f.name for f in dataclasses.fields(TimeSformer)} - {'parent', 'name', 'dtype'}
-  if unknown := sorted(set(config.model) - known):
-    raise UserError(f'config.model has {unknown}: expected keys among {sorted(known)}.')
   model = _model(config)
   for name, stream in streams.items():
     if any(side % model.patch_size for side in stream.size):
@@ -168,8 +151,11 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   examples_per_step = sum(batch_sizes.values())
   steps_per_epoch = mixture.epoch_examples(list(sizes.values()), list(weights.values())) / examples_per_step
   total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
-  if total_steps < 1:
-    raise UserError('config.total_steps and config.total_epochs are both 0: set one of them.')
+  if not 1 <= total_steps < 2**31:
+    raise UserError(
+      f'config.total_steps = {config.total_steps} and config.total_epochs = {config.total_epochs:g} make '
+      f'{total_steps:.6g} steps: set one of them so that there are at least 1 and fewer than 2^31.'
+    )
 
   encode = lambda params, clip, *, rng=None: _encode(config, model, params, clip, rng=rng)
   tasks = {
@@ -195,11 +181,10 @@ def _plain(options: ml_collections.ConfigDict | Mapping[str, Any] | None) -> dic
 
 
 def _model(config: ml_collections.ConfigDict) -> TimeSformer:
-  try:
-    dtype = jnp.dtype(config.dtype)
-  except TypeError as error:
-    raise UserError(f'config.dtype is {config.dtype!r}: expected "float32" or "bfloat16".') from error
-  model = TimeSformer(**config.model.to_dict(), dtype=dtype)
+  fields = config.model.to_dict()
+  # Again: what a checkpoint holds may be of another version.
+  declared.check(fields, declared.options_of(TimeSformer), 'config.model')
+  model = TimeSformer(**fields, dtype=jnp.dtype(config.dtype))
   patch = (1, 1, model.patch_size, model.patch_size, 3)
   try:  # shapes only: nothing is computed
     jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(patch, jnp.float32))
@@ -209,8 +194,6 @@ def _model(config: ml_collections.ConfigDict) -> TimeSformer:
 
 
 def _check_accumulation(steps: int, batch_sizes: Mapping[str, int], batch_divisor: int) -> None:
-  if steps < 1:
-    raise UserError(f'config.accumulation_steps is {steps}: expected at least 1.')
   for name, size in batch_sizes.items():
     if size % (steps * batch_divisor):
       raise UserError(

@@ -123,22 +123,6 @@ def _read(path: str, shape: tuple[int, int]) -> Features | None:
   return features
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-  """Raises UserError for values of `config.frozen` that would fail late or mean nothing."""
-  if options['pool'] not in ('cls', 'mean'):
-    raise UserError(f"config.frozen.pool is {options['pool']!r}: expected 'cls' or 'mean'.")
-  for key in ('clips', 'neighbours'):
-    if not (isinstance(options[key], int) and options[key] >= 1):
-      raise UserError(f'config.frozen.{key} is {options[key]!r}: expected a whole number, at least 1.')
-  if not 0 < options['held_out'] < 1:
-    raise UserError(f'config.frozen.held_out is {options["held_out"]}: expected a share between 0 and 1.')
-  for key, most in (('label_fractions', 1), ('penalties', np.inf), ('recall_at', np.inf)):
-    if not options[key] or not all(0 < value <= most for value in options[key]):
-      raise UserError(
-        f'config.frozen.{key} is {options[key]}: expected numbers above 0' + ' and at most 1' * (most == 1)
-      )
-
-
 def judge(train: Features, test: Features, classes: int, options: Mapping[str, Any]) -> dict[str, Any]:
   """All protocols on one source.
 

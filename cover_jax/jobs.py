@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, frozen, initialise, interop, metrics, processes, resume, sharding, state
+from cover_jax import checkpoints, frozen, initialise, interop, metrics, processes, resume, settings, sharding, state
 from cover_jax import evaluate as evaluation
 from cover_jax import experiment as experiments
 from cover_jax import train as training
@@ -82,7 +82,6 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
   if not tests:
     raise UserError('No source of config.sources has labels and a test split: there is nothing to judge features on.')
   options = config.frozen.to_dict()
-  frozen.check_options(options)
   encoder = _frozen_encoder(experiment, workdir, mesh)
   sha256 = evaluation.params_sha256(processes.gather(encoder))
   results, rows = {}, []
@@ -165,7 +164,7 @@ def open_experiment(
   Raises:
     UserError: for anything wrong with the config or the data.
   """
-  _check_named(config)
+  settings.check(config)
   train_sources = [_open_training(name, _source_config(c)) for name, c in config.sources.items()]
   infos = [source.info for source in train_sources]
   experiment = experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh))
@@ -192,7 +191,7 @@ def open_evaluation(
   Raises:
     UserError: for anything wrong with the config or the test splits, or if these have other classes than the heads.
   """
-  _check_named(config)
+  settings.check(config)
   # Batches of training are not divided over these devices.
   experiment = experiments.build(config, checkpoints.sources_of(described, list(config.sources)))
   test_sources = _open_tests(experiment)
@@ -201,11 +200,6 @@ def open_evaluation(
   checkpoints.check_sources(described, [source.info for source in test_sources])
   experiment = dataclasses.replace(experiment, leaks=_check_leaks(config, test_sources, [], workdir))
   return experiment, _test_sets(experiment, test_sources, mesh)
-
-
-def _check_named(config: ml_collections.ConfigDict) -> None:
-  if not config.sources:
-    raise UserError('config.sources is empty: name at least one source.')
 
 
 def _training_batches(

@@ -1,9 +1,8 @@
 """The optimizer: an optax chain made from the config's numbers."""
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -12,12 +11,42 @@ import optax
 from flax import traverse_util
 
 from data_pipelines.contract import UserError
+from data_pipelines.declared import OPTIONAL, REQUIRED, Key, Keys, either, flag, none, number, one_of
 
-# Each maps options to the update direction, before weight decay and learning rate.
-SCALERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
-  'adam': optax.scale_by_adam,
-  'sgd': optax.trace,
-  'lion': optax.scale_by_lion,
+_DECAY = Key(OPTIONAL, number(0, below=1))
+_EPS = Key(OPTIONAL, number(0))
+_DTYPE = Key(OPTIONAL, either(none, one_of('float32', 'bfloat16')))
+
+
+class Scaler(NamedTuple):
+  """An optimizer's update direction, before weight decay and learning rate.
+
+  Attributes:
+    make: options -> optax transformation.
+    options: those of optax, which has their defaults.
+  """
+
+  make: Callable[..., optax.GradientTransformation]
+  options: Keys
+
+
+SCALERS: Mapping[str, Scaler] = {
+  'adam': Scaler(
+    optax.scale_by_adam,
+    {
+      'b1': _DECAY,
+      'b2': _DECAY,
+      'eps': _EPS,
+      'eps_root': _EPS,
+      'mu_dtype': _DTYPE,
+      'nesterov': Key(OPTIONAL, flag),
+    },
+  ),
+  'sgd': Scaler(
+    optax.trace,
+    {'decay': Key(REQUIRED, _DECAY.kind), 'nesterov': Key(OPTIONAL, flag), 'accumulator_dtype': _DTYPE},
+  ),
+  'lion': Scaler(optax.scale_by_lion, {'b1': _DECAY, 'b2': _DECAY, 'mu_dtype': _DTYPE}),
 }
 
 
@@ -44,9 +73,9 @@ def by_rule(rules: Sequence[tuple[str, float]], tree: Any) -> Any:
 
 
 def _value(rules: Sequence[tuple[str, float]], name: str) -> float:
-  for pattern, number in rules:
+  for pattern, value in rules:
     if re.search(pattern, name):
-      return float(number)
+      return float(value)
   raise UserError(
     f'No rule matches parameter {name!r}: end the (regex, value) table with (".*", value). Rules: {rules}.'
   )
@@ -116,7 +145,7 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per
     step -> learning rate.
 
   Raises:
-    UserError: for an unknown schedule or a warm-up longer than the run.
+    UserError: for a warm-up longer than the run.
   """
   peak = float(config.learning_rate)
   warmup = round(config.warmup_steps + config.warmup_epochs * steps_per_epoch)
@@ -136,7 +165,7 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per
       boundaries[step] = boundaries.get(step, 1.0) * config.decay_factor
     main = optax.piecewise_constant_schedule(peak, boundaries)
   else:
-    raise UserError(f'config.optimizer.schedule is {config.schedule!r}: expected "cosine", "constant" or "steps".')
+    raise ValueError(config.schedule)
   return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), main], [warmup])
 
 
@@ -155,19 +184,8 @@ def make_optimizer(
 
   Returns:
     An optax transformation whose update is to be added to the parameters.
-
-  Raises:
-    UserError: for an unknown optimizer, options that it does not take or a layer decay outside (0, 1].
   """
-  if config.name not in SCALERS:
-    raise UserError(f'config.optimizer.name is {config.name!r}: expected one of {sorted(SCALERS)}.')
-  try:
-    inspect.signature(SCALERS[config.name]).bind(**config.options)
-  except TypeError as error:
-    raise UserError(f'config.optimizer.options does not fit {config.name!r}: {error}.') from error
-  if not 0 < config.layer_decay <= 1:
-    raise UserError(f'config.optimizer.layer_decay is {config.layer_decay}: expected more than 0 and at most 1.')
-  scaler = SCALERS[config.name](**config.options)
+  scaler = SCALERS[config.name].make(**config.options)
   rules = tuple(config.weight_decay_rules)
 
   def scale_rates(updates, params):

@@ -11,20 +11,23 @@ first: our choice, since moving pixels belongs to the host's one resampling and 
 One operation holds for all frames of a clip; its statistics (mean, extremes, histogram) are those of the whole clip.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
 from cover_jax.colour import blend, luma
 from data_pipelines.affine import APPLIED, GEOMETRIC, PHOTOMETRIC
+from data_pipelines.declared import number, whole
 
 
 def photometric(
   rng: jax.Array,
   clip_BxTxHxWx3: jax.Array,
   *,
-  num_ops: int = 2,
-  magnitude: float = 9.0,
-  magnitude_std: float = 0.5,
+  num_ops: Annotated[int, whole(0)] = 2,
+  magnitude: Annotated[float, number(0, 10)] = 9.0,
+  magnitude_std: Annotated[float, number(0)] = 0.5,
 ) -> jax.Array:
   """Applies the photometric share of `num_ops` random operations.
 

@@ -6,7 +6,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 import zlib
@@ -18,15 +17,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from data_pipelines import clips, compact, frame_index, reading
+from data_pipelines import compact, frame_index, reading, settings
 from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.declared import check_value
 
-CLIP_SETTINGS = (
-  'sampler', 'stride', 'loop', 'crop_scale', 'crop_ratio', 'short_side', 'rotation', 'flip', 'flip_labels',
-  'test_clips', 'test_crops', 'test_crop_fraction',
-)  # fmt: skip
 # Fields of a Source and the features that our builders write for them.
 _COLUMNS = {'ids': 'id', 'video_names': 'video_id', 'file_sha256': 'file_sha256', 'fps': 'fps'}
+# Fields of a Source whose setting has another name: its `fps` are those of the stored frames.
+FIELDS = {'fps': 'target_fps'}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,39 +95,22 @@ class Source:
 
   def __post_init__(self):
     where = f'source {self.name!r}'
-    if self.sampler not in ('dense', 'segments'):
-      raise UserError(f"sampler of {where} is {self.sampler!r}; expected 'dense' or 'segments'.")
-    if not (isinstance(self.stride, int) and self.stride >= 1):
-      raise UserError(f'stride of {where} is {self.stride!r}; expected a whole number of frames, at least 1.')
-    if not self.target_fps >= 0:
-      raise UserError(f'fps of {where} is {self.target_fps!r}; expected frames a second, or 0 for those stored.')
+    for key, declared in settings.CLIPS.items():
+      check_value(getattr(self, FIELDS.get(key, key)), declared.kind, f'{key} of {where}')
+    if self.flip == 'labels':
+      raise UserError(f"flip of {where} is 'labels': set it in the config of `open_source`, which makes flip_labels.")
     if self.target_fps and (self.fps is None or not np.all(self.fps > 0)):
       raise UserError(
         f'fps of {where} is {self.target_fps:g}, but the dataset does not say at what rate its frames were stored '
         f'(feature fps): set it to 0, so that stride counts stored frames, or build it with the rate.'
       )
-    for key in ('crop_scale', 'crop_ratio', 'short_side'):
-      pair, most = getattr(self, key), 1 if key == 'crop_scale' else math.inf
-      if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= most):
-        limit = ' <= 1' if key == 'crop_scale' else ''
-        raise UserError(f'{key} of {where} is {pair}; expected 0 < low <= high{limit}.')
-    if not 0 <= self.rotation <= 180:
-      raise UserError(f'rotation of {where} is {self.rotation!r}; expected degrees from 0 to 180.')
-    if not isinstance(self.flip, bool):
-      raise UserError(f"flip of {where} is {self.flip!r}; expected False, True or 'labels'.")
     if self.flip_labels is not None and len(self.flip_labels) != len(self.class_names):
       count = len(self.class_names)
       raise UserError(f'flip_labels of {where} has {len(self.flip_labels)} entries; expected {count}, one a class.')
-    if not (isinstance(self.test_clips, int) and self.test_clips >= 1):
-      raise UserError(f'test_clips of {where} is {self.test_clips!r}; expected a whole number, at least 1.')
     if self.modality == 'image' and self.test_clips != 1:
       raise UserError(f'test_clips of {where} is {self.test_clips}; an image has one frame, so expected 1.')
-    if self.test_crops not in clips.PROTOCOL_CROPS:
-      raise UserError(f'test_crops of {where} is {self.test_crops!r}; expected one of {clips.PROTOCOL_CROPS}.')
     if self.test_crops == 10 and self.flip_labels is not None:
       raise UserError(f'test_crops of {where} is 10, half of them mirrored, but mirroring changes labels: expected 5.')
-    if not 0 < self.test_crop_fraction <= 1:
-      raise UserError(f'test_crop_fraction of {where} is {self.test_crop_fraction!r}; expected more than 0, at most 1.')
 
   @functools.cached_property
   def video_id(self) -> np.ndarray:
@@ -258,17 +239,16 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
         f'classes: build it again.'
       )
   known = {k: index.columns[c][rows] for k, c in _COLUMNS.items() if c in index.columns}
-  settings = {k: tuple(v) if isinstance(v := config[k], list) else v for k in CLIP_SETTINGS if k in config}
-  settings['target_fps'] = config.get('fps', 0.0)
-  if settings.get('flip') == 'labels':
-    settings |= {'flip': True, 'flip_labels': left_right_labels(class_names)}
+  cut = {FIELDS.get(k, k): tuple(v) if isinstance(v := config[k], list) else v for k in settings.CLIPS if k in config}
+  if cut.get('flip') == 'labels':
+    cut |= {'flip': True, 'flip_labels': left_right_labels(class_names)}
   height, width = index.height, index.width
   if stored:
     height, width, known['decode'] = index.columns[compact.HEIGHT], index.columns[compact.WIDTH], compact.decoders()
   return Source(
     name, modality, class_names, label, num_frames, height[rows].astype(np.int64), width[rows].astype(np.int64),
     index, rows, expected=_expected(dataset, builder, config[split_key]), dataset=config['dataset'],
-    **known, **settings,
+    **known, **cut,
   )  # fmt: skip
 
 

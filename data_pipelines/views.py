@@ -14,7 +14,8 @@ import numpy as np
 
 from data_pipelines import affine, clips
 from data_pipelines.contract import SubBatch, TestSet, UserError, ViewSampler
-from data_pipelines.sources import CLIP_SETTINGS, Source, content, fingerprint
+from data_pipelines.settings import CLIPS
+from data_pipelines.sources import FIELDS, Source, content, fingerprint
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def make_test_set(source: Source, stream: Stream, batches: Callable[[], Iterator
 
 def identity(source: Source, stream: Stream) -> str:
   """SHA-256 (hex) of all that a source's test clips depend on: what is stored of its examples, and how it is cut."""
-  cut = {key: getattr(source, key) for key in (*CLIP_SETTINGS, 'target_fps', 'modality')}
+  cut = {key: getattr(source, FIELDS.get(key, key)) for key in (*CLIPS, 'flip_labels', 'modality')}
   text = json.dumps([content(source), cut, stream.num_frames, stream.height_width], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 

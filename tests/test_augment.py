@@ -254,13 +254,13 @@ def test_what_belongs_to_whom():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'colour_jitter': {}}, r"here has \['colour_jitter'\].*color_jitter.*mixup"),
-    ({'color_jitter': {'hues': 0.1}}, r'here.color_jitter has .*hues.*saturation'),
+    ({'colour_jitter': {}}, "here has no key 'colour_jitter': did you mean 'color_jitter'"),
+    ({'color_jitter': {'hues': 0.1}}, "here.color_jitter has no key 'hues': did you mean 'hue'"),
     ({'color_jitter': 0.4}, 'here.color_jitter is 0.4: expected a dict'),
     ({'color_jitter': {'hue': 0.6}}, 'here.color_jitter.hue is 0.6.*at most 0.5'),
     ({'color_jitter': {'brightness': '1'}}, 'brightness'),
     ({'color_jitter': {'clamp': 1}}, 'True or False'),
-    ({'grayscale': {}}, r"here.grayscale lacks \['probability'\]"),
+    ({'grayscale': {}}, "here.grayscale lacks 'probability'"),
     ({'rand_augment': {'magnitude': 11}}, 'magnitude is 11.*at most 10'),
     ({'rand_augment': {'num_ops': 1.5}}, 'num_ops.*whole'),
     ({'gaussian_blur': {'sigma': (2.0, 1.0)}}, 'sigma.*low <= high'),

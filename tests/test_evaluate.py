@@ -13,7 +13,7 @@ from PIL import Image
 
 from cover_jax import evaluate, experiment, jobs, state, visualise
 from cover_jax import train as training
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import SourceInfo
 from tests import tiny
 
 
@@ -137,8 +137,6 @@ def test_expected_travels_from_the_source_to_the_report():
   assert (results['acts'].examples, results['acts'].expected) == (40, 50)
   assert (results['things'].examples, results['things'].expected) == (64, 64)
   assert results['acts'].top1 == np.trace(results['acts'].confusion_KxK) / 50
-  with pytest.raises(UserError, match=r'eval_missing is .ignore.: expected'):
-    results_with((1, 1, 1), 16, eval_missing='ignore')
 
 
 def test_two_reports_differ_only_in_what_differs(reference, tmp_path):

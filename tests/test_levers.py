@@ -119,8 +119,6 @@ def test_accumulation_that_does_not_divide_is_refused():
     tiny.build(tiny.config(accumulation_steps=3, mesh__data=1), jax.devices()[:1])
   with pytest.raises(UserError, match='a multiple of 16'):
     tiny.build(tiny.config(accumulation_steps=2))
-  with pytest.raises(UserError, match='at least 1'):
-    tiny.build(tiny.config(accumulation_steps=0))
 
 
 # Frozen parameters.
@@ -214,12 +212,6 @@ def test_layer_decay_scales_the_first_update():
   assert_close(decayed.params, expected, atol=1e-7)
   moved = plain.params['encoder']['blocks']['mlp']['hidden']['kernel']
   assert np.any(moved != start['encoder']['blocks']['mlp']['hidden']['kernel'])
-
-
-@pytest.mark.parametrize('decay', [0.0, 1.5, -0.1])
-def test_layer_decay_out_of_range_is_refused(decay):
-  with pytest.raises(UserError, match='layer_decay'):
-    make(optimizer__layer_decay=decay)
 
 
 # Remat and dtype.

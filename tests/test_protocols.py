@@ -351,18 +351,6 @@ def test_judge():
     frozen.judge(unlabelled, test, 4, OPTIONS)
 
 
-@pytest.mark.parametrize(
-  ('key', 'value'), [('pool', 'max'), ('clips', 0), ('held_out', 1.0), ('label_fractions', (5,))]
-)
-def test_mistakes_in_options(key, value):
-  from configs import defaults
-
-  options = defaults.get_config().frozen.to_dict()
-  frozen.check_options(options)
-  with pytest.raises(UserError, match=key):
-    frozen.check_options(options | {key: value})
-
-
 def test_command_leaves_a_report_and_a_picture(embedded_data, tmp_path, capsys):
   """The job as the command line runs it; R@1 is computed again from the features that it keeps."""
   from configs import frozen_digits

@@ -102,7 +102,7 @@ def test_protocol_crops():
   assert [(b.top, b.left) for b, _ in boxes(5, fraction=0.5)] == [(0, 0), (0, 200), (120, 0), (120, 200), (60, 100)]
   ten = boxes(10)
   assert [b for b, _ in ten[:5]] == [b for b, _ in ten[5:]] and [f for _, f in ten] == [False] * 5 + [True] * 5
-  with pytest.raises(UserError, match=r'test_crops.*expected one of'):
+  with pytest.raises(UserError, match=r'test_crops.*expected 1, 3, 5 or 10'):
     source_of(test_crops=4)
 
 
@@ -287,7 +287,7 @@ def test_config_words(tmp_path_factory):
   for change, message in (
     ({'flip': 'yes'}, "flip of source 'clips' is 'yes'"),
     ({'rotation': 200.0}, 'rotation'),
-    ({'short_side': (20, 16)}, r'short_side .* expected 0 < low <= high'),
+    ({'short_side': (20, 16)}, r'short_side .* expected .* 0 < low <= high'),
     ({'test_clips': 0}, 'test_clips'),
     ({'test_crops': 10}, 'half of them mirrored'),
     ({'test_crop_fraction': 0.0}, 'test_crop_fraction'),

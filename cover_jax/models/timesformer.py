@@ -12,7 +12,7 @@ has the figures and what is open. The encoder returns the class token first, as 
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import einops
 import flax.linen as nn
@@ -21,12 +21,11 @@ import jax.numpy as jnp
 
 from cover_jax.models.attention import Attention, rows_together
 from cover_jax.models.transformer import REMAT_POLICIES, Mlp, dense, drop_path, layer_norm, token_init
+from data_pipelines import declared
+from data_pipelines.declared import flag, number, one_of, whole
 
-_CHOICES = {
-  'attention': ('divided', 'joint', 'space'),
-  'image_temporal': ('run', 'skip'),
-  'remat': ('none', *REMAT_POLICIES),
-}
+_Count = Annotated[int, whole(1)]
+_Deviation = Annotated[float, number(0)]
 
 
 def resize_position_embedding(position_1xPxD: jax.Array, grid: tuple[int, int]) -> jax.Array:
@@ -182,24 +181,24 @@ class TimeSformer(nn.Module):
       `scan_unroll` nor `remat` changes the function.
   """
 
-  patch_size: int = 16
-  width: int = 768
-  depth: int = 12
-  num_heads: int = 12
-  mlp_dim: int = 3072
-  num_frames: int = 8
-  image_size: int = 224
-  attention: str = 'divided'
-  drop_path: float = 0.0
-  image_temporal: str = 'run'
-  gelu_approximate: bool = False
+  patch_size: _Count = 16
+  width: _Count = 768
+  depth: _Count = 12
+  num_heads: _Count = 12
+  mlp_dim: _Count = 3072
+  num_frames: _Count = 8
+  image_size: _Count = 224
+  attention: Annotated[str, one_of('divided', 'joint', 'space')] = 'divided'
+  drop_path: Annotated[float, number(0, below=1)] = 0.0
+  image_temporal: Annotated[str, one_of('run', 'skip')] = 'run'
+  gelu_approximate: Annotated[bool, flag] = False
   dtype: Any = jnp.float32
-  remat: str = 'none'
-  scan_unroll: int = 1
-  tokens_together: int = 128
-  init_std: float = 0.02
-  position_init_std: float = 0.02
-  time_init_std: float = 0.0
+  remat: Annotated[str, one_of('none', *REMAT_POLICIES)] = 'none'
+  scan_unroll: _Count = 1
+  tokens_together: Annotated[int, whole(0)] = 128
+  init_std: _Deviation = 0.02
+  position_init_std: _Deviation = 0.02
+  time_init_std: _Deviation = 0.0
 
   @nn.compact
   def __call__(self, clip_BxTxHxWx3: jax.Array, *, train: bool = False) -> jax.Array:
@@ -242,13 +241,11 @@ class TimeSformer(nn.Module):
     return class_token_first(layer_norm('norm', self.dtype)(x), 1)
 
   def _check(self, clip_BxTxHxWx3: jax.Array):
-    for field, choices in _CHOICES.items():
-      if getattr(self, field) not in choices:
-        raise ValueError(f'TimeSformer.{field} is {getattr(self, field)!r}; expected one of {choices}.')
+    for field, (_, kind) in declared.options_of(TimeSformer).items():
+      if not kind.holds(getattr(self, field)):
+        raise ValueError(f'TimeSformer.{field} is {getattr(self, field)!r}; expected {kind.expected}.')
     if self.width % self.num_heads:
       raise ValueError(f'TimeSformer.width {self.width} is not a multiple of num_heads {self.num_heads}.')
-    if not 0 <= self.drop_path < 1:
-      raise ValueError(f'TimeSformer.drop_path is {self.drop_path}; expected a rate in [0, 1).')
     if self.image_size % self.patch_size:
       raise ValueError(f'TimeSformer.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.')
     shape = clip_BxTxHxWx3.shape

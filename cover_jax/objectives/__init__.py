@@ -3,7 +3,8 @@
     config.streams.video.objective = {'name': 'classification', 'label_smoothing': 0.1}
 
 loads `cover_jax.objectives.classification` and calls its `make`. A new objective is a new file with such a function,
-which names as keywords what it needs of the run (see `make` below) and then its own options with their defaults.
+which names as keywords what it needs of the run (see `make` below) and then its own options, annotated with what they
+may be, with their defaults.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from cover_jax.models.heads import Heads
-from data_pipelines.contract import SourceInfo, UserError, ViewSampler
+from data_pipelines import declared
+from data_pipelines.contract import SourceInfo, ViewSampler
 
 Params = Mapping[str, Any]
 
@@ -64,6 +66,26 @@ class Objective:
   after_update: Callable[[Params, Any], Any] = lambda params, state: state
 
 
+def check(options: Mapping[str, Any], where: str) -> None:
+  """Raises UserError if there is no objective of that name, or it does not take the options.
+
+  Args:
+    options: `name` and the objective's own options.
+    where: the config key, for messages.
+  """
+  known = {'name': declared.Key(declared.REQUIRED, declared.one_of(*_names()))}
+  declared.check({'name': options['name']} if 'name' in options else {}, known, where)
+  declared.check(options, known | declared.options_of(_module(options['name']).make), where)
+
+
+def _names() -> list[str]:
+  return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def _module(name: str) -> Any:
+  return importlib.import_module(f'{__name__}.{name}')
+
+
 def make(
   options: Mapping[str, Any],
   *,
@@ -93,17 +115,9 @@ def make(
   Raises:
     UserError: if there is no such objective or it does not take the options.
   """
-  options = dict(options)
-  name = options.pop('name')
-  known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-  if name not in known:
-    raise UserError(f'{where}.name is {name!r}: expected one of {known}.')
-  module = importlib.import_module(f'{__name__}.{name}')
+  check(options, where)
   of_run = {'encode': encode, 'heads': heads, 'sources': sources, 'stream': stream}
   of_run |= {'num_frames': num_frames, 'width': width}
-  parameters = inspect.signature(module.make).parameters
-  unknown = sorted(key for key in options if key in of_run or key not in parameters)
-  if unknown:
-    expected = sorted(set(parameters) - set(of_run))
-    raise UserError(f'{where} does not fit the objective {name!r}: it has {unknown}, expected keys among {expected}.')
-  return module.make(**{key: value for key, value in of_run.items() if key in parameters}, **options)
+  own = _module(options['name']).make
+  needed = {key: value for key, value in of_run.items() if key in inspect.signature(own).parameters}
+  return own(**needed, **{key: value for key, value in options.items() if key != 'name'})

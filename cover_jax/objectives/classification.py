@@ -1,6 +1,7 @@
 """Multi-head classification: each sample is judged by the head of its own source (CoVeR)."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from cover_jax import mixing
 from cover_jax.models.heads import Heads, cross_entropy, head_columns, is_labelled, rank_of_label
 from cover_jax.objectives import Encode, LossOutput, Objective
 from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.declared import number
 
 
 def make(
@@ -17,9 +19,9 @@ def make(
   heads: Heads,
   sources: Sequence[SourceInfo],
   stream: str = '',
-  label_smoothing: float = 0.0,
-  mixup: float = 0.0,
-  cutmix: float = 0.0,
+  label_smoothing: Annotated[float, number(0, below=1)] = 0.0,
+  mixup: Annotated[float, number(0)] = 0.0,
+  cutmix: Annotated[float, number(0)] = 0.0,
 ) -> Objective:
   """Softmax cross-entropy of the class token under the sample's own head, averaged over the sub-batch.
 
@@ -39,10 +41,8 @@ def make(
     An objective that measures 'loss', 'top1' and 'top5'. Unlabelled examples count as zero loss.
 
   Raises:
-    UserError: for a negative mixup or cutmix; its loss raises one if no source of the stream has classes.
+    UserError: by its loss, if no source of the stream has classes.
   """
-  if min(mixup, cutmix) < 0:
-    raise UserError(f'mixup is {mixup} and cutmix is {cutmix}: expected numbers of at least 0.')
   columns = head_columns(heads.class_counts, [s.name for s in sources])
 
   def loss(params, state, batch, rng):

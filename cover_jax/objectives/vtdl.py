@@ -13,6 +13,8 @@ Crop, flip and rotation (of the source) and colours (of the stream) are drawn fo
 are changed without cutting them to the range of pixels (`clamp`), so that TCA's property holds.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from cover_jax import contrastive
 from cover_jax.contrastive import Negatives
 from cover_jax.objectives import Encode, LossOutput, Objective
 from data_pipelines.contract import UserError
+from data_pipelines.declared import flag, number, one_of, whole
 
 TCA_ON = {'query': ('anchor',), 'key': ('positive',), 'both': ('anchor', 'positive')}
 
@@ -31,19 +34,19 @@ def make(
   stream: str,
   num_frames: int,
   width: int,
-  stride: int = 4,
-  min_gap: int = 2,
-  queue_size: int = 4096,
-  temperature: float = 0.07,
-  momentum: float = 0.999,
-  dim: int = 128,
-  head_layers: int = 1,
-  head_hidden: int = 2048,
-  pool: str = 'cls',
-  temporal_discrimination: bool = True,
-  tca_alpha: float = 0.1,
-  tca_on: str = 'query',
-  released_code: bool = False,
+  stride: Annotated[int, whole(1)] = 4,
+  min_gap: Annotated[int, whole(1)] = 2,
+  queue_size: Annotated[int, whole(0)] = 4096,
+  temperature: Annotated[float, number(1e-4)] = 0.07,
+  momentum: Annotated[float, number(0, 1)] = 0.999,
+  dim: Annotated[int, whole(1)] = 128,
+  head_layers: Annotated[int, whole(1)] = 1,
+  head_hidden: Annotated[int, whole(1)] = 2048,
+  pool: Annotated[str, one_of('cls', 'mean')] = 'cls',
+  temporal_discrimination: Annotated[bool, flag] = True,
+  tca_alpha: Annotated[float, number(0, 1)] = 0.1,
+  tca_on: Annotated[str, one_of(*TCA_ON)] = 'query',
+  released_code: Annotated[bool, flag] = False,
 ) -> Objective:
   """InfoNCE over [positive | queue | another interval of the same video].
 
@@ -74,27 +77,6 @@ def make(
     mean cosine of the keys) and 'negative' (the cosine of the other interval).
   """
   where = f'config.streams.{stream}.objective'
-  if tca_on not in TCA_ON:
-    raise UserError(f"{where}.tca_on is {tca_on!r}: expected 'query', 'key' or 'both'.")
-  if pool not in ('cls', 'mean'):
-    raise UserError(f"{where}.pool is {pool!r}: expected 'cls' or 'mean'.")
-  for name, value, low in (
-    ('stride', stride, 1),
-    ('min_gap', min_gap, 1),
-    ('queue_size', queue_size, 0),
-    ('dim', dim, 1),
-    ('head_layers', head_layers, 1),
-    ('head_hidden', head_hidden, 1),
-  ):
-    if not (isinstance(value, int) and value >= low):
-      raise UserError(f'{where}.{name} is {value!r}: expected a whole number, at least {low}.')
-  for name, value, low, high in (
-    ('temperature', temperature, 1e-4, np.inf),
-    ('momentum', momentum, 0, 1),
-    ('tca_alpha', tca_alpha, 0, 1),
-  ):
-    if not (isinstance(value, int | float) and low <= value <= high):
-      raise UserError(f'{where}.{name} is {value!r}: expected a number from {low:g} to {high:g}.')
   if num_frames < 2:
     raise UserError(f'config.streams.{stream}.num_frames is {num_frames}: VTDL needs clips of at least 2 frames.')
   if not queue_size and not temporal_discrimination:

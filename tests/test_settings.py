@@ -1,0 +1,393 @@
+"""What a config may say: each key's type and range, keys that there are not, and mistakes in a config file."""
+
+import copy
+import functools
+import json
+import random
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from absl import flags
+
+from configs import defaults, digits_cover
+from cover_jax import command_line, experiment, settings, state
+from cover_jax import train as training
+from data_pipelines import declared
+from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.settings import SOURCE
+
+NAN, INF = float('nan'), float('inf')
+
+
+def changed(**changes) -> ml_collections.ConfigDict:
+  """The debug config with keys ('__' for dots) set to anything."""
+  values = copy.deepcopy(digits_cover.get_config('debug').to_dict())
+  for path, value in changes.items():
+    *parents, last = path.split('__')
+    functools.reduce(lambda node, key: node[key], parents, values)[last] = value
+  return ml_collections.ConfigDict(values, type_safe=False)
+
+
+def infos(config) -> list[SourceInfo]:
+  return [
+    SourceInfo(name, 'image' if name == 'digits' else 'video', 400 + i, tuple(f'{name} {k}' for k in range(3 + i)))
+    for i, name in enumerate(config.sources)
+  ]
+
+
+def build(config, with_state: bool = True) -> None:
+  """As far as a run can be made without data: its parts, the optimizer and the shapes of its state."""
+  run = experiment.build(config, infos(config))
+  optimizer, schedule = training.make_optimizer(run)
+  assert np.isfinite(schedule(0)) and np.isfinite(schedule(run.total_steps - 1))
+  if with_state:
+    jax.eval_shape(lambda: state.init_state(run, optimizer, jax.random.key(config.seed)))
+  training.abstract_batch(run)
+
+
+REFUSED = [
+  ('seed', 99999999999999999999), ('seed', -1), ('seed', 2**32), ('seed', True), ('seed', 1.0), ('seed', None),
+  ('optimizer__learning_rate', NAN), ('optimizer__learning_rate', INF), ('optimizer__learning_rate', -1e-3),
+  ('optimizer__learning_rate', 0.0), ('optimizer__learning_rate', 1e39), ('optimizer__learning_rate', 10**400),
+  ('optimizer__clip_norm', -1.0), ('optimizer__weight_decay', NAN), ('optimizer__weight_decay', -1.0),
+  ('optimizer__options', {'b2': 2.0}), ('optimizer__options', {'beta2': 0.9}), ('optimizer__options', 3),
+  ('optimizer__learning_rate_rules', (('.*', -1.0),)), ('optimizer__learning_rate_rules', (('(', 1.0),)),
+  ('optimizer__learning_rate_rules', ()), ('optimizer__weight_decay_rules', (('.*', NAN),)),
+  ('optimizer__final_fraction', 7.0), ('optimizer__warmup_steps', -5), ('optimizer__warmup_epochs', -0.5),
+  ('optimizer__schedule', 'linear'), ('optimizer__name', 'adamm'), ('optimizer__layer_decay', 0.0),
+  ('optimizer__layer_decay', 1.5), ('optimizer__decay_epochs', (-1.0,)), ('optimizer__decay_factor', NAN),
+  ('ema_decay', 1.0), ('ema_decay', 2.0), ('ema_decay', -0.5), ('ema_decay', NAN), ('ema_decay', True),
+  ('total_epochs', NAN), ('total_epochs', INF), ('total_epochs', -1.0), ('total_steps', -1), ('total_steps', 2**31),
+  ('batch_size', 0), ('batch_size', -8), ('batch_size', 8.0), ('batch_size', np.int64(8)), ('batch_multiple', 0),
+  ('batch_multiple', -8), ('accumulation_steps', 0), ('eval_batch_size', 0), ('log_every', 0), ('log_every', -1),
+  ('checkpoint_every', -1), ('keep_every', -1), ('eval_every', -1), ('profile_at_step', -1), ('keep_checkpoints', 0),
+  ('keep_best', 'test/k400/top1'), ('keep_best', 'test/objects/top2'), ('eval_missing', 'ignore'),
+  ('eval_params', 'both'), ('eval_params', 'ema'), ('allow_overlap', 1), ('dtype', 'float99'), ('dtype', None),
+  ('pixel_std', (0.5, 0.5, 0.0)), ('pixel_std', (1e-300,) * 3), ('pixel_mean', (0.5, 0.5)),
+  ('pixel_mean', ('a', 'b', 'c')), ('pixel_mean', 0.5),
+  ('model__depth', 0), ('model__init_std', NAN), ('model__widht', 16), ('model__remat', 'some'), ('model', None),
+  ('mixture__weights', {'objects': 'a'}), ('mixture__weights', {'objects': -1.0}), ('mixture__temperature', 0.0),
+  ('mixture__temperature', NAN), ('mixture__one_source_a_step', 'yes'), ('mixture__weigths', {}),
+  ('init_from__params', 'best'), ('init_from__temporal_attention', 'twice'), ('init_from__path', None),
+  ('init_from__heads', {'objects': 1}), ('mesh__fsdp', 0), ('mesh__data', -2), ('mesh__fdsp', 1),
+  ('logical_axis_rules', (('embed', 'model'),)), ('logical_axis_rules', None), ('total_step', 5),
+  ('streams__video__size', 0), ('streams__video__size', -32), ('streams__video__size', (32,)),
+  ('streams__video__num_frames', 0), ('streams__video__batch_size', -8), ('streams__video__loss_weight', -1.0),
+  ('streams__video__loss_weight', NAN), ('streams__video__sources', ('objects', 'motions', 'moments', 'objects')),
+  ('streams__video__sources', 'objects'), ('streams__video__sources', ()), ('streams__video__num_frame', 4),
+  ('streams__video__sources', ('objects', 'motoins', 'moments')), ('streams__video__sources', ('objects', 'moments')),
+  ('streams__video__objective', {'name': 'classify'}), ('streams__video__objective', {}),
+  ('streams__video__objective', {'name': 'classification', 'smoothing': 0.1}),
+  ('streams__video__objective', {'name': 'classification', 'label_smoothing': 1.0}),
+  ('streams__video__objective', {'name': 'classification', 'mixup': -1}),
+  ('streams__video__objective', {'name': 'vtdl', 'momentum': NAN}), ('streams__video__objective', 'vtdl'),
+  ('streams__video__augment', {'colour': {}}), ('streams__video__augment', {'mixup': NAN}),
+  ('streams__video__augment', {'color_jitter': {'hue': 0.6}}), ('streams__video', None), ('streams', {}),
+  ('sources__objects__sampler', 'random'), ('sources__objects__sampeler', 'dense'), ('sources__objects__stride', 1.5),
+  ('sources__objects__fps', -1.0), ('sources__objects__fps', INF), ('sources__objects__crop_scale', (0.5, 2.0)),
+  ('sources__objects__crop_ratio', (0.0, 1.0)), ('sources__objects__short_side', (20, 16)),
+  ('sources__objects__rotation', 181.0), ('sources__objects__flip', 'yes'), ('sources__objects__flip', None),
+  ('sources__objects__test_clips', 0), ('sources__objects__test_crops', 2), ('sources__objects__loop', 0),
+  ('sources__objects__test_crop_fraction', 0.0), ('sources__objects__label_fraction', 5.0),
+  ('sources__objects__exclude', 'kinetics/400:validation'), ('sources__objects__dataset', ''),
+  ('sources__objects__train', None), ('sources__objects', 1), ('sources', {}), ('sources', {1: {}}),
+  ('sources', {'a b': {}}),
+  ('frozen__pool', 'max'), ('frozen__clips', 0), ('frozen__held_out', 1.0), ('frozen__label_fractions', (5,)),
+  ('frozen__recall_at', ()), ('frozen__penalties', (0.0,)), ('frozen__temperature', 0.0), ('frozen__neighbours', 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('key', 'value'), REFUSED, ids=[f'{key}={value!r:.40}' for key, value in REFUSED])
+def test_refused_before_any_data_is_opened(key, value):
+  with pytest.raises(UserError) as error:
+    settings.check(changed(**{key: value}))
+  words = str(error.value)
+  assert '\n' not in words and words.endswith(('.', '?'))
+  assert key.split('__')[-1] in words
+
+
+def test_message_names_key_value_and_what_was_expected():
+  with pytest.raises(UserError) as error:
+    settings.check(changed(optimizer__learning_rate=NAN))
+  assert str(error.value) == 'config.optimizer.learning_rate is nan: expected a finite number above 0.'
+  with pytest.raises(UserError) as error:
+    settings.check(changed(streams__video__size=-32))
+  assert str(error.value) == (
+    'config.streams.video.size is -32: expected a whole number of at least 1, or a tuple of 2 values, each a whole '
+    'number of at least 1.'
+  )
+
+
+ALLOWED = [
+  ('mixture__temperature', INF), ('mixture__temperature', 2), ('streams__video__size', (16, 32)),
+  ('streams__video__size', [16, 32]), ('streams__video__loss_weight', 1), ('streams__video__loss_weight', 0.5),
+  ('sources__objects__flip', 'labels'), ('sources__objects__flip', True), ('sources__objects__short_side', (40, 50)),
+  ('sources__objects__short_side', None), ('sources__motions__label_key', None), ('sources__motions__label_key', 'y'),
+  ('sources__objects__exclude', ['kinetics/400:validation']), ('total_epochs', 1), ('checkpoint_every', 0),
+  ('optimizer__clip_norm', 0), ('optimizer__learning_rate_rules', [['encoder/', 0], ['.*', 1.0]]),
+  ('optimizer__options', {'b1': 0.8, 'b2': 0.9, 'eps': 1e-6, 'nesterov': True, 'mu_dtype': 'bfloat16'}),
+  ('seed', 2**32 - 1), ('keep_best', 'test/objects/top1'), ('optimizer__schedule', 'constant'),
+  ('logical_axis_rules', json.loads(json.dumps(defaults.get_config().logical_axis_rules))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('key', 'value'), ALLOWED, ids=[f'{key}={value!r:.40}' for key, value in ALLOWED])
+def test_allowed(key, value):
+  settings.check(changed(**{key: value}))
+
+
+def test_every_kind_refuses_what_is_nothing_like_it():
+  """All keys of all tables: None, a function, a dict of a dict, a NaN are accepted where their kind says so."""
+  odd = (None, print, {'a': {'b': object()}}, NAN, INF, -INF, [[]], b'x', 1j, np.float32(1), 10**30, {1: 2}, '\0')
+
+  def walk(keys, where):
+    for name, key in keys.items():
+      if isinstance(key, declared.Key):
+        for value in odd:
+          assert key.kind.holds(value) in (True, False), (where, name, value)
+        if key.default not in (declared.REQUIRED, declared.OPTIONAL) and name not in ('sources', 'streams'):
+          assert key.kind.holds(key.default), (where, name)
+      else:
+        walk(key, f'{where}.{name}')
+
+  walk(settings.RUN, 'config')
+  walk(settings.STREAM, 'stream')
+  walk(SOURCE, 'source')
+
+
+def leaves(values, path=()):
+  for key, value in values.items():
+    yield (*path, key)
+    if isinstance(value, dict):
+      yield from leaves(value, (*path, key))
+
+
+def odd_value(chance: random.Random):
+  """Something that somebody might set, or not."""
+  numbers = (0, 1, 2, 3, 8, 16, -1, -8, 0.0, 0.5, 1.0, 8.0, -0.5, 1e-40, 1e30, 1e300, 2**31, 10**25, NAN, INF, -INF)
+  words = ('', 'a', '.*', '(', 'adam', 'sgd', 'lion', 'constant', 'steps', 'cls', 'raw', 'ema', 'labels', 'objects',
+           'segments', 'full', 'joint', 'space', 'bfloat16', 'float32', 'train', 'test/objects/top1')  # fmt: skip
+  return chance.choice([
+    lambda: chance.choice(numbers),
+    lambda: chance.choice(numbers),
+    lambda: chance.choice(words),
+    lambda: chance.choice((None, True, False)),
+    lambda: chance.choice((np.int64(3), np.float32(0.5), np.float64(0.5), np.array([1, 2]), np.bool_(True), 2j, b'x')),
+    lambda: tuple(chance.choice(numbers) for _ in range(chance.randrange(4))),
+    lambda: [chance.choice(words) for _ in range(chance.randrange(3))],
+    lambda: ((chance.choice(words), chance.choice(numbers)),),
+    lambda: {chance.choice(words): chance.choice(numbers)},
+    dict,
+    lambda: {'name': chance.choice(('classification', 'vtdl', 'other'))},
+    lambda: print,
+  ])()  # fmt: skip
+
+
+def near(chance: random.Random, value):
+  """Another value of the same type, which may be one that the key may have."""
+  if isinstance(value, bool):
+    return not value
+  if isinstance(value, int):
+    return chance.choice((0, 1, 2, 3, 4, 5, 16, 24, 32, 48, 64, 100, 1000, 10**6, 2**31 - 1, 2 * value, value - 1))
+  if isinstance(value, float):
+    return chance.choice((0.0, 1e-30, 0.01, 0.3, 0.999, 1.0, 1.5, 9.0, 1e6, 1e38, 2 * value, -value, round(value)))
+  if isinstance(value, tuple | list):
+    return chance.choice((value[::-1], value * 2, value[:1], value[1:], list(value), ()))
+  return odd_value(chance)
+
+
+def fuzzed(chance: random.Random) -> tuple[str, ml_collections.ConfigDict]:
+  values = copy.deepcopy(digits_cover.get_config('debug').to_dict())
+  path = chance.choice(list(leaves(values)))
+  node = functools.reduce(lambda node, key: node[key], path[:-1], values)
+  key, what = path[-1], chance.random()
+  if what < 0.5:
+    node[key] = odd_value(chance)
+  elif what < 0.9:
+    node[key] = near(chance, node[key])
+  elif what < 0.95:
+    del node[key]
+  else:
+    node[f'{key}s'] = node[key]
+  config = ml_collections.ConfigDict(values, type_safe=False, allow_dotted_keys=True)
+  return f'{".".join(path)} = {node.get(key, "(deleted)")!r}', config
+
+
+def fuzz(seeds, monkeypatch) -> tuple[int, int]:
+  """(accepted, tried); the same model is traced once."""
+  known, make = {}, experiment._model
+
+  def model(config):
+    fields = repr((config.model.to_dict(), config.dtype))
+    if fields not in known:
+      known[fields] = make(config)
+    return known[fields]
+
+  monkeypatch.setattr(experiment, '_model', model)
+  accepted = 0
+  for seed in seeds:
+    what, config = fuzzed(random.Random(seed))
+    try:
+      settings.check(config)
+      build(config, with_state=what.split('.')[0] in ('model', 'optimizer', 'streams', 'ema_decay = '))
+      accepted += 1
+    except UserError as error:
+      assert '\n' not in str(error), (seed, what)
+    except Exception as error:
+      raise AssertionError(f'seed {seed}, {what}: {type(error).__name__}: {error}') from error
+  return accepted, len(seeds)
+
+
+def test_random_values_of_random_types_build_a_run_or_are_one_sentence(monkeypatch):
+  accepted, tried = fuzz(range(250), monkeypatch)
+  assert tried / 20 < accepted < tried / 2
+
+
+@pytest.mark.slow
+def test_many_random_values(monkeypatch):
+  """`pytest -m slow -s tests/test_settings.py`"""
+  accepted, tried = fuzz(range(1000, 4000), monkeypatch)
+  print(f'{accepted} of {tried} accepted, seeds 1000 to 3999')
+
+
+# Config files and flags.
+
+FILE = """
+from configs import defaults, digits_cover
+
+def get_config(variant=''):
+  config = digits_cover.get_config('debug')
+  {line}
+  return config
+"""
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+  """(text of a config file, flags) -> its config, as a command reads it."""
+  monkeypatch.syspath_prepend(str(tmp_path))
+  holder = command_line.define_config()
+
+  def run(text, *settings_):
+    (tmp_path / 'experiment.py').write_text(text)
+    argv = ['main', f'--config={tmp_path}/experiment.py', *(f'--config.{s}' for s in settings_)]
+    monkeypatch.setattr(sys, 'argv', argv)  # ml_collections looks there for the keys
+    command_line.parse(argv)
+    return command_line.read(holder)
+
+  yield run
+  flags.FLAGS.unparse_flags()
+  for name in list(flags.FLAGS):
+    if name.startswith('config.'):
+      delattr(flags.FLAGS, name)
+
+
+@pytest.mark.parametrize(
+  ('line', 'message'),
+  [
+    (
+      'config.total_step = 5',
+      r"experiment\.py, line 6, `config.total_step = 5`: there is no key 'total_step', did you "
+      "mean 'total_steps'",
+    ),
+    ("config.mixture.weigths = {'objects': 1.0}", "'weigths', did you mean 'weights'"),
+    ('config.streams.video.num_frame = 4', "'num_frame', did you mean 'num_frames'"),
+    ('config.sources.objects.sampeler = 1', "'sampeler', did you mean 'sampler'"),
+    ("config.optimizer.update({'learning_rte': 1.0})", "'learning_rte', did you mean 'learning_rate'"),
+    ("defaults.source('x', sampeler='dense')", r"source\('x'\) has no key 'sampeler': did you mean 'sampler'"),
+    ("defaults.stream(('x',), num_frame=2)", r"stream\(\('x',\)\) has no key 'num_frame': did you mean 'num_frames'"),
+    ("defaults.stream('x')", r"stream\('x'\).sources is 'x': expected a tuple"),
+    ("defaults.source('x', stride=0)", r"source\('x'\).stride is 0: expected a whole number of at least 1"),
+    ("config.sources = {'objects': {'dataset': 'x'}}", "config.sources.objects lacks 'data_dir', .*begin with"),
+    ("config.sources = {'objects': {'dataset': 'x', 'sampeler': 1}}", "objects has no key 'sampeler'"),
+    ("config.optimizer = {'name': 'sgd'}", "config.optimizer lacks 'options', 'learning_rate'"),
+    ("config.seed = 'a'", 'line 6, `config.seed = .a.`: TypeError: .*seed'),
+    ('config.seed = {}', 'seed'),
+    ('config.optimizer.learning_rate = 10**400', 'OverflowError'),
+    ('config.seed = (', "line 6, .*SyntaxError: '\\(' was never closed"),
+    ('nothing.at_all()', "line 6, .*NameError: name 'nothing' is not defined"),
+    ('return config.to_dict()', 'gives a dict: expected what configs.defaults.get_config'),
+    ('return None', 'gives a NoneType'),
+    ("config.model = {'widht': 16}", "config.model has no key 'widht': did you mean 'width'"),
+  ],
+)
+def test_mistakes_in_a_config_file_are_one_sentence(read, line, message):
+  with pytest.raises(UserError, match=message) as error:
+    read(FILE.format(line=line))
+  assert '\n' not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_config_of_ones_own_is_checked_the_same_way(read):
+  own = 'import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({})\n'
+  with pytest.raises(UserError, match="config has no key 'sorces': did you mean 'sources'"):
+    read(own.format("{'sorces': 1}"))
+  with pytest.raises(UserError, match="config lacks 'sources', 'streams'"):
+    read(own.format("{'seed': 1}"))
+  values = digits_cover.get_config('debug').to_dict()
+  assert read(own.format(repr(values))).to_dict() == values
+
+
+def test_what_a_file_may_assign(read):
+  line = """config.sources = {'a': defaults.source('digits', flip='labels', fps=30), 'b': defaults.source('digits')}
+  config.streams = {}
+  config.streams.image = defaults.stream(['a'], num_frames=1, size=(32, 40), loss_weight=1)
+  config.streams.more = defaults.stream(('b',), num_frames=1, size=32, augment={'mixup': 0.8})
+  config.streams.more.augment.color_jitter = {'hue': 0.1}
+  config.streams.more.objective.label_smoothing = 0.1
+  config.sources.b.short_side = (256, 320)
+  config.model = {'patch_size': 8, 'width': 16}
+  config.model.depth = 2
+  config.mixture.weights = {'a': 2.0, 'b': 1}
+  config.optimizer.options = {'b2': 0.9}"""
+  config = read(FILE.format(line=line))
+  assert config.sources.a.flip == 'labels' and config.sources.a.fps == 30.0 and config.sources.b.flip is False
+  assert config.streams.image.size == (32, 40) and config.sources.b.short_side == (256, 320)
+
+
+def test_flags_set_what_may_be_of_several_types(read):
+  config = read(
+    FILE.format(line='pass'),
+    'sources.motions.flip=labels',
+    'sources.objects.flip=true',
+    'sources.motions.short_side=(256, 320)',
+    'sources.objects.short_side=None',
+    'streams.video.size=(32, 40)',
+    'streams.image.size=48',
+    'streams.video.loss_weight=0.5',
+    'optimizer.learning_rate_rules=(("encoder/", 0.0), (".*", 1.0))',
+  )
+  assert (config.sources.motions.flip, config.sources.objects.flip) == ('labels', True)
+  assert (config.sources.motions.short_side, config.sources.objects.short_side) == ((256, 320), None)
+  assert (config.streams.video.size, config.streams.image.size) == ((32, 40), 48)
+  assert (config.streams.video.loss_weight, config.streams.image.loss_weight) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+  ('setting', 'message'),
+  [
+    ('seed=99999999999999999999', 'config.seed is 99999999999999999999'),
+    ('optimizer.learning_rate=nan', 'learning_rate is nan: expected a finite number above 0'),
+    ('sources.motions.flip=both', "flip is 'both': expected True or False, or 'labels'"),
+    ('streams.video.size=a', "size is 'a'"),
+    ('log_every=0', 'log_every is 0'),
+    ('seeds=1', 'seed'),
+    ('sources.nothing.flip=1', 'nothing'),
+  ],
+)
+def test_mistakes_in_flags_are_one_sentence(read, setting, message):
+  with pytest.raises(UserError, match=message) as error:
+    read(FILE.format(line='pass'), setting)
+  assert '\n' not in str(error.value)
+
+
+def test_no_two_configs_share_a_setting():
+  one, two = (defaults.source('digits') for _ in range(2))
+  one.flip = 'labels'
+  assert two.flip is False and defaults.source('digits').flip is False
+  one, two = defaults.get_config(), defaults.get_config()
+  one.mixture.weights = {'a': 1.0}
+  one.optimizer.options.b2 = 0.5
+  assert not two.mixture.weights and not two.optimizer.options
