@@ -31,7 +31,6 @@ from data_pipelines.mixture import MERGED
 if TYPE_CHECKING:
   from data_pipelines.frame_index import FrameIndex
 
-
 READERS = 8  # files that are read at a time where all of them are
 
 
@@ -146,9 +145,10 @@ def _array_records(file: str) -> Records:
   for number in range(reader.num_records()):
     try:
       (record,) = reader.read([number])
-      yield record, 0
     except (RuntimeError, ValueError, IndexError) as e:
-      yield Malformed(0, f'the record cannot be read ({str(e).splitlines()[0]})')
+      yield Malformed(0, f'the record cannot be read ({(str(e) or type(e).__name__).splitlines()[0]})')
+    else:
+      yield record, 0
 
 
 @functools.lru_cache(maxsize=256)
