@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from cover_jax import attention_rollout, checkpoints, state
@@ -23,7 +22,7 @@ from cover_jax import experiment as experiments
 from cover_jax.experiment import Experiment
 from cover_jax.models.timesformer import TimeSformer
 from data_pipelines import clips, video_files
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import UserError
 from data_pipelines.video_files import Cut, Window
 
 # Clips that go through the model at once. One size, padded, so that a long video is compiled once.
@@ -297,16 +296,14 @@ def load(path: str | os.PathLike[str], params: str = 'raw') -> Model:
   if params not in ('raw', 'ema'):
     raise UserError(f"params is {params!r}: expected 'raw' or 'ema' (the moving average).")
   loaded = checkpoints.load(os.fspath(path))
-  about = loaded['about']
-  sources = [SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names'])) for s in about['sources']]
-  experiment = experiments.build(ml_collections.ConfigDict(about['config']), sources)
+  experiment = experiments.of_checkpoint(loaded)
   chosen = loaded['state'].get({'raw': 'params', 'ema': 'ema'}[params])
   if not chosen:
     raise UserError(f"{loaded['path']} holds no moving average of the parameters: load it with params='raw'.")
   template = nn.meta.unbox(jax.eval_shape(lambda: state.init_params(experiment, jax.random.key(0))))
   used = ('encoder', 'heads')
   fitted = checkpoints.fit(loaded, {k: chosen.get(k, {}) for k in used}, {k: template[k] for k in used})
-  return Model(experiment, jax.device_put(fitted), loaded['path'], about['step'])
+  return Model(experiment, jax.device_put(fitted), loaded['path'], loaded['about']['step'])
 
 
 def _as_batch(pictures: Any) -> tuple[np.ndarray, bool]:

@@ -175,6 +175,28 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   return Experiment(config, tuple(sources), weights, streams, model, heads, tasks, total_steps, steps_per_epoch)
 
 
+def of_checkpoint(loaded: Mapping[str, Any]) -> Experiment:
+  """The run that a checkpoint describes; nothing but the description is needed.
+
+  Args:
+    loaded: of `checkpoints.load` or `checkpoints.describe`.
+
+  Raises:
+    UserError: if its config is not one that can be built.
+  """
+  described = loaded['about']['sources']
+  sources = [SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names'])) for s in described]
+  try:
+    return build(ml_collections.ConfigDict(loaded['about']['config']), sources)
+  except UserError:
+    raise
+  except Exception as error:  # a key that is missing, or of another type: in a strange file it may be any
+    raise UserError(
+      f'{loaded["path"]} holds a config that this version cannot build ({type(error).__name__}: '
+      f'{" ".join(str(error).split())[:200]}): use the version that wrote it.'
+    ) from error
+
+
 def _plain(options: ml_collections.ConfigDict | Mapping[str, Any] | None) -> dict[str, Any]:
   # Configs of older checkpoints lack the key.
   return options.to_dict() if isinstance(options, ml_collections.ConfigDict) else dict(options or {})

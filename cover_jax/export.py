@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
 import numpy as np
 from absl import app, flags
 
@@ -21,7 +20,7 @@ from cover_jax import checkpoints, interop
 from cover_jax import experiment as experiments
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from data_pipelines import durable
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import UserError
 
 EXIT_USER_ERROR = 2
 
@@ -71,9 +70,7 @@ def to_huggingface(
   Raises:
     UserError: if there is no such head, or transformers' model cannot compute what ours does.
   """
-  about = loaded['about']
-  sources = [SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names'])) for s in about['sources']]
-  experiment = experiments.build(ml_collections.ConfigDict(about['config']), sources)
+  experiment = experiments.of_checkpoint(loaded)
   chosen = _chosen(loaded, params)
   heads = sorted(chosen['heads'])
   if head is None and len(heads) == 1:
