@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.mesh = ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})  # -1: all remaining devices
   config.logical_axis_rules = sharding.DEFAULT_RULES
 
-  # Train on original videos that a test split has too. Such results are not comparable: say so with them.
+  # Train on original videos that a test split has too. Such results are not comparable: the report says how many.
   config.allow_overlap = False
 
   config.log_every = 50
