@@ -126,7 +126,7 @@ RUN = {
     sharding.DEFAULT_RULES,
     several(Kind(f'(logical axis, mesh axis, axes or None), of {", ".join(sharding.AXES)}', _is_axis_rule), least=1),
   ),
-  # Train on original videos that a test split has too. Such results are not comparable: say so with them.
+  # Train on original videos that a test split has too. Such results are not comparable: the report says how many.
   'allow_overlap': Key(False, flag),
   'log_every': Key(50, whole(1)),
   'checkpoint_every': Key(500, whole(0)),  # and before evaluations, at the end, and on SIGTERM; 0: then only
