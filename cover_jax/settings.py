@@ -174,15 +174,10 @@ def new(keys: Keys, changes: Mapping[str, Any], what: str) -> ml_collections.Con
   Raises:
     UserError: that names `what`, for a key that there is not or a value that it may not have.
   """
-  for key, value in changes.items():
-    declared.check({key: value}, {k: _any_time(v) for k, v in keys.items()}, what)
+  declared.check(changes, keys, what)
   config = _defaults(keys)
   config.update(changes)
   return _lock(config, keys)
-
-
-def _any_time(key: Key | Keys) -> Key | Keys:
-  return Key(None, key.kind) if isinstance(key, Key) else key
 
 
 def _defaults(keys: Keys) -> ml_collections.ConfigDict:
