@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from cover_jax.models import LOGICAL_AXES, Heads, TimeSformer
 from cover_jax.models.attention import attend, attention_probabilities, rows_together
-from cover_jax.models.timesformer import drop_path, gelu, resize_position_embedding, resize_time_embedding
+from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
+from cover_jax.models.transformer import drop_path, gelu
 
 ATTENTIONS = ('divided', 'joint', 'space')
 SMALL = TimeSformer(patch_size=8, width=32, depth=2, num_heads=4, mlp_dim=64, num_frames=4, image_size=32)
