@@ -370,7 +370,7 @@ def _lying(path: str) -> list[str]:
 def _newest(
   path: str, read: Callable[[str], Any], agree: Callable[[bool], bool] = bool
 ) -> tuple[str, dict[str, Any], list[str]]:
-  """Reads the checkpoint that `path` is, or a workdir's newest one that can be read.
+  """Reads the checkpoint that `path` is, or a workdir's newest one that is not damaged.
 
   Args:
     path: as for `load`.
@@ -378,20 +378,25 @@ def _newest(
     agree: whether it could be read in this process -> whether in all.
 
   Returns:
-    (which one, what `read` gave, the newer ones that could not be read).
+    (which one, what `read` gave, the newer ones, which are damaged).
+
+  Raises:
+    UserError: if there is none, or one cannot be read for another reason than damage.
   """
   own = _itself(path)
   refused = {}
   for candidate in [own] if own else _lying(path):
-    refusal = f'{candidate} cannot be read by another process of the run.'
+    result, refusal, damaged = None, f'Another process of the run cannot read {candidate}.', True
     try:
       result = _reading(candidate, read)
     except UserError as error:
-      result, refusal = None, str(error)
+      refusal, damaged = str(error), _is_damage(error.__cause__)
     if agree(result is not None):
       if refused:
         logging.warning('%s Taking %s instead, the newest whole checkpoint.', ' '.join(refused.values()), candidate)
       return candidate, result, list(refused)
+    if not agree(damaged):
+      raise UserError(f'{refusal} That need not be the fault of the file: try again.')
     refused[candidate] = refusal
   if own:
     raise UserError(refused[own])
@@ -400,12 +405,18 @@ def _newest(
   raise UserError(f'No checkpoint in {path}: expected a workdir of a run, a .flax file or a folder that Orbax wrote.')
 
 
+def _is_damage(error: BaseException | None) -> bool:
+  """Whether it is the checkpoint that is at fault, and not the machine: its memory, its disk, its rights."""
+  gone = FileNotFoundError | NotADirectoryError | IsADirectoryError
+  return isinstance(error, gone) or not isinstance(error, OSError | MemoryError)
+
+
 def _kind(path: str) -> types.ModuleType:
   return checkpoints_orbax if os.path.isdir(path) else checkpoints_clu
 
 
 def _is_whole(path: str) -> bool:
-  return _kind(path).is_whole(path)
+  return _reading(path, _kind(path).is_whole)
 
 
 def _reading(path: str, read: Callable[..., Any], *args: Any) -> Any:

@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, strange or lost in part: noticed, said, and never a reason to start anew in silence."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ from data_pipelines import durable
 from data_pipelines.contract import UserError
 from tests import tiny
 from tests.test_checkpoints import KINDS, SOURCES, nested
+from tests.test_processes import finish, free_port, spawn
 
 DATA = pathlib.Path(__file__).parent / 'data'
 
@@ -106,6 +108,22 @@ def test_the_newest_whole_checkpoint_is_gone_on_from_and_the_damaged_one_put_asi
   assert step_of(tmp_path) == 4 and os.path.exists(newest + '.refused')
   kept = checkpoints_clu.kept(str(tmp_path / 'checkpoints')) + checkpoints_orbax.kept(str(tmp_path / 'checkpoints'))
   assert [step_of(path) for path in kept] == [4, 3]
+
+
+@pytest.mark.parametrize('error', [OSError(errno.EIO, 'Input/output error'), PermissionError(13, 'no'), MemoryError()])
+def test_a_machine_that_cannot_read_is_no_reason_to_go_back(make_saver, tmp_path, monkeypatch, error):
+  save(make_saver, tmp_path, 1, 2)
+  before = content(tmp_path)
+
+  def fails(path):
+    raise error
+
+  monkeypatch.setattr(checkpoints_clu, 'read', fails)
+  monkeypatch.setattr(checkpoints_orbax, 'check', fails)
+  for read in (checkpoints.load, restore):
+    with pytest.raises(UserError, match='try again'):
+      read(str(tmp_path))
+  assert content(tmp_path) == before
 
 
 def test_where_none_is_whole_nothing_is_started_anew_and_nothing_touched(make_saver, tmp_path):
@@ -562,3 +580,16 @@ def test_what_cannot_be_saved_is_found_before_the_first_step_and_before_the_file
   with pytest.raises(UserError, match='Could not save a checkpoint'):
     train_in(tmp_path, mesh__data=1)
   assert os.listdir(tmp_path) == ['checkpoints']
+
+
+def test_several_processes_agree_on_the_newest_whole_checkpoint(tmp_path):
+  """Only the process whose share of the check has the damaged file sees it."""
+  address = f'127.0.0.1:{free_port()}'
+  env = {'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+  ended = finish([spawn('tests.checkpoint_worker', [str(tmp_path), address, '2', str(i)], env) for i in range(2)])
+  assert [code for code, _ in ended] == [0, 0], '\n'.join(output for _, output in ended)
+  for i, (_, output) in enumerate(ended):
+    assert f'process {i} went on from {tmp_path}/checkpoints/ckpt_2' in output
+    assert 'is nothing in the checkpoint and shape () in the run): they start anew' in output
+  assert sum('the checksum of arrays/' in output for _, output in ended) == 1
+  assert sum('Another process of the run cannot read' in output for _, output in ended) == 1
