@@ -287,7 +287,7 @@ def _check_leaks(
   if not test_sources:
     return {}
   trained, not_opened, all_known = _trained_before(evaluated or config.init_from.path)
-  now = trained.pop(evaluated) if evaluated else train_sources
+  now = trained.pop(evaluated, []) if evaluated else train_sources
   found = leaks.compare({'': now, **trained}, test_sources)
   leaks.check(found, config.allow_overlap)
   found = found._replace(not_compared=sorted({*found.not_compared, *not_opened}))
