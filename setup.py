@@ -40,7 +40,7 @@ setuptools.setup(
     'matplotlib>=3.9',
     'numpy>=2.0',
     'pillow>=10.1',
-    'av>=14',  # decodes and encodes video files
+    'av>=18',  # decodes and encodes video files
     'safetensors>=0.4.4',
     'scikit-learn>=1.5',  # carries the scans that the embedded data sets are drawn from
   ],

@@ -362,6 +362,21 @@ def test_a_hole_is_noticed(tmp_path):
     path.write_bytes(data[:at] + data[at + stop :])
     with pytest.raises(BrokenOff):
       list(video_files.frames(str(path)))
+  path.write_bytes(data)
+  for at, _ in packet_places(path)[3:20:4]:  # bytes overwritten where a frame begins, so that no length is wrong
+    path.write_bytes(data[: at - 6] + bytes(600) + data[at + 594 :])
+    with pytest.raises(BrokenOff, match='its structure breaks at byte'):
+      list(video_files.frames(str(path)))
+
+
+def test_a_hole_in_a_file_that_says_little_is_noticed(media, tmp_path):
+  """It has sound and states no number of frames; where a frame's head is overwritten FFmpeg finds nothing more."""
+  data = (media / 'video_edge/vp8_1s.webm').read_bytes()
+  path = tmp_path / 'a.webm'
+  for at, _ in packet_places(media / 'video_edge/vp8_1s.webm')[1:20:6]:
+    path.write_bytes(data[: at - 6] + bytes(600) + data[at + 594 :])
+    with pytest.raises(BrokenOff, match='its structure breaks at byte'):
+      list(video_files.frames(str(path)))
 
 
 @pytest.mark.parametrize('codec', ['libx264', 'mpeg2video'])
