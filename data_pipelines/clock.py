@@ -58,7 +58,9 @@ class PacketClock:
     if dts is not None and pts is not None and abs(pts - dts) > self._longest:
       pts = None  # one of the two is wrong, and decoding times are the ones that were looked at
     self._count += 1
-    return tuple(None if t is None else t + self._offset for t in (dts, pts))
+    if self._offset:
+      dts, pts = (None if t is None else t + self._offset for t in (dts, pts))
+    return dts, pts
 
 
 class FrameClock:
@@ -76,9 +78,11 @@ class FrameClock:
   def __call__(self, presented: float | None, decoded: float | None) -> float:
     """The time of the next frame, of its two times in seconds."""
     for i, time in enumerate((presented, decoded)):
-      if time is None or (self._last[i] is not None and time <= self._last[i]):
+      last = self._last[i]
+      if time is None or (last is not None and time <= last):
         self._faults[i] += 1
-      self._last[i] = time if time is not None else self._last[i]
+      if time is not None:
+        self._last[i] = time
     time = presented if self._faults[0] <= self._faults[1] else decoded
     if time is None:
       time = presented if presented is not None else decoded

@@ -133,8 +133,9 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
     rate = _nominal_rate(stream)
     packet_clock, frame_clock = clock.PacketClock(stream.time_base, rate), clock.FrameClock(rate)
     findings.breaks, findings.declared = packet_clock.breaks, _indexed(container, stream)
+    unit = float(stream.time_base)
     due, corrupt, number, count, keyed = _Due(name in _FRAME_A_PACKET), {}, 0, 0, False
-    early = None
+    early = matrix = rotation = None
     for packet in container.demux(stream):
       if packet.size:
         packet.dts, packet.pts = packet_clock(packet.dts, packet.pts)
@@ -159,10 +160,12 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
         due.come(number, frame)
         if frame.is_corrupt:
           findings.damaged.append(number)
+        if matrix is None or frame.key_frame or frame.rotation != rotation:
+          matrix, rotation = _matrix(frame), frame.rotation  # side data is slow to look at
         yield Frame(
-          frame_clock(frame.time, None if frame.dts is None else float(frame.dts * frame.time_base)),
-          _upright_size(frame),
-          functools.partial(_upright, frame),
+          frame_clock(frame.time, None if frame.dts is None else frame.dts * unit),
+          (frame.width, frame.height) if matrix[0] == 0 else (frame.height, frame.width),
+          functools.partial(_upright, frame, matrix),
         )
         number += 1
     if early and not number:
@@ -203,7 +206,8 @@ class _Due:
     self._passed.pop(frame.pts, None)
     # Two packets may be the two fields of a frame.
     self._counts = self._counts and not frame.interlaced_frame
-    for time in [time for time, passed in self._passed.items() if passed is None and time < frame.pts]:
+    pts = frame.pts
+    for time in [time for time, passed in self._passed.items() if time < pts and passed is None]:
       if self._started:
         self._passed[time] = number  # it may come yet: presentation times are wrong in some files
       else:
@@ -265,8 +269,6 @@ def _nominal_rate(stream) -> float | None:
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
   """What takes stored (x, y), y down, to shown (a x + c y, b x + d y): the nearest of the 8 turns and mirrorings."""
   try:
-    if not len(frame.side_data):
-      return _IDENTITY
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
       return _IDENTITY
@@ -280,19 +282,17 @@ def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
   return (sign(a), 0, 0, sign(d)) if abs(a) + abs(d) >= abs(b) + abs(c) else (0, sign(b), sign(c), 0)
 
 
-def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-  turned = _matrix(frame)[0] == 0
-  return (frame.width, frame.height) if turned else (frame.height, frame.width)
-
-
-def _upright(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
-  a, b, c, d = _matrix(frame)
+def _upright(
+  frame: av.VideoFrame, matrix: tuple[int, int, int, int], size: tuple[int, int] | None = None
+) -> np.ndarray:
+  a, b, c, d = matrix
   turned = a == 0
   shape = {}
-  if size is not None and size != _upright_size(frame):
+  if size is not None:
     height, width = reversed(size) if turned else size
-    # Scaled before it becomes RGB, which costs a third of scaling the RGB (measured).
-    shape = {'height': height, 'width': width, 'interpolation': 'BICUBIC'}
+    if (height, width) != (frame.height, frame.width):
+      # Scaled before it becomes RGB, which costs a third of scaling the RGB (measured).
+      shape = {'height': height, 'width': width, 'interpolation': 'BICUBIC'}
   pixels_HxWx3 = frame.to_ndarray(format='rgb24', **shape)
   if turned:
     pixels_HxWx3 = pixels_HxWx3.swapaxes(0, 1)
