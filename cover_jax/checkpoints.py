@@ -141,7 +141,7 @@ class Saver:
     try:
       with open(path, encoding='utf-8') as f:
         best = json.load(f)
-      if not isinstance(best['metric'], str) or not math.isfinite(best['value']):
+      if not isinstance(best['metric'], str) or math.isinf(best['value']):
         raise ValueError(f'it holds {best}')
     except FileNotFoundError:
       return {}
@@ -150,7 +150,7 @@ class Saver:
         f'{path} does not say how good the best checkpoint is ({_reason(error)}): put a copy back, or remove it; '
         'the next evaluation then chooses the best anew.'
       ) from error
-    return best
+    return {} if math.isnan(best['value']) else best  # earlier versions took NaN for a number
 
   def _guarded(self, write):
     try:

@@ -73,37 +73,46 @@ def test_logits_in_evaluation_are_torchvisions(name):
   jax.tree.map(np.testing.assert_array_equal, stats, trees['batch_stats'])
 
 
-@pytest.mark.parametrize('name', EACH)
-def test_training_mode_gives_torchvisions_logits_gradients_and_running_statistics(name):
-  module, trees = loaded(name)
-  layout = NETWORKS[name][1]
-  golden, x = GOLDEN[name], clip_of(GEOMETRY[name])
-  theirs = np.array(golden['train'])
-  weights = np.arange(1.0, theirs.size + 1).reshape(theirs.shape) / theirs.size
+def check_probes(name, found, golden, tolerance):
+  """Compares arrays by two numbers each, in the order of torchvision's arrays."""
+  for rule in NETWORKS[name][1].rules:
+    if rule.theirs in golden:
+      ours = np.asarray(parity.get(found, rule.ours))
+      ours = ours if rule.axes is None else ours.transpose(np.argsort(rule.axes))
+      norm, product = golden[rule.theirs]
+      np.testing.assert_allclose(probe(ours), [norm, product], rtol=0, atol=tolerance * norm, err_msg=rule.theirs)
 
-  # In float64: float32 moves some activations to the other side of a ReLU, and gradients by some 1e-4 with them.
+
+@pytest.mark.parametrize('name', EACH)
+def test_training_mode_gives_torchvisions_logits_and_running_statistics(name):
+  module, trees = loaded(name)
+  with jax.default_matmul_precision('highest'):
+    logits, stats = jax.jit(functools.partial(logits_of, module, train=True))(
+      trees['params'], trees['head'], trees['batch_stats'], clip_of(GEOMETRY[name])
+    )
+  theirs = np.array(GOLDEN[name]['train'])
+  np.testing.assert_allclose(logits, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+  check_probes(name, stats, GOLDEN[name]['running'], 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NETWORKS)
+def test_gradients_in_training_mode_are_torchvisions(name):
+  """In float64: float32 moves some activations to the other side of a ReLU, and gradients by some 1e-4 with them."""
+  module, trees = loaded(name)
+  shape = np.shape(GOLDEN[name]['train'])
+  weights = np.arange(1.0, math.prod(shape) + 1).reshape(shape) / math.prod(shape)
   with jax.enable_x64(True):
     params, head, batch_stats = (
       jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), trees[k]) for k in ('params', 'head', 'batch_stats')
     )
-    module = module.clone(dtype=jnp.float64)
-
-    def loss(params, head):
-      logits, stats = logits_of(module, params, head, batch_stats, x.astype(np.float64), True)
-      return (logits * weights).sum(), (logits, stats)
-
-    gradients, (logits, stats) = jax.device_get(jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, head))
-  np.testing.assert_allclose(logits, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
-  for rule in layout.rules:
-    running = rule.ours.endswith(('/mean', '/var'))
-    ours = np.asarray(parity.get(stats if running else gradients[0], rule.ours))
-    if rule.axes is not None:  # into the order of their array, which the probe reads
-      ours = ours.transpose(np.argsort(rule.axes))
-    norm, product = golden['running' if running else 'gradients'][rule.theirs]
-    np.testing.assert_allclose(probe(ours), [norm, product], rtol=0, atol=1e-6 * norm, err_msg=rule.theirs)
+    module, x = module.clone(dtype=jnp.float64), clip_of(GEOMETRY[name]).astype(np.float64)
+    loss = lambda params: (logits_of(module, params, head, batch_stats, x, True)[0] * weights).sum()
+    gradients = jax.device_get(jax.jit(jax.grad(loss))(params))
+  check_probes(name, gradients, GOLDEN[name]['gradients'], 1e-6)
 
 
-def test_frozen_statistics_are_used_in_training_and_stay(monkeypatch):
+def test_frozen_statistics_are_used_in_training_and_stay():
   _, trees = loaded('r3d_18')
   module = ResNet3D(kind='r3d', freeze_statistics=True)
   x = clip_of(GEOMETRY['r3d_18'])
