@@ -245,10 +245,10 @@ def test_a_flipped_bit_of_a_file_is_noticed_wherever_it_is(tmp_path):
       checkpoints.load(str(copy))
 
 
-def test_every_flipped_bit_of_a_description_is_noticed_without_reading_the_arrays(tmp_path):
+def test_a_flipped_bit_of_a_description_is_noticed_without_reading_the_arrays(tmp_path):
   (path,) = save(checkpoints.Saver, tmp_path, 1)
   data = pathlib.Path(path).read_bytes()
-  for bit in range(8 * (data.index(b'state') - 1)):
+  for bit in range(0, 8 * (data.index(b'state') - 1), 5):
     flipped = bytearray(data)
     flipped[bit // 8] ^= 1 << bit % 8
     pathlib.Path(path).write_bytes(flipped)
