@@ -69,6 +69,7 @@ PLACEHOLDERS = {
   '--workdir=...': '--workdir=/tmp/run',
   'DIR': 'dir',
   'WEIGHTS': '/tmp/run',
+  '--config.init_from.path=FILE': '--config.init_from.path=/tmp/run',
   'FILE': 'clip.mp4',
   'CHECKPOINT': '/tmp/run',
   'WORKDIR': '/tmp/run',
@@ -302,7 +303,7 @@ def run_page(page: str, folder: pathlib.Path, monkeypatch, runs: int | None = No
   done = []
   for block in blocks(page):
     for words in commands(block) if block.language == 'bash' else ():
-      words = plain(words)
+      words = plain([word for word in words if not word.startswith('[')])
       if not_run(words) or words[2] in PARSED:
         continue
       line = ' '.join(w for w in words if not w.startswith('--workdir=')).replace(':debug', '')
