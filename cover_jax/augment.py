@@ -171,7 +171,7 @@ def make(options: Mapping[str, Any], where: str) -> Augment:
       a jitter that leaves the range of pixels.
   """
   declared.check(options, OPTIONS, where)
-  steps = [(function, dict(options[name])) for name, function in _FUNCTIONS.items() if name in options]
+  steps = {name: (function, dict(options[name])) for name, function in _FUNCTIONS.items() if name in options}
   if 'rand_augment' in options and not options.get('color_jitter', {}).get('clamp', True):
     raise UserError(
       f'{where} has color_jitter with clamp=False, which leaves the range of pixels, and after it rand_augment, whose '

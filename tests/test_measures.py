@@ -68,7 +68,7 @@ def test_evaluation_counts_labelled_examples_once():
     'video_id': np.arange(24, dtype=np.int32),
   }
   parts = [{key: x[i : i + 8] for key, x in batch.items()} for i in (0, 8, 16)]
-  test_set = TestSet(lambda: iter(parts), 0, 'by hand', '')
+  test_set = TestSet(lambda: iter(parts), 24, 0, 'by hand', '', lambda: '')
   found = evaluate.make_evaluate(run, {'things': test_set}, mesh)(params)['things']
 
   counted = mask & (label >= 0)

@@ -70,8 +70,8 @@ MUTATIONS = {
   ),
   'options dropped': Mutation(
     'cover_jax/optim.py',
-    'SCALERS[config.name](**config.options)',
-    'SCALERS[config.name](**dict.fromkeys(config.options, 0.5))',
+    '.make(**config.options)',
+    '.make(**dict.fromkeys(config.options, 0.5))',
     _OPTAX,
   ),
   'rules only at the start of a name': Mutation(

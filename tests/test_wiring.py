@@ -73,12 +73,9 @@ def config_of(data_dir, stream=None, few=None, many=None, **source):
   config = defaults.get_config()
   parts = {'few': ('train[:8]', few or {}), 'many': ('train[8:]', many or {})}
   config.sources = {
-    name: defaults.source('wiring_test_clips', data_dir=data_dir, train=train, test='test')
-    for name, (train, _) in parts.items()
+    name: defaults.source('wiring_test_clips', data_dir=data_dir, **{'train': train, 'test': 'test'} | source | own)
+    for name, (train, own) in parts.items()
   }
-  with config.ignore_type():
-    for name, (_, own) in parts.items():
-      config.sources[name].update(source | own)
   geometry = {'num_frames': 4, 'size': (HEIGHT, WIDTH)} | (stream or {})
   config.streams = {'video': defaults.stream(('few', 'many'), **geometry)}
   config.model = {'patch_size': 8, 'width': 16, 'depth': 2, 'num_heads': 2, 'mlp_dim': 32, 'num_frames': 4}
