@@ -179,6 +179,28 @@ def test_images(tmp_path):
   assert example['image'].shape == (16, 24, 3) and example['label'] == 0
 
 
+def test_a_jpeg_that_training_could_not_decode_is_counted_as_broken(tmp_path):
+  """Pillow takes one with a stray marker in its data; the loader does not."""
+  for i, name in enumerate(('train/x/a.jpg', 'train/y/b.jpg', 'train/y/stray.jpg')):
+    path = tmp_path / 'manual' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 80, 3), np.uint8)).save(path)
+  whole = path.read_bytes()
+  place = whole.index(b'\xff\xda') + 6 * (len(whole) - whole.index(b'\xff\xda')) // 10
+  path.write_bytes(whole[:place] + b'\xff\xff\xff' + whole[place:])
+  with Image.open(path) as picture:
+    picture.load()
+  builder = make(tmp_path, {'train': 2}, ImageFolder)
+  (row,) = failures(builder)
+  assert row['id'] == 'y/stray.jpg' and 'its JPEG data are damaged: TensorFlow' in row['reason']
+  source = opened(tmp_path, 'train', 'image_folder/mine')
+  for number in range(source.num_examples):
+    name = source.ids[number].decode()
+    (frame,) = sources.read(source, number, np.arange(1))
+    assert frame == (tmp_path / 'manual/train' / name).read_bytes()  # kept byte for byte
+    tf.io.decode_jpeg(frame)
+
+
 def test_unlabelled_clips(tmp_path):
   write(tmp_path / 'a.mp4', 3)
   make(tmp_path, {'train': 1}, manual='.')
