@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
+from PIL import features as pillow
 
 from data_pipelines import build, sources
 from data_pipelines.builders import shards
@@ -199,6 +200,61 @@ def test_a_jpeg_that_training_could_not_decode_is_counted_as_broken(tmp_path):
     (frame,) = sources.read(source, number, np.arange(1))
     assert frame == (tmp_path / 'manual/train' / name).read_bytes()  # kept byte for byte
     tf.io.decode_jpeg(frame)
+
+
+def test_pictures_of_every_ending_are_read_and_what_is_left_over_is_told(tmp_path, capsys):
+  pixels = np.full((24, 32, 3), (200, 100, 50), np.uint8)
+  formats = {'a.jfif': 'JPEG', 'b.jpe': 'JPEG', 'c.ppm': 'PPM', 'd.GIF': 'GIF', 'e.jp2': 'JPEG2000', 'f.tga': 'TGA'}
+  formats |= {'g.avif': 'AVIF'} if pillow.check('avif') else {}
+  for name, kind in formats.items():
+    path = tmp_path / 'manual' / f'of {name[0]}' / name
+    path.parent.mkdir(parents=True)
+    Image.fromarray(pixels).save(path, kind)
+  for name in ('of a/x.heic', 'of a/notes.txt', 'gone/x.heic'):
+    (tmp_path / 'manual' / name).parent.mkdir(exist_ok=True)
+    (tmp_path / 'manual' / name).write_bytes(b'x')
+  (tmp_path / 'manual/README.md').write_text('mine')
+  builder = make(tmp_path, {'train': len(formats)}, ImageFolder)
+  assert builder.info.features['label'].names == sorted(f'of {name[0]}' for name in formats)
+  source = opened(tmp_path, 'train', 'image_folder/mine')
+  for number in range(source.num_examples):
+    (frame,) = sources.read(source, number, np.arange(1))
+    colour = tf.io.decode_jpeg(frame).numpy().reshape(-1, 3).mean(0)
+    np.testing.assert_allclose(colour, (200, 100, 50), atol=4)
+  said = capsys.readouterr().out
+  assert '3 files in these folders are not read (2 .heic, 1 .txt), such as ' in said
+  assert f'1 folders have no file that is read, so they are no classes: {tmp_path}/manual/gone' in said
+  assert [(r['split'], r['path'][len(str(tmp_path)) + 8 :], r['reason']) for r in failures(builder)] == [
+    ('', 'gone/x.heic', 'no file .heic is read'),
+    ('', 'of a/notes.txt', 'no file .txt is read'),
+    ('', 'of a/x.heic', 'no file .heic is read'),
+  ]
+
+
+def test_videos_of_every_ending_are_read(tmp_path):
+  names = {
+    'a.MTS': 'mpeg2video',
+    'b.m2ts': 'mpeg2video',
+    'c.vob': 'mpeg2video',
+    'd.mxf': 'mpeg2video',
+    'e.nut': 'mpeg4',
+  }
+  for name, codec in names.items():
+    path = tmp_path / 'manual' / name[0] / name
+    path.parent.mkdir(parents=True)
+    write(path, 8, fps=25, codec=codec)
+  (tmp_path / 'manual/f').mkdir()
+  grey = [Image.new('L', (48, 32), 30 * i) for i in range(8)]
+  grey[0].save(tmp_path / 'manual/f/f.gif', save_all=True, append_images=grey[1:], duration=100)
+  make(tmp_path, {'train': 6})
+  source = opened(tmp_path, 'train')
+  assert dict(zip(source.ids.tolist(), source.num_frames.tolist(), strict=True)) == {
+    **{f'{name[0]}/{name}'.encode(): 8 for name in names},
+    b'f/f.gif': 8,
+  }
+  number = source.ids.tolist().index(b'f/f.gif')
+  brightness = [tf.io.decode_jpeg(f).numpy().mean() for f in sources.read(source, number, np.arange(8))]
+  np.testing.assert_allclose(brightness, 30 * np.arange(8), atol=3)
 
 
 def test_unlabelled_clips(tmp_path):
