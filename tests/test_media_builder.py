@@ -79,6 +79,7 @@ def kit(media, tmp_path_factory):
   (root / 'manual/val/b').mkdir()
   (root / 'manual/val/b/empty.mp4').write_bytes(b'')
   (root / 'manual/val/b/text.avi').write_text('404 not found')
+  os.mkfifo(root / 'manual/val/b/pipe.mp4')
   with av.open(root / 'manual/val/b/sound.mp4', 'w') as file:
     stream = file.add_stream('aac', rate=8000)
     silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format='fltp', layout='mono')
@@ -99,13 +100,14 @@ def test_found_expected_and_failed_are_told(kit):
   assert [(r['split'], r['id'], r['line']) for r in rows] == [
     ('train', 'a/corrupted.mp4', ''),
     ('val', 'b/empty.mp4', ''),
+    ('val', 'b/pipe.mp4', ''),
     ('val', 'b/sound.mp4', ''),
     ('val', 'b/text.avi', ''),
   ]
   assert all(r['path'] == str(kit / 'manual' / r['split'] / r['id']) for r in rows)
-  assert '28 of 50' in rows[0]['reason'] and 'empty' in rows[1]['reason'] and 'not a video' in rows[3]['reason']
-  assert 'no video' in rows[2]['reason']
-  assert [opened(kit, s).expected for s in ('train', 'val', 'train+val', 'all')] == [7, 6, 13, 13]
+  assert '28 of 50' in rows[0]['reason'] and 'empty' in rows[1]['reason'] and 'not a video' in rows[4]['reason']
+  assert 'not a regular file' in rows[2]['reason'] and 'no video' in rows[3]['reason']
+  assert [opened(kit, s).expected for s in ('train', 'val', 'train+val', 'all')] == [7, 7, 14, 14]
   assert [opened(kit, s).expected for s in ('train[:50%]', 'train+val[:1]')] == [None, None]
   assert not (kit / 'tfds/video_folder/mine/1.0.0.unfinished').exists()
 

@@ -183,8 +183,9 @@ def _transcoded(clip: Clip, stamp: list[int] | None, settings: Settings, decode:
   """The file of a clip and its SHA-256."""
   if clip.path is None or stamp is None:
     return Lost(clip.id, clip.path or '', clip.line, 'there is no such file')
-  if not stamp[0]:
-    return Lost(clip.id, clip.path, clip.line, 'the file is empty')
+  if not stamp[0]:  # as pipes and devices are, too
+    reason = 'the file is empty' if os.path.isfile(clip.path) else 'it is not a regular file'
+    return Lost(clip.id, clip.path, clip.line, reason)
   try:
     media = decode(clip.path, settings)
   except Failure as failure:
