@@ -141,9 +141,17 @@ def test_names_of_any_bytes(tmp_path):
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=60) | st.text('a.mp4 ,\t\n\r"0123-', max_size=60).map(str.encode))
-def test_any_bytes_are_a_listing_or_one_sentence(tmp_path, data):
-  (tmp_path / 'train.txt').write_bytes(data)
+@given(
+  st.sampled_from(['train.txt', 'train.csv', 'classes.csv', 'labels.txt']),
+  st.binary(max_size=60) | st.text('a.mp4 ,;\t\n\r"0123-', max_size=60).map(str.encode),
+)
+def test_any_bytes_are_a_listing_or_one_sentence(tmp_path, name, data):
+  for path in tmp_path.iterdir():
+    path.unlink()
+  (tmp_path / 'train.txt').write_bytes(b'a.mp4 0\n')
+  (tmp_path / name).write_bytes(data)
+  if name == 'train.csv':
+    (tmp_path / 'train.txt').unlink()
   try:
     found = list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
   except UserError as error:

@@ -87,7 +87,7 @@ def test_odd_names_are_drawn_and_what_cannot_be_drawn_costs_no_other_row(data_di
   whole, frames = inspect._frames, []
 
   def broken(source, example, columns, height):
-    if example == 7:
+    if example == 7 and source.num_examples == 20:
       raise UserError('Frame 0 of example 7 cannot be decoded.')
     frames.append(example)
     return whole(source, example, columns, height)
@@ -98,7 +98,7 @@ def test_odd_names_are_drawn_and_what_cannot_be_drawn_costs_no_other_row(data_di
   assert inspect.main(arguments) == 1
   told = capsys.readouterr()
   assert told.err == 'Frame 0 of example 7 cannot be decoded.\n' and f'Contact sheet: {out}' in told.out
-  assert sorted(frames) == sorted([*range(7), *range(8, 20), *range(7), *range(8, 11)])
+  assert sorted(frames) == sorted([*range(7), *range(8, 20), *range(11)])
   assert Image.open(out).size[1] == 31 * (120 + 22)
 
 

@@ -182,7 +182,7 @@ def test_a_picture_that_fails_costs_no_number_and_no_other_picture(tmp_path, cap
   assert err == f'{paths[0]} was predicted; its attention picture could not be made (Parse error).\n'
   _, entries = results(tmp_path / 'o')
   assert entries['0.mp4']['trouble'] + '\n' == err and entries['1.mp4']['trouble'] == ''
-  assert len(entries['0.mp4']['top']['acts']) == 3 and len(entries['1.mp4']['written']) == 3
+  assert len(entries['0.mp4']['top']['acts']) == 5 and len(entries['1.mp4']['written']) == 3
   assert [os.path.basename(p) for p in entries['0.mp4']['written']] == ['0.mp4.timeline.png', '0.mp4.annotated.mp4']
   assert set(np.load(tmp_path / 'o/features.npz')['path']) == set(paths)
 
