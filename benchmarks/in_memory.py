@@ -1,11 +1,9 @@
 """Runs configs on the embedded data, drawn in memory: no TensorFlow, no data set on disk. For studies of many runs."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import flax.serialization
 import jax
 import ml_collections
 import numpy as np
@@ -163,6 +161,4 @@ def make_top1(experiment: Experiment, mesh: Mesh, sources: Sequence[Source]) -> 
 def save(path: str, experiment: Experiment, state: TrainState) -> None:
   """Writes the parameters as a file for `config.init_from.path`."""
   about = checkpoints.about(experiment.config.to_dict(), experiment.sources, int(state.step))
-  with open(path + '.tmp', 'wb') as f:
-    f.write(flax.serialization.msgpack_serialize({'about': about, 'state': {'params': jax.device_get(state.params)}}))
-  os.replace(path + '.tmp', path)
+  checkpoints.write(path, {'about': about, 'state': {'params': jax.device_get(state.params)}})

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from cover_jax import attention_rollout, checkpoints, state
@@ -295,15 +294,14 @@ def load(path: str | os.PathLike[str], params: str = 'raw') -> Model:
   if params not in ('raw', 'ema'):
     raise UserError(f"params is {params!r}: expected 'raw' or 'ema' (the moving average).")
   loaded = checkpoints.load(os.fspath(path))
-  about = loaded['about']
-  experiment = experiments.build(ml_collections.ConfigDict(about['config']), checkpoints.sources_of(loaded))
+  experiment = experiments.of_checkpoint(loaded)
   chosen = loaded['state'].get({'raw': 'params', 'ema': 'ema'}[params])
   if not chosen:
     raise UserError(f"{loaded['path']} holds no moving average of the parameters: load it with params='raw'.")
   template = nn.meta.unbox(jax.eval_shape(lambda: state.init_params(experiment, jax.random.key(0))))
   used = ('encoder', 'heads')
   fitted = checkpoints.fit(loaded, {k: chosen.get(k, {}) for k in used}, {k: template[k] for k in used})
-  return Model(experiment, jax.device_put(fitted), loaded['path'], about['step'])
+  return Model(experiment, jax.device_put(fitted), loaded['path'], loaded['about']['step'])
 
 
 def _as_batch(pictures: Any) -> tuple[np.ndarray, bool]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from cover_jax import augment, objectives
+from cover_jax.checkpoints_contents import sources_of
 from cover_jax.models.heads import Heads
 from cover_jax.models.timesformer import TimeSformer
 from data_pipelines import affine, declared, mixture
@@ -173,6 +174,26 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   }
   tasks = {name: augments[name].before(task) for name, task in tasks.items()}
   return Experiment(config, tuple(sources), weights, streams, model, heads, tasks, total_steps, steps_per_epoch)
+
+
+def of_checkpoint(loaded: Mapping[str, Any]) -> Experiment:
+  """The run that a checkpoint describes; nothing but the description is needed.
+
+  Args:
+    loaded: of `checkpoints.load` or `checkpoints.describe`.
+
+  Raises:
+    UserError: if its config is not one that can be built.
+  """
+  try:
+    return build(ml_collections.ConfigDict(loaded['about']['config']), sources_of(loaded))
+  except UserError:
+    raise
+  except Exception as error:  # a key that is missing, or of another type: in a strange file it may be any
+    raise UserError(
+      f'{loaded["path"]} holds a config that this version cannot build ({type(error).__name__}: '
+      f'{" ".join(str(error).split())[:200]}): use the version that wrote it.'
+    ) from error
 
 
 def _plain(options: ml_collections.ConfigDict | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
 import numpy as np
 from absl import app, flags
 
@@ -71,8 +70,7 @@ def to_huggingface(
   Raises:
     UserError: if there is no such head, or transformers' model cannot compute what ours does.
   """
-  about = loaded['about']
-  experiment = experiments.build(ml_collections.ConfigDict(about['config']), checkpoints.sources_of(loaded))
+  experiment = experiments.of_checkpoint(loaded)
   chosen = _chosen(loaded, params)
   heads = sorted(chosen['heads'])
   if head is None and len(heads) == 1:

@@ -126,7 +126,7 @@ RUN = {
     sharding.DEFAULT_RULES,
     several(Kind(f'(logical axis, mesh axis, axes or None), of {", ".join(sharding.AXES)}', _is_axis_rule), least=1),
   ),
-  # Train on original videos that a test split has too. Such results are not comparable: say so with them.
+  # Train on original videos that a test split has too. Such results are not comparable: the report says how many.
   'allow_overlap': Key(False, flag),
   'log_every': Key(50, whole(1)),
   'checkpoint_every': Key(500, whole(0)),  # and before evaluations, at the end, and on SIGTERM; 0: then only
@@ -174,15 +174,10 @@ def new(keys: Keys, changes: Mapping[str, Any], what: str) -> ml_collections.Con
   Raises:
     UserError: that names `what`, for a key that there is not or a value that it may not have.
   """
-  for key, value in changes.items():
-    declared.check({key: value}, {k: _any_time(v) for k, v in keys.items()}, what)
+  declared.check(changes, keys, what)
   config = _defaults(keys)
   config.update(changes)
   return _lock(config, keys)
-
-
-def _any_time(key: Key | Keys) -> Key | Keys:
-  return Key(None, key.kind) if isinstance(key, Key) else key
 
 
 def _defaults(keys: Keys) -> ml_collections.ConfigDict:

@@ -252,6 +252,8 @@ def _shared(a: Source, b: Source, common: Sequence[_Keys]) -> tuple[np.ndarray, 
   """Which examples of two sources are of the same original videos: bool [N_a], bool [N_b]."""
   in_a, in_b = np.zeros(a.num_examples, bool), np.zeros(b.num_examples, bool)
   for keys in common:
+    if not len(keys.shared):
+      continue
     in_a |= np.isin(keys.of_a, keys.shared)
     in_b |= np.isin(keys.of_b, keys.shared)
   return in_a, in_b
@@ -260,6 +262,11 @@ def _shared(a: Source, b: Source, common: Sequence[_Keys]) -> tuple[np.ndarray, 
 def _common_keys(a: Source, b: Source) -> list[_Keys]:
   """All ways of comparing two sources; none where nothing tells whether they share a video."""
   return [keys for keys in (_by_name(a, b), _by_file(a, b), _by_record(a, b)) if keys is not None]
+
+
+def _in_both(keys_a: np.ndarray, keys_b: np.ndarray) -> np.ndarray:
+  """The keys that are in both, sorted. By hashing: numpy would sort half a million texts for each pair."""
+  return np.array(sorted(set(keys_a.tolist()) & set(keys_b.tolist())), keys_a.dtype)
 
 
 def _family(source: Source) -> str:
@@ -274,7 +281,7 @@ def _names_are_all(source: Source) -> bool:
 def _by_name(a: Source, b: Source) -> _Keys | None:
   if a.video_names is None or b.video_names is None:
     return None
-  shared = np.intersect1d(a.video_names, b.video_names)
+  shared = _in_both(a.video_names, b.video_names)
   if _family(a) != _family(b):
     if not all(any(map(_YOUTUBE_ID.fullmatch, s.video_names)) for s in (a, b)):
       return None
@@ -286,11 +293,11 @@ def _by_name(a: Source, b: Source) -> _Keys | None:
 
 def _by_file(a: Source, b: Source) -> _Keys | None:
   if a.file_sha256 is not None and b.file_sha256 is not None:
-    return _Keys(a.file_sha256, b.file_sha256, np.intersect1d(a.file_sha256, b.file_sha256))
+    return _Keys(a.file_sha256, b.file_sha256, _in_both(a.file_sha256, b.file_sha256))
   if any(isinstance(s.frames, FrameIndex) for s in (a, b)):
     return None
   of_a, of_b = (np.array([_pixels_sha256(s.frames[row]) for row in s.rows]) for s in (a, b))
-  return _Keys(of_a, of_b, np.intersect1d(of_a, of_b))
+  return _Keys(of_a, of_b, _in_both(of_a, of_b))
 
 
 def _pixels_sha256(video_TxHxWx3: np.ndarray) -> str:
@@ -304,7 +311,7 @@ def _by_record(a: Source, b: Source) -> _Keys | None:
   if not pairs and _without_version(a) != _without_version(b):
     return None
   of_a, of_b = (_records(s, [pair[i] for pair in pairs]) for i, s in enumerate((a, b)))
-  shared = np.intersect1d(of_a, of_b)
+  shared = _in_both(of_a, of_b)
   return _Keys(of_a, of_b, shared[shared >= 0])
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -362,6 +363,8 @@ def prepared_builder(name: str, dataset: str, data_dir: str | None):
     version.parent.mkdir(parents=True, exist_ok=True)
     with open(version.parent / f'.{version.name}.lock', 'w') as lock:
       fcntl.flock(lock, fcntl.LOCK_EX)  # processes that start together: one builds, the others wait
+      for left in version.parent.glob(f'incomplete.*_{version.name}'):  # of a killed build, as TFDS names it
+        shutil.rmtree(left, ignore_errors=True)
       tfds.builder(dataset, data_dir=data_dir).download_and_prepare()
   except OSError as e:
     raise UserError(

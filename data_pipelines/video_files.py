@@ -1,8 +1,8 @@
 """Any video or image file as frames and clips: PyAV and Pillow, no TensorFlow.
 
 Decoding is sequential and keeps no more than the frames of the clips at hand, so an hour of video takes the memory
-of a minute. Containers are not trusted: packets are not frames, declared counts may be absent or wrong, timestamps
-may run backwards, and rotation is only a note in the header.
+of a minute. Containers are not trusted: `video_decoder` shows what players show, `clock` repairs timestamps, and
+`containers` knows what is missing. docs/files.md says what is read, repaired and refused.
 """
 
 import collections
@@ -35,7 +35,7 @@ _NO_DURATION = 0.01  # seconds; a picture of an animation that says so little sa
 
 
 class BrokenOff(UserError):
-  """A file whose first frames were read and whose rest cannot be; the frames that were given are good."""
+  """A file of which something is missing; it is raised after the frames that could be decoded were given."""
 
 
 class Damaged(BrokenOff):
@@ -110,13 +110,14 @@ def frames(path: str, threads: int = 0) -> Iterator[Frame]:
   """Decodes a file from its first frame to its last, in the order in which they are shown.
 
   Args:
-    path: a video, an image (one frame) or an animated image. Rotation that a phone noted in the header is applied.
+    path: a video, an image (one frame) or an animated image. They come upright, as the header says.
     threads: of the decoder; 0: as many as it likes.
 
   Raises:
     UserError: if it is no video or image that can be read.
-    BrokenOff: after the last good frame, if decoding fails there, a tenth of the declared frames is missing, or the
-      file is shorter than its header says.
+    BrokenOff: after the last frame that could be decoded, if decoding fails there, or the file lacks something that
+      its index lists or its structure promises.
+    Damaged: after the last frame, if the decoder says of some that they are damaged.
   """
   image = _open_image(path)
   found = video_decoder.Findings()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import cover_jax
 from cover_jax import checkpoints, export, interop
 from cover_jax.models import Heads
 from cover_jax.state import init_params
@@ -237,3 +238,14 @@ def test_a_flipped_bit_of_an_export_is_noticed(tmp_path):
     output.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
     with pytest.raises(UserError, match='not a readable checkpoint'):
       checkpoints.load(str(output))
+
+
+@pytest.mark.parametrize('config', [{}, {'model': 3}, {'sources': []}])
+def test_a_config_that_cannot_be_built_is_one_sentence(tmp_path, config):
+  path = str(tmp_path / 'c.flax')
+  about = json.dumps({'step': 3, 'config': config, 'sources': []})
+  checkpoints.write(path, {'about': about, 'state': {'params': {'encoder': {'w': np.zeros(2, np.float32)}}}})
+  with pytest.raises(UserError, match='holds a config that this version cannot build') as error:
+    cover_jax.load(path)
+  assert '\n' not in str(error.value)
+  assert 'cannot build' in refused(path, tmp_path / 'hf', 'huggingface')

@@ -97,6 +97,21 @@ def test_paths_may_be_absolute_and_labels_missing(tmp_path):
   assert [(c.path, c.label) for c in clips] == [(str(path), -1), (None, -1)]
 
 
+def test_the_name_of_a_video_is_the_path_of_its_file(tmp_path):
+  lay(tmp_path, 'pool/a.mp4', 'train/x/b.mp4', 'test/x/c.mp4')
+  (tmp_path / 'test/x/d.mp4').symlink_to(tmp_path / 'pool/a.mp4')
+  (tmp_path / 'elsewhere').symlink_to(tmp_path / 'train')
+  names = lambda root, split: [c.video_id for c in list_folder(root, VIDEO_EXTENSIONS, 'video').splits[split]]
+  lay(tmp_path, train_txt='./pool/a.mp4\ntest/x/d.mp4\nelsewhere/x/b.mp4\nno/../pool/a.mp4\ngone/x.mp4\n')
+  assert names(tmp_path, 'train') == ['pool/a.mp4', 'pool/a.mp4', 'train/x/b.mp4', 'pool/a.mp4', 'gone/x.mp4']
+  (tmp_path / 'train.txt').unlink()
+  (tmp_path / 'elsewhere').unlink()
+  (tmp_path / 'top').mkdir()
+  for split in ('train', 'test'):
+    (tmp_path / 'top' / split).symlink_to(tmp_path / split)
+  assert names(tmp_path / 'top', 'test') == [str(tmp_path / 'test/x/c.mp4'), str(tmp_path / 'pool/a.mp4')]
+
+
 MISTAKES = {
   'no video file': ((), {}),
   'at different depths.*b.mp4': (('train/x/a.mp4', 'train/x/c.mp4', 'train/b.mp4'), {}),

@@ -130,16 +130,17 @@ def test_evaluate_gives_what_training_ended_with(uninterrupted):
     assert again['loss'] == pytest.approx(result['loss'], rel=1e-5)
 
 
-def test_a_second_start_is_told_of_the_first_which_goes_on(uninterrupted, tmp_path):
-  expected, _ = uninterrupted
+def test_a_second_start_is_told_of_the_first_which_goes_on(embedded_data, tmp_path):
   first = start(tmp_path, *LONG)
   wait_for_checkpoint(tmp_path, 1, first)
+  first.send_signal(signal.SIGSTOP)  # or it might be done before the second one looks
   line = one_sentence(start(tmp_path, *LONG))
+  first.send_signal(signal.SIGCONT)
   assert f'{tmp_path} is in use: process {first.pid} on ' in line and 'cover_jax.main' in line
-  code, output = finish(first)
-  assert code == 0, output
-  assert params_bits(tmp_path) == params_bits(expected)
-  assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
+  newest = int(checkpoints.latest(str(tmp_path)).rpartition('-')[2].removesuffix('.flax'))
+  wait_for_checkpoint(tmp_path, newest + 1, first)
+  first.kill()
+  first.communicate()
 
 
 @pytest.mark.parametrize(('kilobytes', 'what'), [(2, 'config.json'), (8, r'metrics.jsonl|TensorBoard events')])
@@ -262,7 +263,7 @@ BAD_CONFIGS = {
   'average that is not kept': ({'eval_params': 'ema'}, 'ema_decay'),
   'unknown augmentation': ({'streams__video__augment': {'colour': {}}}, 'streams.video.augment has .*colour'),
   'way to count what is missing': ({'eval_missing': 'ignore'}, 'eval_missing.*leave_out'),
-  'crops of no protocol': ({'sources__motions__test_crops': 2}, 'test_crops.*motions'),
+  'crops of no protocol': ({'sources__motions__test_crops': 2}, 'motions.test_crops is 2'),
   'rate of unknown videos': ({'sources__motions__fps': 5.0}, 'fps of source .motions.'),
   'best by an unknown measure': ({'keep_best': 'test/digit/top1'}, "keep_best is 'test/digit/top1'.*test/digits/top1"),
   'evaluation batch': ({'eval_batch_size': 30}, 'eval_batch_size'),

@@ -135,6 +135,7 @@ SHAPES = {
   'encoder/norm/scale': (4,),
   'heads/acts/kernel': (4, 5),
   'heads/acts/bias': (5,),
+  'heads/moves/kernel': (4, 3),
   'objectives/video/projection/kernel': (4, 4),
 }
 
@@ -313,14 +314,9 @@ def test_a_warmup_longer_than_the_run_is_refused():
 
 
 # The step of several streams. The objective is one whose gradient is plain: half the squared distance of every
-# parameter from a pattern that is as strong as the clip is bright.
+# parameter from a pattern that is as strong as the clip is bright, but for a constant.
 
 BATCH = {'video': 16, 'image': 8}
-
-
-def patterns(shapes):
-  rng = np.random.default_rng(7)
-  return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def distance(pattern, strength):
@@ -330,10 +326,9 @@ def distance(pattern, strength):
     del rng
     bright_B = strength * jnp.mean(batch['clip'] / 255.0, axis=(1, 2, 3, 4))
     params = traverse_util.flatten_dict(params, sep='/')
-    far_B = sum(
-      0.5 * jnp.sum((x[None] - bright_B.reshape(-1, *[1] * x.ndim) * pattern[name]) ** 2, axis=range(1, x.ndim + 1))
-      for name, x in params.items()
-    )
+    length = sum(0.5 * jnp.sum(x * x) for x in params.values())
+    along = sum(jnp.sum(x * pattern[name]) for name, x in params.items())
+    far_B = length - bright_B * along
     return LossOutput(jnp.mean(far_B, where=batch['mask']), own, {'loss': far_B})
 
   return Objective(loss=loss)
@@ -399,13 +394,11 @@ STEPS = {
 def test_step_is_what_is_written_out(case):
   """Six steps: the streams' weighted gradient, clipped once and over what learns, the update, the average."""
   common = {'batch_size': 24, 'streams__video__batch_size': 16, 'mesh__data': 1, 'optimizer__learning_rate': 0.05}
-  common |= {'optimizer__warmup_steps': 1, 'total_steps': 8, 'optimizer__clip_norm': 4.0}
-  common |= {'model__attention': 'space'}  # fewer parameters to compile
+  common |= {'optimizer__warmup_steps': 1, 'total_steps': 8, 'optimizer__clip_norm': 3.0}
   changes = common | STEPS[case]
   config = tiny.config(**changes)
   experiment = tiny.build(config, jax.devices()[:1])[0]
-  shapes = {n: x.shape for n, x in flat_shapes(experiment).items()}
-  pattern = patterns(shapes)
+  pattern = arrays(7)
   strength = {'video': 3.0, 'image': -1.0}
   tasks = {name: distance(pattern, strength[name]) for name in experiment.streams}
   experiment = dataclasses.replace(experiment, objectives=tasks)
@@ -413,9 +406,8 @@ def test_step_is_what_is_written_out(case):
   step = jax.jit(training.make_train_step(experiment, optimizer))
 
   decay, frozen = config.optimizer.layer_decay, 'learning_rate_rules' in ' '.join(changes)
-  rate = freeze if frozen else lambda name: layered(decay, name, shapes[name])
-  rng = np.random.default_rng(5)
-  start = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+  rate = freeze if frozen else lambda name: layered(decay, name, SHAPES[name])
+  start = arrays(0)
   schedule = functools.partial(cosine, peak=0.05, warmup=1, total=8)
   expected = Reference(start, config.optimizer.to_dict(), schedule, kernels, rate, config.ema_decay)
   weights = {'video': 0.5, 'image': 0.5}  # 40 and 24 videos, 64 images
@@ -424,7 +416,7 @@ def test_step_is_what_is_written_out(case):
   now = state.around(experiment, optimizer, nested(start))
   for batch in batches(6, padded='padding' in case):
     now, report = step(now, batch)
-    gradients = dict.fromkeys(shapes, 0.0)
+    gradients = dict.fromkeys(SHAPES, 0.0)
     for stream, sub in batch.items():
       bright = strength[stream] * np.mean(sub['clip'][sub['mask']] / 255.0)
       for name, p in expected.params.items():
@@ -434,12 +426,12 @@ def test_step_is_what_is_written_out(case):
     if config.ema_decay:
       assert_near(now.ema, expected.ema)
     assert float(report['scalars']['gradient_norm']) == pytest.approx(expected.norms[-1], rel=1e-5)
-  assert min(expected.norms) > 4.0 and int(now.step) == 6
+  assert min(expected.norms) > 3.0 and int(now.step) == 6
   if not config.ema_decay:
     assert now.ema == {}
   if frozen:
-    still = [name for name in shapes if freeze(name) == 0]
-    assert len(still) > 4
+    still = [name for name in SHAPES if freeze(name) == 0]
+    assert len(still) == 5
     for name in still:
       np.testing.assert_array_equal(flat(now.params)[name], start[name], err_msg=name)
     moments = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(now.opt_state)]

@@ -391,3 +391,17 @@ def test_no_two_configs_share_a_setting():
   one.mixture.weights = {'a': 1.0}
   one.optimizer.options.b2 = 0.5
   assert not two.mixture.weights and not two.optimizer.options
+
+
+def test_a_config_of_an_older_checkpoint_builds():
+  """JSON, keys missing that came later, one that is gone, values that are refused now."""
+  values = json.loads(json.dumps(digits_cover.get_config('debug').to_dict()))
+  for stream in values['streams'].values():
+    del stream['augment']
+  for source in values['sources'].values():
+    del source['flip']
+  del values['frozen']
+  config = ml_collections.ConfigDict(values | {'total_step': 3, 'ema_decay': 2.0})
+  with pytest.raises(UserError):
+    settings.check(config)
+  assert experiment.build(config, infos(config)).total_steps == 4

@@ -490,12 +490,12 @@ def test_kept_attention_survives_rematerialisation(trained):
     ({}, (4, 32, 32, 3), r'shape \[B, T, H, W, 3\]'),
     ({}, (1, 4, 32, 32, 1), r'shape \[B, T, H, W, 3\]'),
     ({}, (1, 0, 32, 32, 3), 'at least 1'),
-    ({'attention': 'axial'}, (1, 4, 32, 32, 3), "attention is 'axial'; expected one of"),
+    ({'attention': 'axial'}, (1, 4, 32, 32, 3), "attention is 'axial'; expected 'divided', 'joint' or 'space'"),
     ({'remat': 'some'}, (1, 4, 32, 32, 3), "remat is 'some'"),
     ({'image_temporal': 'no'}, (1, 4, 32, 32, 3), "image_temporal is 'no'"),
     ({'num_heads': 5}, (1, 4, 32, 32, 3), 'not a multiple of num_heads 5'),
     ({'image_size': 36}, (1, 4, 32, 32, 3), 'image_size 36 is not a multiple'),
-    ({'drop_path': 1.0}, (1, 4, 32, 32, 3), r'drop_path is 1.0; expected a rate in \[0, 1\)'),
+    ({'drop_path': 1.0}, (1, 4, 32, 32, 3), 'drop_path is 1.0; expected a number of at least 0 and below 1'),
   ],
 )
 def test_mistakes_are_named(fields, shape, message):

@@ -213,8 +213,8 @@ def test_tiny_videos_are_stored(tmp_path, storage, size):
 def test_a_size_that_cannot_be_stored_is_a_failure(tmp_path, storage, reason):
   path = tmp_path / 'v.mkv'
   with av.open(str(path), 'w') as container:
-    stream = container.add_stream('png', rate=25)
-    stream.height, stream.width, stream.pix_fmt = 2, 70_000, 'rgb24'
+    stream = container.add_stream('ffv1', rate=25)
+    stream.height, stream.width, stream.pix_fmt = 2, 70_000, 'yuv420p'
     picture = np.zeros((2, 70_000, 3), np.uint8)
     container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
     container.mux(stream.encode())

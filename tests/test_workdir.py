@@ -144,6 +144,16 @@ def test_errors_within_the_block_are_their_own(tmp_path):
     pass
 
 
+def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path):
+  from data_pipelines import sources
+
+  left = tmp_path / 'digits' / 'incomplete.ABCDEF_1.0.0'  # as TFDS names it
+  left.mkdir(parents=True)
+  (left / 'digits-train.tfrecord').write_bytes(b'half')
+  builder = sources._prepared_builder('digits', 'digits', str(tmp_path))
+  assert sorted(os.listdir(tmp_path / 'digits')) == ['.1.0.0.lock', builder.data_path.name] == ['.1.0.0.lock', '1.0.0']
+
+
 WRITERS = """
 import os, sys, time
 sys.path.insert(0, '.')
