@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from PIL import features as pillow
 
-from data_pipelines import build, sources
+from data_pipelines import build, inspect, sources
 from data_pipelines.builders import shards
 from data_pipelines.builders.image_folder import ImageFolder
 from data_pipelines.builders.listing import Clip, Listing
@@ -231,6 +231,21 @@ def test_pictures_of_every_ending_are_read_and_what_is_left_over_is_told(tmp_pat
     ('', 'of a/notes.txt', 'no file .txt is read'),
     ('', 'of a/x.heic', 'no file .heic is read'),
   ]
+
+
+def test_names_of_any_bytes_are_built_and_shown(tmp_path, capsys):
+  classes = ['$$', r'$\frac$', os.fsdecode(b'caf\xe9'), 'n' * 250, '_x', '%s']
+  for name in classes:
+    for file in (os.fsdecode(b'\xff.png'), f'{"m" * 250}.png', '$.png', 'a\nb.png'):
+      path = tmp_path / 'manual' / name / file
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.new('RGB', (24, 16), 'red').save(path)
+  builder = make(tmp_path, {'train': 24}, ImageFolder)
+  expected = sorted('caf\\udce9' if name.startswith('caf') else name for name in classes)
+  assert builder.info.features['label'].names == expected
+  assert opened(tmp_path, 'train', 'image_folder/mine').class_names == tuple(expected)
+  assert inspect.main(['image_folder/mine', f'--data_dir={tmp_path}/tfds', f'--out={tmp_path}/sheet.png']) == 0
+  assert '       4  $$' in capsys.readouterr().out and (tmp_path / 'sheet.png').exists()
 
 
 def test_videos_of_every_ending_are_read(tmp_path):
