@@ -2,6 +2,8 @@
 
 import io
 import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -91,3 +93,21 @@ def test_turned_deep_grey_is_upright(tmp_path):
   picture.save(tmp_path / 'a.png', exif=exif)
   (frame,) = video_files.frames(str(tmp_path / 'a.png'))
   np.testing.assert_allclose(frame.pixels()[4::8].mean(axis=(1, 2)), 255 * SHARE_8x1[::-1, 0], atol=1)
+
+
+def test_a_picture_that_would_grow_beyond_the_limit_is_refused_by_its_header(tmp_path):
+  def chunk(name, data):
+    return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+
+  header = struct.pack('>IIBBBBB', 20_000, 20_000, 8, 0, 0, 0, 0)
+  rows = zlib.compress(bytes(20_001 * 100), 9)
+  path = tmp_path / 'bomb.png'
+  path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', rows) + chunk(b'IEND', b''))
+  tracemalloc.start()
+  words = r'400000000 pixels.*exceeds limit of 178956970 pixels'
+  with pytest.raises(Failure, match=words):
+    transcode.image(str(path), SETTINGS)
+  with pytest.raises(UserError, match=rf'bomb\.png cannot be opened .*{words}'):
+    list(video_files.frames(str(path)))
+  assert tracemalloc.get_traced_memory()[1] < 1 << 24
+  tracemalloc.stop()

@@ -268,10 +268,11 @@ def _left_over(listing: Listing) -> list[str]:
   """Lines on the files in class folders that are not read, and on folders that have no other."""
   files = listing.left_over
   kinds = ', '.join(f'{count:,} {ending}' for ending, count in Counter(map(_ending, files)).most_common())
-  lines = [f'{len(files):,} files in these folders are not read ({kinds}), such as {files[0]}; see {FAILURES}']
+  lines = [f'Not read, by its ending: {kinds} in class folders, such as {files[0]}; {FAILURES} has all']
   used = {os.path.dirname(c.path) for clips in listing.splits.values() for c in clips if c.path}
   if unused := sorted({os.path.dirname(path) for path in files} - used):
-    lines.append(f'{len(unused):,} folders have no file that is read, so they are no classes: {", ".join(unused[:5])}')
+    more = f' and {len(unused) - 5:,} more' if len(unused) > 5 else ''
+    lines.append(f'Not a class, since no file in it is read: {", ".join(unused[:5])}{more}')
   return [line.encode('utf-8', 'backslashreplace').decode() for line in lines]
 
 
