@@ -156,7 +156,7 @@ RUN = {
 STREAM = {
   'sources': Key(REQUIRED, several(nonempty, least=1, distinct=True)),  # keys of `config.sources`
   'num_frames': Key(8, whole(1, 65536)),
-  'size': Key(224, either(whole(1, 16384), several(whole(1, 16384), count=2))),  # pixels, or (height, width)
+  'size': Key(224, either(whole(1), several(whole(1), count=2))),  # pixels, or (height, width)
   'objective': Key({'name': 'classification'}, named()),  # a file of cover_jax.objectives, and its options
   # On the device, the same for all frames of a clip; see `cover_jax.augment.make`: {'color_jitter': {'hue': 0.1},
   # 'rand_augment': {'num_ops': 2, 'magnitude': 9}, 'random_erasing': {}, 'mixup': 0.8, 'cutmix': 1.0, ...}
