@@ -53,13 +53,15 @@ def start(
   options = config.init_from
   if not options.path:
     return create(experiment, optimizer, mesh, placed)
-  weights = interop.read(options.path, options.params)
 
   def draw(rng):
     return nn.meta.unbox(init_params(experiment, rng))
 
+  key = jax.random.key(config.seed)
+  model_size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(draw, key)))
+  weights = interop.read(options.path, options.params, model_size)
   with sharding.use(mesh, config.logical_axis_rules):
-    fresh = jax.jit(draw, out_shardings=placed.params)(jax.random.key(config.seed))
+    fresh = jax.jit(draw, out_shardings=placed.params)(key)
     params, rows = seed(
       fresh,
       weights,

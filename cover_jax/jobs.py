@@ -84,7 +84,7 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
   options = config.frozen.to_dict()
   encoder = _frozen_encoder(experiment, workdir, mesh)
   sha256 = evaluation.params_sha256(processes.gather(encoder))
-  results, rows = {}, []
+  results, nearest = {}, []
   for name in tests:
     source_config = _source_config(config.sources[name])
     info = experiment.sources[experiment.source_id(name)]
@@ -101,9 +101,7 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
     results[name]['protocol'] = f'{options["pool"]} feature of the encoder, mean over {shown}'
     results[name]['missing'] = {'train': sets[0].missing, 'test': sets[1].missing}
     results[name]['data_sha256'] = {'train': sets[0].fingerprint, 'test': sets[1].fingerprint}
-    nearest = results[name].pop('nearest')
-    if jax.process_index() == 0:
-      rows += _nearest(experiment, pair, nearest)
+    nearest.append((pair, results[name].pop('nearest')))
   if jax.process_index() != 0:
     return
   from cover_jax import visualise
@@ -111,9 +109,16 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
   folder = os.path.join(workdir, 'frozen')
   with workdirs.writing(workdir, 'the report'), workdirs.turn(folder):
     path = frozen.write_report(results, folder, {'encoder_sha256': sha256, 'leaks': experiment.leaks})
-    visualise.neighbours(rows, os.path.join(folder, 'neighbours.png'))
   print(f'\n{frozen.table(results)}\n\n{leaks.sentence(experiment.leaks)}')
-  print(f'Report and neighbours: {path}, {os.path.join(folder, "neighbours.png")}')
+  picture = os.path.join(folder, 'neighbours.png')
+
+  def neighbours() -> None:
+    rows = [row for pair, found in nearest for row in _nearest(experiment, pair, found)]
+    visualise.neighbours(rows, picture)
+
+  print(f'Report and neighbours: {path}, {picture}')
+  with workdirs.writing(workdir, 'the neighbours'), workdirs.turn(folder):
+    visualise.each({picture: neighbours})  # last: what cannot be drawn costs no number
 
 
 def _frozen_encoder(experiment: Experiment, workdir: str, mesh: Mesh) -> Any:

@@ -3,11 +3,13 @@
     python -m cover_jax.predict CHECKPOINT FILE... [--output=DIR] [--features] [--attention] [--annotate]
 
 Prints a table and writes DIR/predictions.json; for videos of several windows also a timeline. Exit codes: 0 all files
-predicted; 1 some failed or broke off (the last line says how many); 2 a mistake in the command.
+predicted and drawn; 1 some failed, broke off or could not be drawn (the last line says how many); 2 a mistake in the
+command.
 """
 
 import argparse
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -18,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from cover_jax import api
-from data_pipelines import video_files
+from data_pipelines import durable, video_files
 from data_pipelines.contract import UserError
 
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
+_LONGEST_NAME = 200  # bytes, of the 255 that file systems have
 
 
 @dataclasses.dataclass
@@ -107,14 +110,16 @@ def write_features(reports: Sequence[Report], path: str) -> None:
   """Writes one row a window: 'feature' float32 [n, D], 'path', 'start' and 'end' (seconds), 'sources' (whose clips)."""
   rows = [(report.path, *row) for report in reports for row in report.features]
   files, sources, starts, ends, features = zip(*rows, strict=True) if rows else ((),) * 5
+  rendered = io.BytesIO()
   np.savez(
-    path,
+    rendered,
     feature=np.array(features, np.float32),
     path=np.array(files, np.str_),
     sources=np.array(sources, np.str_),
     start=np.array(starts, np.float64),
     end=np.array(ends, np.float64),
   )
+  durable.write(path, rendered.getvalue())
 
 
 def write_attention(model: api.Model, report: Report, path: str) -> None:
@@ -218,43 +223,67 @@ def run(options: argparse.Namespace) -> int:
     raise UserError(f'{model.path} has no heads, so it predicts no classes: ask for --features or --attention.')
 
   reports, entries, taken = [], [], set()
-  for path in options.files:
-    report = watch(model, path, top=options.top, hop=options.stride, length=options.window, features=options.features)
-    reports.append(report)
-    if report.trouble:
-      print(report.trouble, file=sys.stderr, flush=True)
-    entry: dict[str, Any] = {'file': path, 'trouble': report.trouble}
-    entries.append(entry)
-    if not report.surest:  # nothing could be decoded
-      continue
-    predictions = average(model, report, options.top)
-    print(table(report, predictions), flush=True)
-    entry |= {'seconds': report.seconds, 'top': predictions, 'windows': report.windows, 'written': []}
-    base = os.path.join(options.output, _free_name(os.path.basename(path), taken))
-    if any(len(windows) > 1 for windows in report.windows.values()):
-      write_timeline(report, f'{base}.timeline.png')
-      entry['written'].append(f'{base}.timeline.png')
-    if options.attention:
-      write_attention(model, report, f'{base}.attention.png')
-      entry['written'].append(f'{base}.attention.png')
-    if options.annotate:
-      entry['written'].append(write_annotated(report, f'{base}.annotated', options.top))
-    report.surest.clear()
-
-  if options.features:
-    write_features(reports, os.path.join(options.output, 'features.npz'))
-  about = {'checkpoint': model.path, 'step': model.step, 'params': options.params, 'files': entries}
-  with open(os.path.join(options.output, 'predictions.json'), 'w', encoding='utf-8') as f:
-    json.dump(about, f)
-    f.write('\n')
+  try:
+    for path in options.files:
+      report = watch(model, path, top=options.top, hop=options.stride, length=options.window, features=options.features)
+      reports.append(report)
+      if report.trouble:
+        _complain(report.trouble)
+      entry: dict[str, Any] = {'file': path, 'trouble': report.trouble}
+      entries.append(entry)
+      if not report.surest:  # nothing could be decoded
+        continue
+      predictions = average(model, report, options.top)
+      print(_text(table(report, predictions)), flush=True)
+      entry |= {'seconds': report.seconds, 'top': predictions, 'windows': report.windows, 'written': []}
+      base = os.path.join(options.output, _free_name(os.path.basename(path), taken))
+      entry['written'] += _draw(model, report, base, options)
+      entry['trouble'] = report.trouble
+      report.surest.clear()
+  finally:  # what was predicted is kept, whatever happens to a picture
+    about = {'checkpoint': model.path, 'step': model.step, 'params': options.params, 'files': entries}
+    durable.write(os.path.join(options.output, 'predictions.json'), json.dumps(about) + '\n')
+    if options.features:
+      write_features(reports, os.path.join(options.output, 'features.npz'))
   failed = sum(bool(report.trouble) for report in reports)
   files = 'file' if len(reports) == 1 else 'files'
-  print(f'\n{len(reports)} {files}, {failed} failed. Written to {options.output}')
+  print(f'\n{len(reports)} {files}, {failed} failed. Written to {_text(options.output)}')
   return failed
 
 
+def _draw(model: api.Model, report: Report, base: str, options: argparse.Namespace) -> list[str]:
+  """Draws the pictures of one file, each even where another fails, which is `report.trouble`; returns their paths."""
+  wanted = {}
+  if any(len(windows) > 1 for windows in report.windows.values()):
+    wanted['timeline'] = lambda path: write_timeline(report, f'{path}.png') or f'{path}.png'
+  if options.attention:
+    wanted['attention'] = lambda path: write_attention(model, report, f'{path}.png') or f'{path}.png'
+  if options.annotate:
+    wanted['annotated'] = lambda path: write_annotated(report, path, options.top)
+  written = []
+  for name, draw in wanted.items():
+    try:
+      written.append(draw(f'{base}.{name}'))
+    except Exception as error:  # matplotlib, Pillow and PyAV raise their own
+      reason = (str(error) or type(error).__name__).splitlines()[0]
+      trouble = f'{report.path} was predicted; its {name} picture could not be made ({reason}).'
+      report.trouble = report.trouble or trouble
+      _complain(trouble)
+  return written
+
+
+def _complain(trouble: str) -> None:
+  print(_text(trouble), file=sys.stderr, flush=True)
+
+
+def _text(name: str) -> str:
+  # A file name may be any bytes; what is printed may not.
+  return name.encode('utf-8', 'backslashreplace').decode()
+
+
 def _free_name(name: str, taken: set[str]) -> str:
-  """The name, with a number where an earlier file of the command had it."""
+  """The name, bounded so that endings fit behind it, and with a number where an earlier file of the command had it."""
+  name = name.encode('utf-8', 'replace')[:_LONGEST_NAME].decode(errors='ignore')
   free = next(n for n in itertools.chain([name], (f'{name}-{i}' for i in itertools.count(2))) if n not in taken)
   taken.add(free)
   return free

@@ -155,7 +155,7 @@ RUN = {
 
 STREAM = {
   'sources': Key(REQUIRED, several(nonempty, least=1, distinct=True)),  # keys of `config.sources`
-  'num_frames': Key(8, whole(1)),
+  'num_frames': Key(8, whole(1, 65536)),
   'size': Key(224, either(whole(1), several(whole(1), count=2))),  # pixels, or (height, width)
   'objective': Key({'name': 'classification'}, named()),  # a file of cover_jax.objectives, and its options
   # On the device, the same for all frames of a clip; see `cover_jax.augment.make`: {'color_jitter': {'hue': 0.1},

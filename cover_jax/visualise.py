@@ -19,6 +19,11 @@ matplotlib.use('Agg')  # machines that train have no screen
 import matplotlib.pyplot as plt
 from PIL import Image, ImageDraw, ImageFont
 
+# Names of classes, sources and files are drawn as they are: a '$' is a '$'.
+matplotlib.rcParams.update({'text.parse_math': False, 'text.usetex': False})
+
+_TITLE = 100  # characters of a title
+
 
 def each(pictures: Mapping[str, Callable[[], Any]]) -> None:
   """Draws pictures (or does other last things), each even where another fails; then raises what went wrong.
@@ -81,28 +86,32 @@ def confusion_matrix(
   )
   for axes, (_, shown) in zip(grid[0], panels, strict=False):
     image = axes.imshow(rate_KxK[np.ix_(shown, shown)], vmin=0, vmax=1, cmap='viridis', interpolation='nearest')
-    axes.set(ylabel='true', xlabel='predicted', title=title)
+    axes.set(ylabel='true', xlabel='predicted', title=_drawn(title, _TITLE))
     if shown is everything and classes > most:
-      axes.set_title(f'{title}, all {classes} classes')
+      axes.set_title(f'{_drawn(title, _TITLE)}, all {classes} classes')
       continue
     if shown is not everything:
       axes.set_title(f'the {len(shown)} classes of the most confused pairs')
-    names = [_shortened(class_names[k]) for k in shown]
+    names = [_drawn(class_names[k]) for k in shown]
     axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=7)
     axes.set_yticks(range(len(shown)), names, fontsize=7)
   figure.colorbar(image, ax=list(grid[0, :-1]), shrink=0.7, label='share of the true class')
   bars = grid[0, -1]
   bars.barh(range(len(pairs)), [times for _, _, times in pairs], color='firebrick')
-  labels = [f'{_shortened(class_names[t])} → {_shortened(class_names[p])}' for t, p, _ in pairs]
+  labels = [f'{_drawn(class_names[t])} → {_drawn(class_names[p])}' for t, p, _ in pairs]
   bars.set_yticks(range(len(pairs)), labels, fontsize=7)
   bars.invert_yaxis()
   bars.set(title='most confused (true → predicted)', xlabel='times')
   _save(figure, path)
 
 
-def _shortened(name: str, most: int = 32) -> str:
+def _drawn(name: str, most: int = 32) -> str:
+  """A name of the user's as it is drawn: in one line, cut in its middle, of characters that fonts may have."""
+  # Bytes of a file name that are no text; line breaks and other control characters.
+  name = ''.join(c if c.isprintable() else ' ' for c in name.encode('utf-8', 'replace').decode())
   # Long names differ at their ends: 'Pushing something from left to right', 'Pushing something from right to left'.
-  return name if len(name) <= most else f'{name[: most // 2 - 1]}…{name[-(most // 2) :]}'
+  name = name if len(name) <= most else f'{name[: most // 2 - 1]}…{name[-(most // 2) :]}'
+  return f' {name}' if name.startswith('_') else name  # matplotlib leaves such a label out of legends
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
@@ -126,9 +135,9 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     source = parts[-2] if len(parts) > 2 else ''
     colour = colours.setdefault(source, f'C{len(colours)}')
     if parts[0] == 'train' and len(parts) == 4 and parts[3] == 'loss':
-      left.plot(steps, values, label=source, color=colour)
+      left.plot(steps, values, label=_drawn(source), color=colour)
     elif parts[0] == 'train' and len(parts) == 4 and parts[3] == 'top1':
-      middle.plot(steps, values, label=source, color=colour)
+      middle.plot(steps, values, label=_drawn(source), color=colour)
     elif parts[0] == 'test' and len(parts) == 3 and parts[2] == 'top1':
       middle.plot(steps, values, 'o', color=colour, markeredgecolor='black')
     elif key == 'learning_rate':
@@ -165,8 +174,8 @@ def predictions(examples: Sequence[Mapping[str, Any]], path: str) -> None:
     best = example['predicted'][0][0]
     label = example['label']
     colour = 'black' if label is None else 'darkgreen' if best == label else 'firebrick'
-    lines = [f'{name}  {probability:.0%}' for name, probability in example['predicted'][:2]]
-    text = f'{example["source"]}: {"no label" if label is None else label}\n' + '\n'.join(lines)
+    lines = [f'{_drawn(name)}  {probability:.0%}' for name, probability in example['predicted'][:2]]
+    text = f'{_drawn(example["source"])}: {"no label" if label is None else _drawn(label)}\n' + '\n'.join(lines)
     row[columns].text(0, 0.5, text, va='center', fontsize=8, color=colour, transform=row[columns].transAxes)
   figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.08)
   _save(figure, path)
@@ -194,10 +203,11 @@ def timeline(rows: Mapping[str, Sequence[tuple[float, str, float]]], end: float,
     for name in [*frequent, None]:
       heights = [p if n == name or (name is None and n not in colours) else 0.0 for _, n, p in windows]
       if any(heights):
-        axes.stairs(heights, edges, fill=True, color=colours.get(name, 'lightgrey'), label=name or 'others')
-    axes.set(ylabel=head, ylim=(0, 1), xlim=(0, end or 1.0))
+        shown = 'others' if name is None else _drawn(name)
+        axes.stairs(heights, edges, fill=True, color=colours.get(name, 'lightgrey'), label=shown)
+    axes.set(ylabel=_drawn(head, 24), ylim=(0, 1), xlim=(0, end or 1.0))
     axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
-  grid[0, 0].set_title(title)
+  grid[0, 0].set_title(_drawn(title, _TITLE))
   grid[-1, 0].set_xlabel('seconds')
   _save(figure, path)
 
@@ -220,7 +230,7 @@ def attention_maps(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str
   labels = []
   for i, (title, clip, heat) in enumerate(rows):
     above, below = grid[2 * i : 2 * i + 2]
-    label = above[0].text(0, 1.06, title, fontsize=8, transform=above[0].transAxes)
+    label = above[0].text(0, 1.06, _drawn(title, 2 * _TITLE), fontsize=8, transform=above[0].transAxes)
     label.set_in_layout(False)  # or it would widen the first column
     labels.append(label)
     shown = np.unique(np.linspace(0, len(clip) - 1, min(len(clip), columns)).round().astype(int))
@@ -253,7 +263,7 @@ def neighbours(rows: Sequence[Sequence[tuple[str, np.ndarray, bool]]], path: str
       gap = ((0, 0), (0, 0), (0, max(clip.shape[2] // 24, 1)), (0, 0))  # so that a frame is seen to end
       axes.imshow(np.concatenate(list(np.pad(shown, gap, constant_values=255)), axis=1))
       colour = 'black' if i == 0 else 'tab:green' if same else 'tab:red'
-      axes.set_title(textwrap.fill(title, 40), fontsize=6, color=colour)
+      axes.set_title(textwrap.fill(_drawn(title, _TITLE), 40), fontsize=6, color=colour)
   _save(figure, path, dpi=130)
 
 
@@ -271,7 +281,7 @@ def annotate(image_HxWx3: np.ndarray, lines: Sequence[str]) -> np.ndarray:
   size = int(np.clip(0.6 * height / max(len(lines), 8), 7, 28))
   picture = Image.fromarray(image_HxWx3)
   draw = ImageDraw.Draw(picture, 'RGBA')
-  text, font = '\n'.join(lines), ImageFont.load_default(size)
+  text, font = '\n'.join(_drawn(line, _TITLE) for line in lines), ImageFont.load_default(size)
   left, top, right, bottom = draw.multiline_textbbox((4, 4), text, font=font, spacing=2)
   draw.rectangle((left - 4, top - 4, right + 4, bottom + 4), fill=(0, 0, 0, 150))
   draw.multiline_text((4, 4), text, font=font, spacing=2, fill=(255, 255, 255, 255))

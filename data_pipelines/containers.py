@@ -32,6 +32,8 @@ _ASF_DATA = bytes.fromhex('3626B2758E66CF11A6D900AA0062CE6C')
 _ASF_FILE = bytes.fromhex('A1DCAB8C47A9CF118EE400C00C205365')
 _ASF_FIELDS = ((40, 48), (56, 64), (88, 92), (92, 96))  # length of the file, number of packets, flags, their size
 _MXF, _MXF_PARTITION = bytes.fromhex('060E2B34'), bytes.fromhex('060E2B34020501010D01020101')
+_LISTS = (b'ffconcat', b'#EXTM3U')  # FFmpeg's lists of pieces; HLS
+_MANIFESTS = (b'<MPD', b'<CompositionPlaylist', b'<AssetMap')  # DASH; two of IMF
 _FLV_TAGS = (8, 9, 18)  # sound, video, data
 # (bytes, place of the mark): plain, with a time before each (M2TS), with error correction.
 _TS_PACKETS = ((188, 0), (192, 4), (204, 0))
@@ -58,6 +60,17 @@ def damage(path: str) -> str:
     except (IndexError, KeyError, ValueError):  # numbers that are none
       return 'its structure makes no sense'
   return ''
+
+
+def names_others(path: str) -> bool:
+  """Whether a file is a list of other files, which a demuxer would open in its place, wherever they lie.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  with open(path, 'rb') as f:
+    start = f.read(4096).removeprefix(b'\xef\xbb\xbf').lstrip()
+  return start.startswith(_LISTS) or (start.startswith(b'<') and any(mark in start for mark in _MANIFESTS))
 
 
 def _walker(start: bytes) -> Callable[[BinaryIO, int], None] | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipelines.contract import UserError
 
+_LONGEST_NAME = 100
 _MOST = 2**31 - 1  # whole numbers are held in 32 bits
 
 
@@ -138,15 +139,19 @@ def several(of: Kind, *, count: int | None = None, least: int = 0, distinct: boo
 
 
 def named(of: Kind | None = None, *, least: int = 0) -> Kind:
-  """A dict with names of the user's own, of letters, digits, '_' and '-'; `of`: what its values may be."""
+  """A dict with names of the user's own, of letters, digits, '_' and '-'; `of`: what its values may be.
+
+  Names are bounded, since files are named by them.
+  """
   expected = 'a dict' + (f' of at least {least} entr{"y" if least == 1 else "ies"}' if least else '')
-  expected += ' whose keys are names of letters, digits, _ and -'
+  expected += f' whose keys are names of letters, digits, _ and -, of at most {_LONGEST_NAME} bytes'
   expected += f' and each of whose values is {of.expected}' if of else ''
 
   def holds(value):
     if not isinstance(value, Mapping) or len(value) < least:
       return False
-    named = all(isinstance(k, str) and re.fullmatch(r'[\w-]+', k) for k in value)
+    texts = all(isinstance(k, str) for k in value)
+    named = texts and all(re.fullmatch(r'[\w-]+', k) and len(k.encode()) <= _LONGEST_NAME for k in value)
     return named and (of is None or all(map(of.holds, value.values())))
 
   return Kind(expected, holds, free=True)

@@ -9,7 +9,8 @@ frames from its beginning to its end, with its id and class.
 
 reads every byte instead, compares each record with its checksum, and lists those that are damaged.
 
-It ends with 0; with 1 if --verify has found damage; with 2 if the dataset cannot be opened or an argument is wrong.
+It ends with 0; with 1 if --verify has found damage or an example could not be drawn; with 2 if the dataset cannot be
+opened or an argument is wrong.
 """
 
 import argparse
@@ -23,11 +24,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines import reading, sources
+from data_pipelines import durable, reading, sources
 from data_pipelines.contract import UserError
 from data_pipelines.sources import Source
 
 _CAPTION = 18  # pixels
+_WIDEST = 8  # times the height of a frame
+_LONGEST_NAME = 100  # characters of one in a caption
 _RARE = 5  # classes shown of the largest and the smallest
 _DAMAGED = 20  # places shown of a split
 _PROGRESS = 10  # seconds between two words on how far it is
@@ -123,7 +126,7 @@ def _check(file: str, expected: int) -> tuple[int, list[str]]:
   return whole, damage
 
 
-def contact_sheet(splits: Sequence[Source], path: str, rows: int = 6, columns: int = 6, height: int = 120) -> None:
+def contact_sheet(splits: Sequence[Source], path: str, rows: int = 6, columns: int = 6, height: int = 120) -> list[str]:
   """Draws a random choice of examples of each split, one in each row.
 
   Args:
@@ -131,28 +134,42 @@ def contact_sheet(splits: Sequence[Source], path: str, rows: int = 6, columns: i
     path: PNG to write.
     rows: examples of each split, at most.
     columns: frames of an example, from its first to its last; an image has one.
-    height: of a frame in pixels; its shape is kept.
+    height: of a frame in pixels; its shape is kept, unless it is wider than eight times that.
+
+  Returns:
+    What could not be drawn, a sentence for each example; its row has the caption alone.
 
   Raises:
-    UserError: the data changed under the source, or a frame cannot be decoded.
+    OSError, ValueError: the picture cannot be written there.
   """
-  strips = []
+  kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+  if kind is None:
+    raise ValueError(f'{os.path.splitext(path)[1]!r} is no ending of a picture')
+  strips, faults = [], []
   for source in splits:
     # By chance, but always the same: evenly spaced examples would all be of one class where classes alternate.
     chosen = np.random.default_rng(0).permutation(source.num_examples)[:rows]
-    for example in np.sort(chosen):
-      strips.append(_strip(source, int(example), columns, height))
+    for example in map(int, np.sort(chosen)):
+      frames = []
+      try:
+        frames = _frames(source, example, columns, height)
+      except UserError as error:
+        faults.append(str(error))
+      strips.append(_strip(frames, _caption(source, example), height))
   sheet = Image.new('RGB', (max(s.width for s in strips), sum(s.height for s in strips)), 'white')
   top = 0
   for strip in strips:
     sheet.paste(strip, (0, top))
     top += strip.height
-  sheet.save(path)
+  rendered = io.BytesIO()
+  sheet.save(rendered, kind)
+  durable.write(path, rendered.getvalue())
+  return faults
 
 
-def _strip(source: Source, example: int, columns: int, height: int) -> Image.Image:
-  count = int(source.num_frames[example])
-  numbers = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
+def _frames(source: Source, example: int, columns: int, height: int) -> list[Image.Image]:
+  """Some frames of an example, small."""
+  numbers = np.unique(np.linspace(0, source.num_frames[example] - 1, columns).round().astype(int))
   frames = []
   for number, encoded in zip(numbers, sources.read(source, example, numbers), strict=True):
     try:
@@ -161,9 +178,13 @@ def _strip(source: Source, example: int, columns: int, height: int) -> Image.Ima
       raise UserError(
         f'Frame {number} of example {example} of {source.name!r} cannot be decoded ({e}): build the dataset again.'
       ) from None
-    frames.append(frame.resize((max(1, round(frame.width * height / frame.height)), height)))
+    width = min(max(1, round(frame.width * height / frame.height)), _WIDEST * height)
+    frames.append(frame.resize((width, height)))
+  return frames
+
+
+def _strip(frames: Sequence[Image.Image], caption: str, height: int) -> Image.Image:
   font = ImageFont.load_default(12)
-  caption = _caption(source, example, count)
   # A caption of characters that the font lacks is still drawn, with boxes in their place.
   width = max(sum(f.width + 2 for f in frames), int(font.getlength(caption)) + 8)
   strip = Image.new('RGB', (width, height + _CAPTION + 4), 'white')
@@ -175,7 +196,7 @@ def _strip(source: Source, example: int, columns: int, height: int) -> Image.Ima
   return strip
 
 
-def _caption(source: Source, example: int, count: int) -> str:
+def _caption(source: Source, example: int) -> str:
   label = int(source.label[example])
   name = str(example) if source.ids is None else source.ids[example].decode('utf-8', 'replace')
   told = [
@@ -185,8 +206,12 @@ def _caption(source: Source, example: int, count: int) -> str:
     f'{source.width[example]} x {source.height[example]}',
   ]
   if source.modality == 'video':
-    told.append(f'{count} frames' + ('' if source.fps is None else f' at {source.fps[example]:g}/s'))
-  return ' | '.join(told)
+    told.append(
+      f'{source.num_frames[example]} frames' + ('' if source.fps is None else f' at {source.fps[example]:g}/s')
+    )
+  # In one line: file names have line breaks, and the names of other people's classes may be surrogates.
+  shown = (name.encode('utf-8', 'replace').decode()[:_LONGEST_NAME] for name in told)
+  return ''.join(c if c.isprintable() else ' ' for c in ' | '.join(shown))
 
 
 def _report(found: dict[str, tuple[int, list[str]]]) -> int:
@@ -227,10 +252,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       print('\n'.join(describe(source, options.classes)))
     if options.out:
       try:
-        contact_sheet(list(splits.values()), options.out, options.rows, options.columns)
+        faults = contact_sheet(list(splits.values()), options.out, options.rows, options.columns)
       except (OSError, ValueError) as e:  # Pillow: no such directory, no such format
         raise UserError(f'--out={options.out} cannot be written ({e}); expected the path of a .png file.') from None
       print(f'Contact sheet: {options.out}')
+      print('\n'.join(faults), end='\n' * bool(faults), file=sys.stderr)
+      return 1 if faults else 0
   except UserError as error:
     print(f'Error: {error}', file=sys.stderr)
     return 2

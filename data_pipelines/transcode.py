@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data_pipelines import compact, video_files
+from data_pipelines import compact, still_images, video_files
 from data_pipelines.contract import UserError
 
 TIMEOUT = 60  # seconds without a frame
@@ -157,12 +157,11 @@ def image(path: str, settings: Settings) -> bytes:
   try:
     with Image.open(path) as picture:
       picture.load()
-      upright = ImageOps.exif_transpose(picture)
+      upright = still_images.upright(picture)
       height, width = fitted((upright.height, upright.width), settings.short_side)
       same = (picture.format, picture.mode, picture.size) == ('JPEG', 'RGB', (width, height))
       if same and picture.getexif().get(0x0112, 1) == 1:  # its orientation
         return Path(path).read_bytes()
-      upright = upright.convert('RGB')
       if upright.size != (width, height):
         upright = upright.resize((width, height), Image.Resampling.BICUBIC)
       return _jpeg(upright, settings)

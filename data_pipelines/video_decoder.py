@@ -8,7 +8,7 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 
-from data_pipelines import clock
+from data_pipelines import clock, containers
 from data_pipelines.contract import UserError
 
 # These decoders conceal what is damaged and flag the frame. The others pass over some damage without a word unless
@@ -222,10 +222,16 @@ class _Due:
 
 
 def _open(path: str):
+  others = UserError(f'{path} stands for other files, which are not read in its place: give the paths of these files.')
+  if containers.names_others(path):
+    raise others
   try:
     container = av.open(f'file:{path}')  # or 'a:b.mp4' would be the protocol a
   except Exception as error:
     raise UserError(f'{path} is not a video or image that can be read ({reason(error)}).') from error
+  if container.format.name == 'image2':  # a number in the name, %03d, stands for many
+    container.close()
+    raise others
   if container.format.name == 'tty':  # any text passes for a recording of a terminal
     container.close()
     raise UserError(f'{path} is a text file: give the path of a video or an image.')

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data_pipelines import clips, compact, containers, video_decoder
+from data_pipelines import clips, compact, containers, still_images, video_decoder
 from data_pipelines.contract import UserError
 from data_pipelines.video_decoder import Frame
 
@@ -130,6 +130,8 @@ def frames(path: str, threads: int = 0) -> Iterator[Frame]:
   except Exception as error:  # decoders raise anything on broken bytes
     if isinstance(error, UserError):
       raise
+    if isinstance(error, still_images.Refused):
+      raise UserError(f'{path} {error}') from None
     reason = video_decoder.reason(error)
   if found.breaks:
     first, more = found.breaks[0], len(found.breaks) - 1
@@ -408,7 +410,7 @@ def _image_frames(image: Image.Image) -> Iterator[Frame]:
     for number in range(image.n_frames if _is_animated(image) else 1):
       image.seek(number)
       # Decoded here, so that a broken picture is noticed here.
-      upright = ImageOps.exif_transpose(image).convert('RGB')
+      upright = still_images.upright(image)
       yield Frame(seconds, (upright.height, upright.width), functools.partial(_image_pixels, upright))
       duration = image.info.get('duration', 0) / 1000
       seconds += duration if duration > _NO_DURATION else 0.1  # as browsers show it

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import re
 import shutil
@@ -263,6 +264,23 @@ def test_mistakes_elsewhere_are_told(media, tmp_path):
   fails(ucf, 'trainlist01.txt', 'YoYo/v_YoYo_g08_c01 101', r'trainlist01\.txt:1: .* is not a clip')
   fails(ucf, 'classInd.txt', '1 YoYo', r'classInd\.txt:1: .* is not the official number')
   fails(hmdb, 'wave_test_split1.txt', 'a_wave_0.avi 3', r'wave_test_split1\.txt:1: .* expected file\.avi and 0, 1 or 2')
+
+
+def test_moments_folder_and_cell_agree(tmp_path):
+  rows = 'dropping/a_1.mp4,dropping,3,0\nadult+female+speaking/b_1.mp4,adult+female+speaking\n'
+  (tmp_path / 'trainingSet.csv').write_text(rows)
+  names = annotations.moments_in_time(tmp_path, 'v1')
+  assert [names.class_names[c.label] for c in names.splits['train']] == ['dropping', 'adult+female+speaking']
+  (tmp_path / 'trainingSet.csv').write_text('dropping/a_1.mp4,dropping,3,0\ndropping/b_1.mp4,praying,3,0\n')
+  with pytest.raises(UserError, match=r"trainingSet\.csv:2: the folder 'dropping' is one class and 'praying' another"):
+    annotations.moments_in_time(tmp_path, 'v1')
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'device'])
+def test_annotations_are_regular_files(tmp_path, kind):
+  os.mkfifo(tmp_path / 'val.csv') if kind == 'pipe' else (tmp_path / 'val.csv').symlink_to('/dev/zero')
+  with pytest.raises(UserError, match=r'val\.csv is not a regular file'):
+    annotations.kinetics(tmp_path, '400')
 
 
 def test_what_is_absent_or_ambiguous_is_told(media, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from data_pipelines import container_streams
 from data_pipelines.containers import damage
 from data_pipelines.contract import UserError
-from data_pipelines.video_files import frames
+from data_pipelines.video_files import frames, header
 from tests.test_video_files import write
 
 # Name: (codec, container or None for the name's, options of the muxer).
@@ -205,3 +205,21 @@ def test_every_whole_file_of_the_kit_is_whole(media):
   assert len(files) > 15
   assert {p.name: found for p in files if (found := damage(str(p)))} == {}
   assert all(av.open(str(p)).streams.video for p in files)
+
+
+@pytest.mark.parametrize(
+  ('name', 'data'),
+  [
+    ('a.mp4', b'ffconcat version 1.0\nfile secret.mp4\n'),
+    ('a.mp4', b'\xef\xbb\xbf\n#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n'),
+    ('a.mp4', b'<?xml version="1.0"?>\n<MPD><BaseURL>secret.mp4</BaseURL></MPD>'),
+    ('a%03d.jpg', b'junk'),
+  ],
+)
+def test_a_file_that_stands_for_others_is_refused(tmp_path, name, data):
+  write(tmp_path / 'secret.mp4', 3)
+  Image.new('RGB', (32, 32)).save(tmp_path / 'a000.jpg')
+  (tmp_path / name).write_bytes(data)
+  for read in (lambda path: list(frames(path)), header):
+    with pytest.raises(UserError, match='stands for other files, which are not read in its place'):
+      read(str(tmp_path / name))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import digits_cover
-from cover_jax import checkpoints, checkpoints_orbax, jobs, sharding, state
+from cover_jax import checkpoints, checkpoints_orbax, frozen, jobs, sharding, state
 from cover_jax import train as training
 from data_pipelines import sources
 from data_pipelines.contract import UserError
@@ -119,3 +119,23 @@ def test_only_parameters_are_read_and_placed(tmp_path, monkeypatch, kind, which)
   else:
     names = lambda tree: set(checkpoints.flatten(flax.serialization.to_state_dict(tree)))
     assert [names(tree) for tree in put] == [names(expected)] and not read
+
+
+def test_a_fault_while_drawing_costs_no_number_of_frozen_features(trained, monkeypatch, capsys):
+  workdir, _ = trained
+  rng = np.random.default_rng(0)
+  features = frozen.Features(
+    rng.normal(size=(40, 8)).astype(np.float32), np.arange(40, dtype=np.int32) % 4, np.arange(40, dtype=np.int32)
+  )
+  monkeypatch.setattr(frozen, 'cached', lambda *_: features)
+
+  def fails(*_):
+    raise ValueError('Parse error')
+
+  monkeypatch.setattr(jobs, '_nearest', fails)
+  with pytest.raises(ValueError, match='Parse error'):
+    jobs.judge_frozen(config_of(frozen__penalties=(1.0,), frozen__label_fractions=(1.0,)), workdir)
+  with open(os.path.join(workdir, 'frozen', 'report.json'), encoding='utf-8') as f:
+    assert set(json.load(f)['sources']) == {'digits', 'motions'}
+  out = capsys.readouterr().out
+  assert 'digits' in out and 'motions' in out and 'report.json' in out

@@ -1,11 +1,16 @@
 """Folders of one's own: every layout that is promised, and a sentence for those that are none."""
 
+import csv
+import os
+import unicodedata
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.builders import listing
 from data_pipelines.builders.folders import list_folder
-from data_pipelines.builders.listing import VIDEO_EXTENSIONS, Listing
+from data_pipelines.builders.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Listing
 from data_pipelines.contract import UserError
 
 
@@ -151,9 +156,17 @@ def test_names_of_any_bytes(tmp_path):
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=60) | st.text('a.mp4 ,\t\n\r"0123-', max_size=60).map(str.encode))
-def test_any_bytes_are_a_listing_or_one_sentence(tmp_path, data):
-  (tmp_path / 'train.txt').write_bytes(data)
+@given(
+  st.sampled_from(['train.txt', 'train.csv', 'classes.csv', 'labels.txt']),
+  st.binary(max_size=60) | st.text('a.mp4 ,;\t\n\r"0123-', max_size=60).map(str.encode),
+)
+def test_any_bytes_are_a_listing_or_one_sentence(tmp_path, name, data):
+  for path in tmp_path.iterdir():
+    path.unlink()
+  (tmp_path / 'train.txt').write_bytes(b'a.mp4 0\n')
+  (tmp_path / name).write_bytes(data)
+  if name == 'train.csv':
+    (tmp_path / 'train.txt').unlink()
   try:
     found = list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
   except UserError as error:
@@ -174,3 +187,205 @@ def test_labels_of_two_kinds_are_a_mistake(tmp_path, labels, words):
   (tmp_path / 'train.txt').write_text(''.join(f'{i}.mp4 {label}\n' for i, label in enumerate(labels)))
   with pytest.raises(UserError, match=words):
     list_folder(tmp_path, {'.mp4'}, 'video')
+
+
+# ---- Which files are lists.
+
+LINES = 'videos/a.mp4 0\nvideos/b.mp4 1\n'
+
+
+@pytest.mark.parametrize(
+  ('name', 'split'),
+  [
+    ('training.csv', 'training'),
+    ('trainlist01.txt', 'train'),
+    ('trainingSet.csv', 'training'),
+    ('TRAIN_videos.tsv', 'train'),
+    ('my-test-split-1.txt', 'test'),
+    ('eval.csv', 'eval'),
+    ('validate.csv', 'validate'),
+    ('devset.txt', 'dev'),
+  ],
+)
+def test_a_list_is_known_by_any_usual_word_for_its_split(tmp_path, name, split):
+  lay(tmp_path, 'videos/a.mp4', 'videos/b.mp4')
+  (tmp_path / name).write_text(LINES.replace(' ', '\t'))
+  assert listed(tmp_path) == ({split: {'videos/a.mp4': '0', 'videos/b.mp4': '1'}}, ('0', '1'))
+
+
+@pytest.mark.parametrize(
+  ('name', 'words'),
+  [
+    ('train_test.csv', 'its name has the splits train and test'),
+    ('annotations/train.txt', 'lists are read in .* itself'),
+    ('train.json', 'a list is a .txt, .csv, .tsv file'),
+    ('labels.json', 'a list is a .txt, .csv, .tsv file'),
+    ('val.parquet', 'a list is a .txt, .csv, .tsv file'),
+    ('annotations.csv', 'a list has the name of its split, such as train.csv'),
+    ('videos/metadata.jsonl', 'a list is a .txt, .csv, .tsv file'),
+  ],
+)
+@pytest.mark.parametrize('beside', ['folders', 'lists'])
+def test_what_looks_like_annotations_and_is_not_read_is_refused_by_name(tmp_path, name, words, beside):
+  lay(tmp_path, 'videos/a.mp4', 'videos/b.mp4', name)
+  if beside == 'lists':
+    lay(tmp_path, test_csv='videos/a.mp4 0\n')
+  with pytest.raises(UserError, match=words) as caught:
+    listed(tmp_path)
+  assert f'{tmp_path / name} looks like annotations' in str(caught.value)
+  (tmp_path / name).rename((tmp_path / name).with_name(f'.{os.path.basename(name)}'))
+  listed(tmp_path)
+
+
+def test_what_looks_like_no_annotations_is_passed_over(tmp_path):
+  lay(tmp_path, 'run/a.mp4', 'sit/train.mp4', 'README.md', 'LICENSE.txt', 'trainer.log', 'notes.json')
+  assert listed(tmp_path)[0] == {'train': {'run/a.mp4': 'run', 'sit/train.mp4': 'sit'}}
+
+
+# ---- Endings.
+
+
+def test_what_is_no_file_to_read_is_left_over_by_name(tmp_path):
+  lay(tmp_path, 'a/x.mp4', 'a/x.srt', 'b/y.MTS', 'b/z.gif', 'c/only.heic', 'README.md')
+  found = list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
+  assert [c.id for c in found.splits['train']] == ['a/x.mp4', 'b/y.MTS', 'b/z.gif'] and found.class_names == ('a', 'b')
+  assert found.left_over == (f'{tmp_path}/a/x.srt', f'{tmp_path}/c/only.heic')
+  with pytest.raises(UserError, match=r'has no image file .*; it has 3 x \.jpx2'):
+    lay(tmp_path / 'other', 'a/x.jpx2', 'a/y.jpx2', 'b/z.jpx2')
+    list_folder(tmp_path / 'other', IMAGE_EXTENSIONS, 'image')
+
+
+# ---- The names of classes.
+
+
+@pytest.mark.parametrize(
+  ('name', 'text'),
+  [
+    ('classes.csv', 'id,name\n0,zebra\n1,"ape, great"\n'),
+    ('classes.csv', 'name,id\n"ape, great",1\nzebra,0\n'),
+    ('classes.csv', '0,zebra\n1,"ape, great"\n'),
+    ('classes.csv', 'id;name\n0;zebra\n1;ape, great\n'),
+    ('classes.csv', 'name\nzebra\n"ape, great"\n'),
+    ('labels.tsv', 'class_name\nzebra\nape, great\n'),
+    ('labels.tsv', 'label\tname\n0\tzebra\n1\tape, great\n'),
+    ('classes.txt', 'zebra\nape, great\n'),
+    ('classes.txt', '0 zebra\n1 ape, great\n'),
+  ],
+)
+@pytest.mark.parametrize('layout', ['lists', 'folders'])
+def test_a_table_of_classes_with_and_without_numbers_and_heading(tmp_path, name, text, layout):
+  lay(tmp_path, 'ape, great/a.mp4', 'zebra/b.mp4')
+  (tmp_path / name).write_text(text)
+  if layout == 'lists':
+    lay(tmp_path, train_txt='ape, great/a.mp4\t1\nzebra/b.mp4\t0\n')
+  splits, names = listed(tmp_path)
+  assert names == ('zebra', 'ape, great')
+  assert splits == {'train': {'ape, great/a.mp4': 'ape, great', 'zebra/b.mp4': 'zebra'}}
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'words'),
+  [
+    ('classes.csv', 'id,name\n1,a\n2,b\n', 'classes.csv:2: the 2 classes have the numbers 1 to 2. Number them from 0'),
+    ('classes.csv', '0,a\n0,b\n', 'classes.csv:1: the 2 classes have the numbers 0 to 0'),
+    ('classes.csv', 'n014,a\nn015,b\n', "classes.csv:1: 'n014,a' is not one class"),
+    ('labels.csv', 'a/x.mp4,0\nb/y.mp4,1\n', "labels.csv:1: 'a/x.mp4' is a file"),
+    ('classes.txt', 'a\n', "classes.txt does not name the class of the folder 'b'"),
+  ],
+)
+def test_a_table_that_does_not_name_the_classes_is_refused(tmp_path, name, text, words):
+  lay(tmp_path, 'a/x.mp4', 'b/y.mp4')
+  (tmp_path / name).write_text(text)
+  with pytest.raises(UserError, match=words):
+    listed(tmp_path)
+
+
+@pytest.mark.parametrize('dialect', [{}, {'quoting': csv.QUOTE_ALL}, {'delimiter': ';'}, {'delimiter': '\t'}])
+@pytest.mark.parametrize('heading', [[], [['filename', 'label']]])
+def test_tables_with_quotes_as_programs_write_them(tmp_path, dialect, heading):
+  rows = [['x/a.mp4', 'tench, Tinca tinca'], ['x/b; c, d.mp4', 'a "great" ape; x'], ['x/e.mp4', 'plain']]
+  lay(tmp_path, *(path for path, _ in rows))
+  with open(tmp_path / 'train.csv', 'w', newline='') as f:
+    csv.writer(f, **dialect).writerows(heading + rows)
+  assert listed(tmp_path)[0] == {'train': dict(rows)}
+  (clip, *_) = list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').splits['train']
+  assert clip.line == f'train.csv:{1 + len(heading)}'
+
+
+def test_two_spellings_of_an_accent_are_one_class(tmp_path):
+  composed, decomposed = (unicodedata.normalize(form, 'caf\xe9') for form in ('NFC', 'NFD'))
+  assert composed != decomposed
+  lay(tmp_path / 'folders', f'train/{composed}/a.mp4', f'train/{decomposed}/b.mp4', f'val/{decomposed}/a.mp4')
+  splits, names = listed(tmp_path / 'folders')
+  assert names == (composed,) and {len(clips) for clips in splits.values()} == {1, 2}
+  lay(tmp_path / 'lists', f'{decomposed}.mp4', 'b.mp4', train_txt='', classes_txt='')
+  (tmp_path / 'lists/classes.txt').write_text(f'x\n{decomposed}\n')
+  (tmp_path / 'lists/train.txt').write_text(f'{composed}.mp4\t{composed}\nb.mp4\t{decomposed}\n')
+  found = list_folder(tmp_path / 'lists', VIDEO_EXTENSIONS, 'video')
+  assert found.class_names == ('x', composed)
+  assert [(c.label, os.path.exists(c.path or '')) for c in found.splits['train']] == [(1, True), (1, True)]
+
+
+# ---- One file, one label.
+
+
+@pytest.mark.parametrize('other', ['./x/a.mp4', 'x/../x/a.mp4', 'ROOT/x/a.mp4', 'y/link.mp4', 'z/a.mp4', 'x/a.mp4'])
+def test_one_file_with_two_labels_is_refused_whatever_it_is_called(tmp_path, other):
+  lay(tmp_path, 'x/a.mp4', 'y/b.mp4')
+  (tmp_path / 'y/link.mp4').symlink_to(tmp_path / 'x/a.mp4')
+  (tmp_path / 'z').symlink_to(tmp_path / 'x')
+  other = other.replace('ROOT', str(tmp_path))
+  (tmp_path / 'train.txt').write_text(f'x/a.mp4 0\ny/b.mp4 1\n{other} 1\n')
+  with pytest.raises(UserError, match=r'a\.mp4 of split .train. has two labels, as x/a\.mp4 \(train\.txt:1\) and as '):
+    listed(tmp_path)
+  (tmp_path / 'train.txt').write_text(f'x/a.mp4 0\ny/b.mp4 1\n{other} 0\n')
+  assert list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').splits['train'][2].label == 0
+
+
+def test_a_link_into_another_class_is_a_second_label(tmp_path):
+  lay(tmp_path, 'x/a.mp4', 'y/b.mp4')
+  (tmp_path / 'y/link.mp4').symlink_to(tmp_path / 'x/a.mp4')
+  with pytest.raises(UserError, match=r'has two labels, as x/a\.mp4 and as y/link\.mp4'):
+    listed(tmp_path)
+
+
+def test_a_list_stays_in_its_folder_unless_it_says_so(tmp_path):
+  lay(tmp_path, 'outside/a.mp4', 'root/..b/c.mp4')
+  root = tmp_path / 'root'
+  for path in ('../outside/a.mp4', '..b/../../outside/a.mp4'):
+    (root / 'train.txt').write_text(f'..b/c.mp4 1\n{path} 0\n')
+    with pytest.raises(UserError, match=r'train\.txt:2: .*leads out of --manual_dir. Write the path .* from / on'):
+      listed(root)
+  (root / 'train.txt').write_text(f'..b/c.mp4 1\n{tmp_path}/outside/a.mp4 0\n')
+  assert [c.path for c in list_folder(root, VIDEO_EXTENSIONS, 'video').splits['train']] == [
+    str(root / '..b/c.mp4'), str(tmp_path / 'outside/a.mp4'),
+  ]  # fmt: skip
+
+
+# ---- Files that are none.
+
+
+@pytest.mark.parametrize('name', ['val.csv', 'classes.txt'])
+@pytest.mark.parametrize('kind', ['pipe', 'device', 'nothing', 'large', 'latin-1'])
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path, name, kind):
+  lay(tmp_path, 'a.mp4', train_txt='a.mp4 0\n')
+  path = tmp_path / name
+  if kind == 'pipe':
+    os.mkfifo(path)
+  elif kind == 'large':
+    with open(path, 'wb') as f:
+      f.truncate(listing.LARGEST_TEXT + 1)  # no block of it is on the disk
+  elif kind == 'latin-1':
+    path.write_bytes(b'caf\xe9.mp4 0\n')
+  else:
+    path.symlink_to('/dev/zero' if kind == 'device' else tmp_path / 'gone')
+  words = {
+    'pipe': 'is not a regular file',
+    'device': 'is not a regular file',
+    'nothing': 'cannot be read',
+    'large': 'has 536,870,913 bytes; expected annotations of at most 536,870,912',
+    'latin-1': 'byte 0xe9 is not UTF-8 text',
+  }
+  with pytest.raises(UserError, match=words[kind]) as caught:
+    listed(tmp_path)
+  assert str(path) in str(caught.value) and 'official' not in str(caught.value)

@@ -5,6 +5,8 @@ import importlib.util
 import json
 import os
 import sys
+import tracemalloc
+import zipfile
 
 import flax.linen as nn
 import jax
@@ -444,6 +446,34 @@ class Payload:
 
   def __reduce__(self):
     return os.mkdir, (str(self.path),)
+
+
+def test_a_file_that_would_grow_far_beyond_the_model_is_refused_before_it_does(arrays, tmp_path):
+  """A bomb of zeros, and a header that promises more than the file has: nothing of either is allocated."""
+  path = tmp_path / 'w.npz'
+  write_npz(path, arrays)
+  size = sum(a.size for a in arrays.values())
+  assert interop.read(str(path), model_size=size).encoder.keys() == interop.read(str(path)).encoder.keys()
+  with zipfile.ZipFile(path, 'a', zipfile.ZIP_DEFLATED) as file, file.open('bomb.npy', 'w') as f:
+    np.lib.format.write_array_header_1_0(f, {'descr': '<f4', 'fortran_order': False, 'shape': (1 << 27,)})
+    for _ in range(1 << 9):
+      f.write(bytes(1 << 20))
+  assert os.path.getsize(path) < 3 << 20
+  tracemalloc.start()
+  with pytest.raises(UserError, match=rf'w\.npz holds 134,\d+,\d+ numbers; the model has {size:,} parameters'):
+    interop.read(str(path), model_size=size)
+  write_npz(path, arrays)
+  with zipfile.ZipFile(path, 'a') as file, file.open('huge.npy', 'w') as f:
+    np.lib.format.write_array_header_1_0(f, {'descr': '<f4', 'fortran_order': False, 'shape': (1 << 45,)})
+  for model_size in (size, None):
+    with pytest.raises(UserError, match=r"w\.npz cannot be read as weights \('huge\.npy' is said to be of shape"):
+      interop.read(str(path), model_size=model_size)
+  assert tracemalloc.get_traced_memory()[1] < 64 << 20
+  tracemalloc.stop()
+  torch = pytest.importorskip('torch')
+  torch.save({'w': torch.zeros(1).expand(1 << 40)}, tmp_path / 'w.pth')
+  with pytest.raises(UserError, match=r'w\.pth holds 1,099,511,627,776 numbers'):
+    interop.read(str(tmp_path / 'w.pth'), model_size=size)
 
 
 def test_no_file_runs_code(arrays, tmp_path):

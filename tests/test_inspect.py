@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines import inspect
+from data_pipelines.contract import UserError
 from tests import tiny_datasets
 
 
@@ -71,3 +72,42 @@ def test_images_and_mistakes(data_dir, tmp_path, capsys):
   assert 'expected at least 1' in capsys.readouterr().err
   assert inspect.main(['tiny_test_clip', f'--data_dir={data_dir}']) == 2
   assert 'close matches: tiny_test_clips' in capsys.readouterr().err
+
+
+def test_odd_names_are_drawn_and_what_cannot_be_drawn_costs_no_other_row(data_dir, tmp_path, capsys, monkeypatch):
+  source = inspect.open_splits('tiny_test_clips', data_dir)['train']
+  ids = source.ids.copy()
+  ids[:3] = [b'$', b'line\nbreak', b'caf\xe9']
+  names = ('$\\frac$', 'a\nb' * 200, 'c\udce9')
+  odd = dataclasses.replace(source, ids=ids.astype(object), class_names=names)
+  assert inspect.contact_sheet([odd], str(tmp_path / 'odd.png'), rows=20, columns=2, height=24) == []
+  width, height = Image.open(tmp_path / 'odd.png').size
+  assert height == 20 * (24 + 18 + 4) and width < 2000
+
+  whole, frames = inspect._frames, []
+
+  def broken(source, example, columns, height):
+    if example == 7 and source.num_examples == 20:
+      raise UserError('Frame 0 of example 7 cannot be decoded.')
+    frames.append(example)
+    return whole(source, example, columns, height)
+
+  monkeypatch.setattr(inspect, '_frames', broken)
+  out = tmp_path / 'sheet.png'
+  arguments = ['tiny_test_clips', f'--data_dir={data_dir}', f'--out={out}', '--rows=20']
+  assert inspect.main(arguments) == 1
+  told = capsys.readouterr()
+  assert told.err == 'Frame 0 of example 7 cannot be decoded.\n' and f'Contact sheet: {out}' in told.out
+  assert sorted(frames) == sorted([*range(7), *range(8, 20), *range(11)])
+  assert Image.open(out).size[1] == 31 * (120 + 22)
+
+
+def test_a_frame_of_any_shape_is_drawn(data_dir, tmp_path):
+  source = inspect.open_splits('tiny_test_clips', data_dir)['train']
+  for size in ((60_000, 1), (1, 60_000)):
+    file = io.BytesIO()
+    Image.new('RGB', size, 'red').save(file, 'JPEG')
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(inspect.sources, 'read', lambda *_: [file.getvalue()])  # noqa: B023
+      assert inspect.contact_sheet([source], str(tmp_path / 'sheet.png'), rows=1, columns=1) == []
+    assert Image.open(tmp_path / 'sheet.png').size[0] <= 8 * 120 + 2

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cover_jax import api, predict
+from cover_jax import api, predict, visualise
 from tests import tiny_checkpoint
 from tests.test_video_files import MEDIA, write
 
@@ -118,6 +119,80 @@ def test_files_of_one_name_do_not_overwrite_each_other(tmp_path, capsys):
   assert code == 0 and {p.name for p in (tmp_path / 'o').iterdir()} == {
     'predictions.json', 'v.mp4.attention.png', 'v.mp4-2.attention.png',
   }  # fmt: skip
+
+
+NAMES = ['$$.mp4', '$\\frac$.mp4', f'{"n" * 246}.mp4', f'{"ü" * 120}.mp4', os.fsdecode(b'caf\xe9 \xff.mp4'), 'a\nb.mp4']
+
+
+def test_names_of_any_kind_are_predicted_drawn_and_written(tmp_path, capsys):
+  paths = [write(tmp_path / 'v.mp4', 12)]
+  for name in NAMES:
+    paths.append(str(tmp_path / name))
+    shutil.copyfile(paths[0], paths[-1])
+  code, out, err = run(capsys, tmp_path / 'o', *paths, '--attention', '--annotate', '--features')
+  assert (code, err) == (0, '')
+  assert 'caf\\udce9 \\udcff.mp4' in out
+  about = json.loads((tmp_path / 'o/predictions.json').read_text())
+  assert [entry['file'] for entry in about['files']] == paths
+  for entry in about['files']:
+    assert len(entry['written']) == 3 and all(os.path.exists(path) for path in entry['written'])
+  assert len({path for entry in about['files'] for path in entry['written']}) == 3 * len(paths)
+  assert set(np.load(tmp_path / 'o/features.npz')['path']) == set(paths)
+
+
+def test_class_names_of_any_kind_are_drawn(tmp_path):
+  names = ['$', '$$', r'$\frac$', '_hidden', 'a\nb', 'caf\udce9', '舞う', 'n' * 10_000, r'\N{DEGREE}', '%s {} {0}']
+  rows = {name: [(float(i), other, 0.5) for i, other in enumerate(names)] for name in names[:3]}
+  frames = np.zeros((2, 16, 16, 3), np.uint8)
+  for name, draw in {
+    'timeline': lambda path: visualise.timeline(rows, 10.0, '$'.join(names), path),
+    'attention': lambda path: visualise.attention_maps([(n, frames, np.ones((2, 2, 2))) for n in names], path),
+    'neighbours': lambda path: visualise.neighbours([[(n, frames, True) for n in names]], path),
+    'predictions': lambda path: visualise.predictions(
+      [{'clip': frames, 'source': n, 'label': n, 'predicted': [(n, 0.5)] * 2} for n in names], path
+    ),
+    'confusion': lambda path: visualise.confusion_matrix(
+      np.ones((10, 10), int), names, [(i, 9 - i, 1) for i in range(10)], '$x$', path
+    ),
+    'curves': lambda path: visualise.training_curves(
+      [{'step': i, **{f'train/s/{n}/loss': 1.0 for n in ('$\\frac$', '_x')}} for i in range(3)], path
+    ),
+  }.items():
+    draw(str(tmp_path / f'{name}.png'))
+    width, height = Image.open(tmp_path / f'{name}.png').size
+    assert max(width, height) < 6000, name
+  lines = [f'  50% {name}' for name in names]
+  assert visualise.annotate(np.zeros((240, 320, 3), np.uint8), lines).std() > 5
+  # Math would be drawn as a fraction or not at all: each letter of it is on the picture.
+  assert [visualise._drawn(n) for n in ('$\\frac$', '_x', 'a\nb', 'x\udce9')] == ['$\\frac$', ' _x', 'a b', 'x?']
+
+
+def test_a_picture_that_fails_costs_no_number_and_no_other_picture(tmp_path, capsys, monkeypatch):
+  paths = [write(tmp_path / f'{i}.mp4', 12) for i in range(2)]
+  real = visualise.attention_maps
+
+  def fails_once(rows, path, **options):
+    if '0.mp4' in path:
+      raise ValueError('Parse error')
+    real(rows, path, **options)
+
+  monkeypatch.setattr(visualise, 'attention_maps', fails_once)
+  code, out, err = run(capsys, tmp_path / 'o', *paths, '--attention', '--annotate', '--features')
+  assert code == predict.EXIT_FAILED and '2 files, 1 failed' in out
+  assert err == f'{paths[0]} was predicted; its attention picture could not be made (Parse error).\n'
+  _, entries = results(tmp_path / 'o')
+  assert entries['0.mp4']['trouble'] + '\n' == err and entries['1.mp4']['trouble'] == ''
+  assert len(entries['0.mp4']['top']['acts']) == 5 and len(entries['1.mp4']['written']) == 3
+  assert [os.path.basename(p) for p in entries['0.mp4']['written']] == ['0.mp4.timeline.png', '0.mp4.annotated.mp4']
+  assert set(np.load(tmp_path / 'o/features.npz')['path']) == set(paths)
+
+  def stopped(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(visualise, 'attention_maps', stopped)
+  with pytest.raises(KeyboardInterrupt):
+    run(capsys, tmp_path / 'stopped', *paths, '--attention')
+  assert results(tmp_path / 'stopped')[1]['0.mp4']['top']['acts']
 
 
 def test_stride_makes_windows_overlap(tmp_path, capsys):

@@ -94,7 +94,7 @@ REFUSED = [
   ('sources__objects__test_crop_fraction', 0.0), ('sources__objects__label_fraction', 5.0),
   ('sources__objects__exclude', 'kinetics/400:validation'), ('sources__objects__dataset', ''),
   ('sources__objects__train', None), ('sources__objects', 1), ('sources', {}), ('sources', {1: {}}),
-  ('sources', {'a b': {}}),
+  ('sources', {'a b': {}}), ('sources', {'a' * 101: {}}), ('streams__video__num_frames', 10**9),
   ('frozen__pool', 'max'), ('frozen__clips', 0), ('frozen__held_out', 1.0), ('frozen__label_fractions', (5,)),
   ('frozen__recall_at', ()), ('frozen__penalties', (0.0,)), ('frozen__temperature', 0.0), ('frozen__neighbours', 0),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import zipfile
 import zlib
@@ -14,6 +15,8 @@ from cover_jax import checkpoints
 from cover_jax.interop.weights import Found, Weights, convert, detect
 from data_pipelines.contract import UserError
 
+# Numbers that a file may hold: optimizer states, a tower for text and a head of 21,000 classes are skipped.
+_FACTOR, _SLACK = 8, 1 << 26
 _TANH_GELU = ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast', 'gelu_python_tanh')
 
 
@@ -24,7 +27,7 @@ def is_own(path: str) -> bool:
   return path.lower().endswith('.flax')
 
 
-def read(path: str, which: str = 'raw') -> Weights:
+def read(path: str, which: str = 'raw', model_size: int | None = None) -> Weights:
   """Reads the weights of a file, without running any code that it may hold.
 
   Args:
@@ -32,12 +35,15 @@ def read(path: str, which: str = 'raw') -> Weights:
       Hugging Face; `.pyth`, `.pth`, `.pt` or `.bin` of PyTorch, which needs PyTorch; a `.flax` file or a workdir of
       this project.
     which: 'raw' or 'ema', of a checkpoint of this project; the others hold one set of parameters.
+    model_size: parameters of the model that the weights are for; a compressed file that would grow to far more is
+      refused before it does. None: of any size that is there.
 
   Returns:
     The weights in the common form.
 
   Raises:
-    UserError: if the file is missing, damaged, holds Python objects, or has a layout that we do not know.
+    UserError: if the file is missing, damaged, holds Python objects, is far larger than the model, or has a layout that
+      we do not know.
   """
   if which not in ('raw', 'ema'):
     raise UserError(f'config.init_from.params is {which!r}: expected "raw" or "ema".')
@@ -54,7 +60,7 @@ def read(path: str, which: str = 'raw') -> Weights:
   readers |= dict.fromkeys(('.pyth', '.pth', '.pt', '.bin'), _read_torch)
   if extension not in readers:
     raise UserError(f'{path} is of no kind that is known: expected a workdir, .flax, {", ".join(readers)}.')
-  arrays = readers[extension](path)
+  arrays = readers[extension](path, model_size)
   weights = convert(path, arrays, detect(path, arrays))
   return _with_config(weights, os.path.join(os.path.dirname(path), 'config.json'))
 
@@ -64,38 +70,72 @@ def _damaged(path: str, error: Exception) -> UserError:
   return UserError(f'{path} cannot be read as weights ({reason[:200]}): the file is damaged or of another kind.')
 
 
-def _read_npz(path: str) -> dict[str, np.ndarray]:
+def _check_size(path: str, numbers: int, model_size: int | None) -> None:
+  """Raises a UserError if a file of so many numbers cannot be meant for the model."""
+  if model_size is not None and numbers > (most := _FACTOR * model_size + _SLACK):
+    raise UserError(
+      f'{path} holds {numbers:,} numbers; the model has {model_size:,} parameters, for which at most {most:,} are '
+      'read: are these the weights of this model?'
+    )
+
+
+def _check_headers(path: str, model_size: int | None) -> None:
+  """Raises a UserError if an .npz, by the headers of its arrays, is damaged or would grow far beyond the model."""
+  if not zipfile.is_zipfile(path):
+    return  # NumPy says what it is instead
+  numbers = 0
+  try:
+    with zipfile.ZipFile(path) as file:
+      for member in file.infolist():
+        with file.open(member) as f:
+          version = np.lib.format.read_magic(f)
+          read_header = getattr(np.lib.format, f'read_array_header_{min(version[0], 2)}_0')
+          shape, _, dtype = read_header(f)
+        if math.prod(shape) * dtype.itemsize > member.file_size and not dtype.hasobject:
+          raise ValueError(f'{member.filename!r} is said to be of shape {shape}, and has {member.file_size:,} bytes')
+        numbers += math.prod(shape)
+  except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    raise _damaged(path, error) from error
+  _check_size(path, numbers, model_size)
+
+
+def _read_npz(path: str, model_size: int | None) -> dict[str, np.ndarray]:
+  _check_headers(path, model_size)
   try:
     file = np.load(path, allow_pickle=False)
     if not isinstance(file, Mapping):
       raise ValueError('it is one array, not an archive')
     with file:
       arrays = {name: file[name] for name in file.files}
-  except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+  except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
     raise _damaged(path, error) from error
   if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
     raise _damaged(path, ValueError(f'{strange[0]!r} is not an array'))
   return arrays
 
 
-def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+def _read_safetensors(path: str, model_size: int | None) -> dict[str, np.ndarray]:
   import ml_dtypes  # noqa: F401  comes with JAX; with it safetensors reads bfloat16
   from safetensors import SafetensorError
   from safetensors.numpy import load_file
 
+  _check_size(path, os.path.getsize(path) // 4, model_size)  # it is not compressed
   try:
     return load_file(path)
   except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise _damaged(path, error) from error
 
 
-def _read_torch(path: str) -> dict[str, np.ndarray]:
+def _read_torch(path: str, model_size: int | None) -> dict[str, np.ndarray]:
   try:
     import torch
   except ImportError as error:
     raise UserError(
       f'{path} is a PyTorch file, and PyTorch is not installed: `pip install torch`, or take a .safetensors file.'
     ) from error
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as file:
+      _check_size(path, sum(member.file_size for member in file.infolist()) // 4, model_size)
   try:
     tree = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:  # of many classes, by what is wrong
@@ -105,6 +145,7 @@ def _read_torch(path: str) -> dict[str, np.ndarray]:
       tree = tree[wrapper]
   if not isinstance(tree, Mapping) or not all(isinstance(v, torch.Tensor) for v in tree.values()):
     raise UserError(f'{path} is not a state dict: expected tensors by name, or below "model_state" or "model".')
+  _check_size(path, sum(tensor.numel() for tensor in tree.values()), model_size)  # one may repeat what is stored once
   return {name: tensor.detach().float().numpy() for name, tensor in tree.items()}
 
 

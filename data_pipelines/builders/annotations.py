@@ -44,10 +44,12 @@ class _Classes:
     self._exact = {name: i for i, name in enumerate(self.names)}
     self._plain = {plain(name): i for i, name in enumerate(self.names)}
 
-  def label(self, name: str, path: Path, line: int | str) -> int:
+  def find(self, name: str) -> int | None:
     label = self._exact.get(name)
-    if label is None:
-      label = self._plain.get(plain(name))
+    return self._plain.get(plain(name)) if label is None else label
+
+  def label(self, name: str, path: Path, line: int | str) -> int:
+    label = self.find(name)
     if label is None:
       raise bad_line(
         path, line, f'{shown(name)} is none of the {len(self.names)} classes ({self.names[0]}, {self.names[1]}, ...)',
@@ -171,7 +173,7 @@ def _something_split(
 ) -> list[Clip]:
   entries = read_json(path)
   if not isinstance(entries, list) or not entries:
-    raise UserError(f'{path} holds no list of clips; expected [{{"id": ...}}, ...]. Fetch the official file again.')
+    raise UserError(f'{path} holds no list of clips; expected [{{"id": ...}}, ...]. Correct it, or fetch it again.')
   clips = []
   for number, entry in enumerate(entries):
     line = f'entry {number}'
@@ -219,6 +221,8 @@ def moments_in_time(manual_dir: str | os.PathLike, version: str) -> Listing:
         if not match or len(cells) < 2 or not cells[0].isprintable():
           raise bad_line(path, line, f'{shown(",".join(cells))} is not a clip; expected class/file.mp4,class')
         label = classes.label(cells[1], path, line)
+        if classes.find(match[1]) not in (label, None):
+          raise bad_line(path, line, f'the folder {shown(match[1])} is one class and {shown(cells[1])} another')
         name = f'{match[1]}/{match[2]}'
         video = folder.video(name, *_SPLITS[split])
         clips.append(Clip(name, _moments_video(match[2]), video, label, f'{path.name}:{line}'))

@@ -9,10 +9,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from data_pipelines.builders import folders
-from data_pipelines.builders.listing import Listing
+from data_pipelines.builders.listing import IMAGE_EXTENSIONS, Listing
 from data_pipelines.builders.media import MediaBuilder, MediaConfig
-
-_EXTENSIONS = frozenset({'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'})
 
 
 class ImageFolder(MediaBuilder):
@@ -27,4 +25,4 @@ class ImageFolder(MediaBuilder):
   DESCRIPTION = 'Images in a folder for each class, or in list files.'
 
   def _list(self, manual_dir: Path) -> Listing:
-    return folders.list_folder(manual_dir, _EXTENSIONS, 'image')
+    return folders.list_folder(manual_dir, IMAGE_EXTENSIONS, 'image')

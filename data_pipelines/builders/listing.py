@@ -6,15 +6,29 @@ import io
 import json
 import os
 import re
+import stat
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.contract import UserError
 
-VIDEO_EXTENSIONS = frozenset(
-  ['.mp4', '.mkv', '.webm', '.avi', '.mov', '.m4v', '.mpg', '.mpeg', '.flv', '.3gp', '.wmv', '.ts', '.ogv']
-)
+# What PyAV reads, by the ending: containers, raw streams and animated pictures.
+VIDEO_EXTENSIONS = frozenset([
+  '.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v', '.mkv', '.webm', '.avi', '.divx', '.flv', '.wmv', '.asf',
+  '.ogv', '.ogm', '.ts', '.mts', '.m2ts', '.m2t', '.tod', '.mpg', '.mpeg', '.mpe', '.mpv', '.m1v', '.m2v', '.vob',
+  '.mod', '.dv', '.mxf', '.rm', '.rmvb', '.nut', '.ivf', '.y4m', '.h264', '.264', '.avc', '.h265', '.265', '.hevc',
+  '.mjpg', '.mjpeg', '.gif', '.apng',
+])  # fmt: skip
+# What Pillow reads without another program or plugin.
+IMAGE_EXTENSIONS = frozenset([
+  '.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.mpo', '.png', '.apng', '.webp', '.avif', '.bmp', '.dib', '.gif', '.tif',
+  '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.pfm', '.jp2', '.j2k', '.j2c', '.jpc', '.jpf', '.jpx', '.tga', '.icb',
+  '.vda', '.vst', '.sgi', '.rgb', '.rgba', '.bw', '.ras', '.pcx', '.dcx', '.qoi', '.dds', '.ico', '.icns', '.psd',
+  '.xbm', '.xpm', '.im', '.msp',
+])  # fmt: skip
+LARGEST_TEXT = 1 << 29  # bytes of an annotation file; the largest official one (Kinetics-700) has 30 MB
 _LABELS = Path(__file__).parent / 'labels'
 
 
@@ -43,10 +57,12 @@ class Listing(NamedTuple):
   Attributes:
     class_names: in label order.
     splits: {split: its clips, in the order of the annotations}.
+    left_over: paths of files in class folders that are of no kind that is read.
   """
 
   class_names: tuple[str, ...]
   splits: dict[str, list[Clip]]
+  left_over: tuple[str, ...] = ()
 
 
 class Folder(NamedTuple):
@@ -97,7 +113,12 @@ class Folder(NamedTuple):
 
 def plain(name: str) -> str:
   """A class or folder name without what people change in them: case, and underscores for spaces."""
-  return ' '.join(name.replace('_', ' ').split()).casefold()
+  return ' '.join(composed(name).replace('_', ' ').split()).casefold()
+
+
+def composed(name: str) -> str:
+  """A name with its accents as one character each (NFC), as most systems write them; macOS writes two (NFD)."""
+  return unicodedata.normalize('NFC', name)
 
 
 def scan(manual_dir: str | os.PathLike, key: Callable[[str, str], str]) -> Folder:
@@ -153,7 +174,7 @@ def shown(value: Any) -> str:
   return repr(text if len(text) <= 80 else f'{text[:77]}...')
 
 
-def bad_line(path: Path, line: int | str, what: str, remedy: str = 'Fetch the official file again.') -> UserError:
+def bad_line(path: Path, line: int | str, what: str, remedy: str = 'Correct the file, or fetch it again.') -> UserError:
   """The error of one line (or entry) of an annotation file."""
   return UserError(f'{path}:{line}: {what}. {remedy}')
 
@@ -162,10 +183,19 @@ def read_text(path: Path) -> str:
   """A file of UTF-8 text, with or without a byte order mark.
 
   Raises:
-    UserError: it cannot be read, is not UTF-8, or is empty.
+    UserError: it is no regular file, larger than `LARGEST_TEXT`, cannot be read, is not UTF-8, or is empty.
   """
   try:
-    data = path.read_bytes()
+    # Without O_NONBLOCK, a pipe would be waited for.
+    with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
+      found = os.fstat(f.fileno())
+      if not stat.S_ISREG(found.st_mode):
+        raise UserError(f'{path} is not a regular file; expected annotations: put the file itself there, or remove it.')
+      if found.st_size > LARGEST_TEXT:
+        raise UserError(
+          f'{path} has {found.st_size:,} bytes; expected annotations of at most {LARGEST_TEXT:,}: is it another file?'
+        )
+      data = f.read(LARGEST_TEXT)
   except OSError as e:
     raise UserError(f'{path} cannot be read ({e.strerror}): correct its permissions.') from None
   try:
@@ -174,7 +204,7 @@ def read_text(path: Path) -> str:
     line = data.count(b'\n', 0, e.start) + 1
     raise bad_line(path, line, f'byte 0x{data[e.start]:02x} is not UTF-8 text') from None
   if not text.strip():
-    raise UserError(f'{path} is empty; expected annotations: fetch the official file again.')
+    raise UserError(f'{path} is empty; expected annotations: correct it, or fetch it again.')
   return text
 
 
@@ -208,7 +238,9 @@ def read_json(path: Path) -> Any:
     found = dict(pairs)
     if len(found) < len(pairs):
       twice = collections.Counter(k for k, _ in pairs).most_common(1)[0][0]
-      raise UserError(f'{path}: the key {shown(twice)} comes twice; expected it once. Fetch the official file again.')
+      raise UserError(
+        f'{path}: the key {shown(twice)} comes twice; expected it once. Correct the file, or fetch it again.'
+      )
     return found
 
   text = read_text(path)
@@ -217,13 +249,13 @@ def read_json(path: Path) -> Any:
   except json.JSONDecodeError as e:
     raise bad_line(path, e.lineno, f'not JSON ({e.msg})') from None
   except (ValueError, RecursionError) as e:  # a number of thousands of digits, brackets within brackets
-    raise UserError(f'{path} is not a JSON file that can be read ({e}). Fetch the official file again.') from None
+    raise UserError(f'{path} is not a JSON file that can be read ({e}). Correct it, or fetch it again.') from None
 
 
 def check_clips(clips: Sequence[Clip], where: Path) -> None:
   """Raises UserError if a split has no clip, or two of the same id."""
   if not clips:
-    raise UserError(f'{where} has a header and no clip; expected some: fetch the official file again.')
+    raise UserError(f'{where} has a header and no clip; expected some: correct it, or fetch it again.')
   lines: dict[str, str] = {}
   for clip in clips:
     if clip.id in lines:

@@ -14,6 +14,8 @@ import json
 import os
 import shutil
 import threading
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -25,10 +27,12 @@ from tqdm import tqdm
 from data_pipelines.builders import shards
 from data_pipelines.builders.listing import Clip as Clip
 from data_pipelines.builders.listing import Listing as Listing
+from data_pipelines.builders.lists import SPLITS
 from data_pipelines.contract import UserError
 from data_pipelines.transcode import Interrupted, Settings
 
 FAILURES = 'failures.csv'
+_BREAKS = ('Cc', 'Zl', 'Zp')  # Unicode's control characters and separators of lines
 _STORED = ('short_side', 'fps', 'jpeg_quality', 'storage')
 
 
@@ -108,10 +112,10 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
       print(f'{split}: {expected - failed:,} of {expected:,} examples are in the data{rest}')
     if expected_by_split := self.info.metadata.get('expected'):
       classes = self.info.features['label'].num_classes
-      missing = (
-        '' if {'test', 'val', 'valid', 'validation'} & expected_by_split.keys() else '; there is no split to test on'
-      )
+      missing = '' if expected_by_split.keys() & (SPLITS - {'train', 'training'}) else '; there is no split to test on'
       print(f'{classes:,} classes{missing}' if classes else f'No classes: the examples have no labels{missing}')
+    for line in self.info.metadata.get('left_over', []):
+      print(line)
 
   def _download_and_prepare(self, dl_manager, download_config=None) -> None:
     config = download_config or tfds.download.DownloadConfig()
@@ -170,6 +174,8 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
       rows = csv.writer(f)
       rows.writerow(['split', 'id', 'path', 'line', 'reason'])
       rows.writerows([split, *row] for split in lost for row in sorted(lost[split]))
+      # They are of no split: nobody can know whether they were meant as examples.
+      rows.writerows(['', '', path, '', f'no file {_ending(path)} is read'] for path in listing.left_over)
     for split, clips in listing.splits.items():
       if len(lost[split]) == len(clips):
         raise UserError(
@@ -196,6 +202,7 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
       expected={split: len(clips) for split, clips in listing.splits.items()},
       failed={split: len(rows) for split, rows in lost.items()},
       stored=dataclasses.asdict(settings),
+      **({'left_over': _left_over(listing)} if listing.left_over else {}),
     )
 
   def _remove_leftovers(self) -> None:
@@ -232,8 +239,10 @@ def _check(name: str, listing: Listing) -> None:
   if not listing.splits:
     raise UserError(f'{name} has no split: its annotations list nothing.')
   for label in listing.class_names:
-    if not label.strip() or label != label.strip() or '\n' in label:
-      raise UserError(f'{name} has a class named {label!r}; expected a name without space or line break at its ends.')
+    if not label.strip() or label != label.strip() or any(unicodedata.category(c) in _BREAKS for c in label):
+      raise UserError(
+        f'{name} has a class named {label!r}; expected a name without line breaks, and without spaces at its ends.'
+      )
   for split, clips in listing.splits.items():
     if not clips:
       raise UserError(f'Split {split!r} of {name} lists no clip: correct its annotations, or take them away.')
@@ -253,6 +262,22 @@ def _check(name: str, listing: Listing) -> None:
           f'Clip {clip.id!r} of {name} ({clip.line}) has label {clip.label}; expected -1 to '
           f'{len(listing.class_names) - 1}.'
         )
+
+
+def _left_over(listing: Listing) -> list[str]:
+  """Lines on the files in class folders that are not read, and on folders that have no other."""
+  files = listing.left_over
+  kinds = ', '.join(f'{count:,} {ending}' for ending, count in Counter(map(_ending, files)).most_common())
+  lines = [f'Not read, by its ending: {kinds} in class folders, such as {files[0]}; {FAILURES} has all']
+  used = {os.path.dirname(c.path) for clips in listing.splits.values() for c in clips if c.path}
+  if unused := sorted({os.path.dirname(path) for path in files} - used):
+    more = f' and {len(unused) - 5:,} more' if len(unused) > 5 else ''
+    lines.append(f'Not a class, since no file in it is read: {", ".join(unused[:5])}{more}')
+  return [line.encode('utf-8', 'backslashreplace').decode() for line in lines]
+
+
+def _ending(path: str) -> str:
+  return os.path.splitext(path)[1].lower() or 'without an ending'
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -182,17 +183,33 @@ def _transcoded(clip: Clip, stamp: list[int] | None, settings: Settings, decode:
   """The file of a clip and its SHA-256."""
   if clip.path is None or stamp is None:
     return Lost(clip.id, clip.path or '', clip.line, 'there is no such file')
-  if not stamp[0]:
-    return Lost(clip.id, clip.path, clip.line, 'the file is empty')
+  if not stamp[0]:  # as pipes and devices are, too
+    reason = 'the file is empty' if os.path.isfile(clip.path) else 'it is not a regular file'
+    return Lost(clip.id, clip.path, clip.line, reason)
   try:
     media = decode(clip.path, settings)
   except Failure as failure:
     return Lost(clip.id, clip.path, clip.line, str(failure))
   try:
     with open(clip.path, 'rb') as f:  # all of it: the decoder has just read it, so it costs no disk
-      return media, hashlib.file_digest(f, 'sha256').hexdigest()
+      sha256 = hashlib.file_digest(f, 'sha256').hexdigest()
   except OSError as error:
     return Lost(clip.id, clip.path, clip.line, f'the file cannot be read ({error.strerror})')
+  # Pillow has read what is kept byte for byte; it is another decoder that will read it in training.
+  kept = settings.modality == 'image' and hashlib.sha256(media.frames[0]).hexdigest() == sha256
+  if kept and (reason := _refusal(media.frames[0])):
+    return Lost(clip.id, clip.path, clip.line, reason)
+  return media, sha256
+
+
+def _refusal(jpeg: bytes) -> str:
+  """Why the loader (`decode`) cannot read a JPEG; '' if it can."""
+  try:
+    tf.io.decode_jpeg(jpeg, channels=3, dct_method='INTEGER_ACCURATE')
+  except tf.errors.OpError as error:
+    reason = re.sub(r'\{\{.*?\}\}\s*|\s*\[Op:\w+\].*', '', error.message.splitlines()[0])
+    return f'its JPEG data are damaged: TensorFlow, which reads them in training, says {reason!r}'
+  return ''
 
 
 def _example(clip: Clip, media: Media, sha256: str, settings: Settings) -> dict[str, list]:

@@ -1,0 +1,269 @@
+"""The lists of a folder of one's own: which files they are, and what their lines say."""
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipelines.builders.listing import bad_line, composed, read_lines, read_rows, shown
+from data_pipelines.contract import UserError
+
+SPLITS = frozenset(
+  ['train', 'training', 'val', 'valid', 'validate', 'validation', 'test', 'testing', 'eval', 'evaluation', 'dev']
+)
+_LISTS = ('.txt', '.csv', '.tsv')
+_NAMES = ('classes', 'labels', 'label_map', 'class_names')
+# Words and endings of files that annotate others, read here or not.
+_ABOUT = frozenset([
+  'annotation', 'annotations', 'label', 'labels', 'class', 'classes', 'classind', 'metadata', 'split', 'splits',
+  'list', 'lists', 'filelist', 'groundtruth',
+])  # fmt: skip
+_TABLES = frozenset([
+  '.txt', '.csv', '.tsv', '.json', '.jsonl', '.xml', '.yaml', '.yml', '.parquet', '.feather', '.xls', '.xlsx', '.pkl',
+  '.pickle', '.npy', '.npz', '.mat', '.lst', '.list', '.pbtxt', '.h5', '.hdf5', '.sqlite', '.db',
+])  # fmt: skip
+_SEPARATORS = ('\t', ',', ';', ' ')
+_PATH_HEADING = re.compile(r'(path|file ?name|file ?path|file|video|video path|video name|image|image path|name)')
+_NAME_HEADING = re.compile(r'(name|class|class name|label|label name|category)s?')
+
+
+class Row(NamedTuple):
+  """A line of a list: its number, the path that it has, and the label; None where it has none."""
+
+  line: int
+  path: str
+  label: str | None
+
+
+def find(root: Path) -> dict[str, Path]:
+  """{split: its list}: the files at the top with the name of one split among the words of theirs.
+
+  Raises:
+    UserError: two could be the list of one split.
+  """
+  lists: dict[str, Path] = {}
+  for path in sorted(root.iterdir()):
+    splits = _splits(path.stem)
+    if path.suffix.lower() not in _LISTS or path.name.startswith('.') or path.is_dir() or len(splits) != 1:
+      continue
+    other = lists.setdefault(splits[0], path)
+    if other != path:
+      raise UserError(f'Both {other} and {path} could be the list of split {splits[0]!r}: take one of them away.')
+  return lists
+
+
+def refuse_others(root: Path, known: Collection[Path]) -> None:
+  """Raises a UserError for a file at the top or in a folder there that looks like annotations and is not of `known`."""
+  for path in _at_the_top(root):
+    words = _words(path.stem)
+    splits = _splits(path.stem)
+    if path in known or path.suffix.lower() not in _TABLES or not (splits or _ABOUT & set(words)):
+      continue
+    if path.suffix.lower() not in _LISTS:
+      why = f'a list is a {", ".join(_LISTS)} file of `path label` lines'
+    elif path.parent != root:
+      why = f'lists are read in {root} itself'
+    elif len(splits) > 1:
+      why = f'its name has the splits {" and ".join(splits)}, and a list is of one'
+    else:
+      why = 'a list has the name of its split, such as train.csv'
+    raise UserError(
+      f'{path} looks like annotations and is not read, since {why}: make it such a list, take it away, or put a dot '
+      f'before its name.'
+    )
+
+
+def _at_the_top(root: Path) -> list[Path]:
+  """The files of a folder and of the folders in it, but hidden ones."""
+  found = []
+  try:
+    for top in _shown(root):
+      # An entry knows of most files what they are; to ask for each of a class folder would take long on a network disk.
+      inside = _shown(top) if top.is_dir() else [top]
+      found += [Path(entry.path) for entry in inside if not entry.is_dir()]
+  except OSError as error:
+    raise UserError(f'{error.filename} cannot be read ({error.strerror}): correct its permissions.') from None
+  return sorted(found)
+
+
+def _shown(folder: str | os.PathLike) -> list[os.DirEntry]:
+  return [entry for entry in os.scandir(folder) if not entry.name.startswith('.')]
+
+
+def _words(stem: str) -> list[str]:
+  return re.split(r'[\W_\d]+', stem.lower())
+
+
+def _splits(stem: str) -> list[str]:
+  """The splits that the name of a file has: train of 'trainlist01' and 'kinetics_train_list_videos'."""
+  words = (re.sub(r'(?<=.)(lists?|sets?|splits?|files?|data)$', '', word) for word in _words(stem))
+  return list(dict.fromkeys(word for word in words if word in SPLITS))
+
+
+def class_names_file(root: Path) -> Path | None:
+  """The file that names the classes, if there is one."""
+  found = [root / f'{name}{ending}' for name in _NAMES for ending in _LISTS]
+  found = [path for path in found if os.path.lexists(path)]
+  if len(found) > 1:
+    raise UserError(f'Both {found[0]} and {found[1]} could name the classes: take one of them away.')
+  return found[0] if found else None
+
+
+def class_names(path: Path, extensions: Collection[str]) -> tuple[str, ...]:
+  """The classes that a file names, in order: one a line, or a number from 0 and a name, with or without a heading.
+
+  Raises:
+    UserError: a class comes twice, or the lines are of another kind.
+  """
+  rows = _numbered(path) or _one_a_line(path)
+  names: dict[str, int] = {}
+  for line, name in rows:
+    if has_extension(name.rpartition(',')[0], extensions) or has_extension(name, extensions):
+      raise bad_line(
+        path, line, f'{shown(name)} is a file, and no class', 'Call a list by its split (train.csv), or remove it.'
+      )
+    if name in names:
+      raise bad_line(path, line, f'class {name!r} comes twice', 'Expected one class a line, each once.')
+    names[name] = line
+  return tuple(names)
+
+
+def _numbered(path: Path) -> list[tuple[int, str]]:
+  """(line, name) of a table of a number and a name, by number; empty if it is none."""
+  for separator in _SEPARATORS if path.suffix.lower() == '.txt' else _SEPARATORS[:3]:
+    rows = _table(path, separator)
+    if separator == ' ':  # names have spaces
+      rows = [(n, text.split(maxsplit=1)) for n, text in read_lines(path)]
+    if len(rows) < 1 + (separator == ' ') or any(len(cells) != 2 for _, cells in rows):
+      continue
+    for number, name in ((0, 1), (1, 0)):
+      is_number = [re.fullmatch(r'\d{1,9}', cells[number]) is not None for _, cells in rows]
+      if not all(is_number[1:]):
+        continue
+      body = rows if is_number[0] else rows[1:]
+      if not body or all(re.fullmatch(r'\d{1,9}', cells[name]) for _, cells in body):
+        continue  # two numbers: it is not known which is which
+      numbers = sorted(int(cells[number]) for _, cells in body)
+      if numbers != list(range(len(body))):
+        raise bad_line(
+          path, body[0][0], f'the {len(body)} classes have the numbers {numbers[0]} to {numbers[-1]}',
+          'Number them from 0, each once.',
+        )  # fmt: skip
+      return [(n, composed(cells[name])) for n, cells in sorted(body, key=lambda row: int(row[1][number]))]
+  return []
+
+
+def _one_a_line(path: Path) -> list[tuple[int, str]]:
+  """(line, name) of names."""
+  if path.suffix.lower() == '.txt':
+    return [(n, composed(text)) for n, text in read_lines(path)]
+  separator = '\t' if path.suffix.lower() == '.tsv' else ','
+  rows = _table(path, separator) or [(n, [unquoted(text)]) for n, text in read_lines(path)]
+  if len(rows) > 1 and _NAME_HEADING.fullmatch(' '.join(rows[0][1]).replace('_', ' ').casefold()):
+    del rows[0]
+  if odd := next(((n, cells) for n, cells in rows if len(cells) != 1), None):
+    raise bad_line(
+      path, odd[0], f'{shown(separator.join(odd[1]))} is not one class',
+      'Expected a name a line, or a number from 0 and a name; a name with a comma stands in "double quotes".',
+    )  # fmt: skip
+  return [(n, composed(cells[0])) for n, cells in rows]
+
+
+def check_labels(paths: Mapping[str, Path], rows: Mapping[str, list[Row]], names: Collection[str] | None) -> None:
+  """Without a list of classes, labels are all numbers from 0 (-1: none) or all names.
+
+  Args:
+    paths: {split: its list}.
+    rows: {split: what it says}.
+    names: of the classes, if there is a list of them.
+  """
+  labels = [(paths[split], row.line, row.label) for split in rows for row in rows[split] if row.label is not None]
+  numbers = [re.fullmatch(r'-?\d+', label) is not None for _, _, label in labels]
+  if names is None and any(numbers) and not all(numbers):
+    odd = min((True, False), key=numbers.count)
+    path, line, label = labels[numbers.index(odd)]
+    raise bad_line(
+      path,
+      line,
+      f'label {label!r} is a {"number" if odd else "name"}, most are not',
+      'Use numbers or names throughout.',
+    )
+  for path, line, label in labels:
+    if re.fullmatch(r'-\d+', label) and label != '-1' and label not in (names or ()):
+      raise bad_line(path, line, f'label {label!r} is no class', 'Expected a number from 0, or -1 for none.')
+
+
+def read(path: Path, extensions: Collection[str]) -> list[Row]:
+  """What a list says: a table in CSV's rules where it has quotes; else lines that end in a separator and a label.
+
+  Args:
+    path: of the list.
+    extensions: of the files that it may name.
+
+  Raises:
+    UserError: a line is neither a path nor a path and a label.
+  """
+  lines = read_lines(path)
+  if any('"' in text for _, text in lines):
+    for separator in _SEPARATORS:
+      rows = _without_heading(_table(path, separator))
+      if rows and all(len(c) <= 2 and has_extension(c[0], extensions) for _, c in rows):
+        return [Row(n, cells[0], composed(cells[1]) if cells[1:] else None) for n, cells in rows]
+  if len(lines) > 1 and _is_heading(re.split('[\t,; ]', lines[0][1])[0]):
+    del lines[0]
+  if all(has_extension(unquoted(text), extensions) for _, text in lines):
+    return [Row(n, unquoted(text), None) for n, text in lines]
+  best: list[Row] = []
+  for separator in _SEPARATORS:
+    rows = []
+    for n, text in lines:
+      name, _, label = text.rpartition(separator)
+      if not has_extension(unquoted(name), extensions):
+        break
+      rows.append(Row(n, unquoted(name), composed(unquoted(label))))
+    if len(rows) == len(lines):
+      return rows
+    best = max(best, rows, key=len)
+  n, text = lines[len(best)]
+  raise bad_line(
+    path,
+    n,
+    f'{text[:80]!r} is not `path label`, with a tab, a comma, a semicolon or a space between, as the lines before',
+    f'Expected one path ({some_of(extensions)}) and one label.',
+  )
+
+
+def _table(path: Path, separator: str) -> list[tuple[int, list[str]]]:
+  """(line, cells) of a file by CSV's rules; empty if it breaks them."""
+  try:
+    return list(read_rows(path, separator))
+  except UserError:
+    return []
+
+
+def _without_heading(rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+  return rows[1:] if len(rows) > 1 and _is_heading(rows[0][1][0]) else rows
+
+
+def _is_heading(cell: str) -> bool:
+  return _PATH_HEADING.fullmatch(unquoted(cell).replace('_', ' ').casefold()) is not None
+
+
+def has_extension(name: str, extensions: Collection[str]) -> bool:
+  """Whether a file name has one of some endings, which are in lower case."""
+  return os.path.splitext(name)[1].lower() in extensions
+
+
+def some_of(extensions: Collection[str], most: int = 8) -> str:
+  """Some endings, for a message."""
+  usual = [e for e in ('.mp4', '.webm', '.mkv', '.avi', '.mov', '.jpg', '.png', '.webp', '.tif') if e in extensions]
+  rest = sorted(set(extensions) - set(usual))
+  shown_ones = (usual + rest)[:most]
+  return ', '.join(shown_ones) + ', ...' * (len(extensions) > len(shown_ones))
+
+
+def unquoted(text: str) -> str:
+  """A cell without the quotes around it."""
+  text = text.strip()
+  return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text

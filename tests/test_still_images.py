@@ -1,0 +1,113 @@
+"""Pictures of more than 8 bits: scaled by their range, in every format that has them, or refused in one sentence."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import transcode, video_files
+from data_pipelines.contract import UserError
+from data_pipelines.transcode import Failure, Settings
+
+SETTINGS = Settings('image', short_side=0, fps=0, jpeg_quality=95)
+# From black to white in steps of 8 rows, as shares of white.
+SHARE_8x1 = np.arange(8)[:, None] / 7
+SHARE_64x48 = np.repeat(SHARE_8x1, 8, axis=0) * np.ones((1, 48))
+
+
+def tiff(bits, data, white_is_zero=False, kind=1):
+  """A grey TIFF of 64 x 48 pixels; kind 1: unsigned, 2: signed, 3: floats."""
+  tags = [(256, 48), (257, 64), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 8), (277, 1), (278, 64)]
+  tags += [(279, len(data)), (339, kind)]
+  directory = struct.pack('<H', len(tags)) + b''.join(struct.pack('<HHII', t, 4, 1, value) for t, value in tags)
+  return b'II*\0' + struct.pack('<I', 8 + len(data)) + data + directory + bytes(4)
+
+
+def stored(white, kind='<u2'):
+  return np.rint(SHARE_64x48 * white).astype(kind)
+
+
+def packed_12():
+  pairs = stored(4095).ravel().reshape(-1, 2)
+  return b''.join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs.tolist())
+
+
+def saved(picture, kind):
+  file = io.BytesIO()
+  picture.save(file, kind)
+  return file.getvalue()
+
+
+DEEP = {
+  'png': lambda: saved(Image.fromarray(stored(65535)), 'PNG'),
+  'jp2': lambda: saved(Image.fromarray(stored(65535)), 'JPEG2000'),
+  'tif': lambda: saved(Image.fromarray(stored(65535)), 'TIFF'),
+  'big.tif': lambda: saved(Image.frombytes('I;16B', (48, 64), stored(65535, '>u2').tobytes()), 'TIFF'),
+  '12.tif': lambda: tiff(12, packed_12()),
+  'inverted.tif': lambda: tiff(16, stored(65535)[::-1].tobytes(), white_is_zero=True),
+  'pgm': lambda: b'P5 48 64 65535\n' + stored(65535, '>u2').tobytes(),
+  '1023.pgm': lambda: b'P5 48 64 1023\n' + stored(1023, '>u2').tobytes(),
+  '8.png': lambda: saved(Image.fromarray(stored(255, np.uint8)), 'PNG'),
+}
+UNKNOWN = {
+  'float.tif': lambda: tiff(32, SHARE_64x48.astype('<f4').tobytes(), kind=3),
+  'signed.tif': lambda: tiff(16, stored(32767, '<i2').tobytes(), kind=2),
+  '32.tif': lambda: tiff(32, stored(2**31, '<u4').tobytes()),
+  'pfm': lambda: b'Pf\n48 64\n-1.0\n' + SHARE_64x48.astype('<f4').tobytes(),
+}
+
+
+@pytest.mark.parametrize('name', DEEP)
+def test_deep_grey_is_scaled_by_its_range(tmp_path, name):
+  path = tmp_path / f'a.{name}'
+  path.write_bytes(DEEP[name]())
+  built = np.asarray(Image.open(io.BytesIO(transcode.image(str(path), SETTINGS))))
+  (frame,) = video_files.frames(str(path))
+  assert frame.size == (64, 48)
+  for found in (built, frame.pixels()):
+    assert found.shape == (64, 48, 3)
+    np.testing.assert_allclose(found[4::8].mean(axis=(1, 2)), 255 * SHARE_8x1[:, 0], atol=2)
+
+
+@pytest.mark.parametrize('name', UNKNOWN)
+def test_grey_of_no_known_range_is_refused(tmp_path, name):
+  path = tmp_path / f'a.{name}'
+  path.write_bytes(UNKNOWN[name]())
+  words = (
+    r'has grey pixels that are (floats|32-bit or signed integers), and nothing says which is white: save it with 8'
+  )
+  with pytest.raises(Failure, match=f'^{words}'):
+    transcode.image(str(path), SETTINGS)
+  with pytest.raises(UserError, match=f'{name} {words}'):
+    list(video_files.frames(str(path)))
+
+
+def test_turned_deep_grey_is_upright(tmp_path):
+  picture = Image.fromarray(stored(65535))
+  exif = picture.getexif()
+  exif[0x0112] = 3  # upside down
+  picture.save(tmp_path / 'a.png', exif=exif)
+  (frame,) = video_files.frames(str(tmp_path / 'a.png'))
+  np.testing.assert_allclose(frame.pixels()[4::8].mean(axis=(1, 2)), 255 * SHARE_8x1[::-1, 0], atol=1)
+
+
+def test_a_picture_that_would_grow_beyond_the_limit_is_refused_by_its_header(tmp_path):
+  def chunk(name, data):
+    return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+
+  header = struct.pack('>IIBBBBB', 20_000, 20_000, 8, 0, 0, 0, 0)
+  rows = zlib.compress(bytes(20_001 * 100), 9)
+  path = tmp_path / 'bomb.png'
+  path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', rows) + chunk(b'IEND', b''))
+  tracemalloc.start()
+  words = r'400000000 pixels.*exceeds limit of 178956970 pixels'
+  with pytest.raises(Failure, match=words):
+    transcode.image(str(path), SETTINGS)
+  with pytest.raises(UserError, match=rf'bomb\.png cannot be opened .*{words}'):
+    list(video_files.frames(str(path)))
+  assert tracemalloc.get_traced_memory()[1] < 1 << 24
+  tracemalloc.stop()
