@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +86,13 @@ def _all(index: frame_index.FrameIndex, row: int) -> np.ndarray:
   return np.arange(index.pointer[row + 1] - index.pointer[row])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--output', required=True, help='folder for the videos')
   parser.add_argument('--video', help='to take the content from; drawn if absent')
   parser.add_argument('--count', type=int, default=24, help='videos')
   parser.add_argument('--rounds', type=int, default=5)
-  options = parser.parse_args()
+  options = parser.parse_args(argv)
   folder = Path(options.output, 'videos_10s').resolve()
   input_media.prepare(folder, 10, options.count, options.video)
   frames, compact = (measure(folder, name, options.rounds) for name in _KINDS)

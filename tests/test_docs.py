@@ -61,6 +61,7 @@ PARSED = {
   'benchmarks.vtdl': 'hours; tests/test_benchmark_vtdl.py',
   'benchmarks.input': 'an hour; tests/test_benchmark_input.py',
   'benchmarks.first_stage': 'an hour',
+  'benchmarks.stored_bits': 'minutes; tests/test_stored_bits.py',
 }
 # What stands for something of the reader's, and what stands for it here.
 PLACEHOLDERS = {

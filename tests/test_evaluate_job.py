@@ -64,7 +64,7 @@ def test_without_training_data(trained, monkeypatch):
 def test_on_devices_that_training_could_not_use(trained):
   """Of the eight devices here, no batch of training is a multiple; the optimizer is another one, too."""
   workdir, before = trained
-  jobs.evaluate(config_of(batch_size=12, batch_multiple=2, accumulation_steps=2, optimizer__name='sgd'), workdir)
+  jobs.evaluate(config_of(batch_size=12, batch_multiple=2, accumulation_steps=2, optimizer__name='lion'), workdir)
   assert report_of(workdir)['sources']['motions']['top1'] == before['sources']['motions']['top1']
   with pytest.raises(UserError, match='eval_batch_size = 12 cannot be divided over 8 devices'):
     jobs.evaluate(config_of(eval_batch_size=12), workdir)
@@ -83,7 +83,8 @@ def test_test_splits_of_other_classes_and_none(trained, monkeypatch):
   with pytest.raises(UserError, match=r"source 'motions' has \d+ classes now but its head in .* has \d+"):
     jobs.evaluate(config_of(sources__motions__dataset='moving_digits/objects'), workdir)
   config = config_of()
-  config.sources.other = config.sources.motions
+  with config.unlocked():
+    config.sources.other = config.sources.motions
   config.streams.video.sources = ('motions', 'other')
   with pytest.raises(UserError, match=r"has no head for the source 'other': it was trained on .*digits.*motions"):
     jobs.evaluate(config, workdir)
