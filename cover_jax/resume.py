@@ -106,7 +106,7 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
   model = {f.name: f.default for f in dataclasses.fields(TimeSformer) if f.name not in ('parent', 'name', 'dtype')}
   known = _flat(json.loads(defaults.get_config().to_json()))
   known |= _flat(model, 'model')
-  for kind, one in (('sources', defaults.source('')), ('streams', defaults.stream(()))):
+  for kind, one in (('sources', defaults.source('-')), ('streams', defaults.stream(('-',)))):
     for name, value in config[kind].items():
       if isinstance(value, Mapping):
         known |= _flat(json.loads(one.to_json()), f'{kind}.{name}')
