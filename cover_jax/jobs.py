@@ -225,6 +225,9 @@ def _training_batches(
     )
     for name, stream in experiment.streams.items()
   }
+  for name, stream in streams.items():  # the loader asks, too, but only when something has been written
+    for i in stream.sources:
+      views.check(train_sources[i], stream, f'stream {name!r}')
   part, parts = sharding.data_part(mesh)
   process = {'process_index': part, 'process_count': parts}
 
