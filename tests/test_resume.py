@@ -128,7 +128,9 @@ def test_keys_that_one_version_lacks_have_their_defaults():
   assert resume.compare(config(), old) == ([], [])
   refused, _ = resume.compare(old, config(**{'model.drop_path': 0.1}))
   assert refused == ['model.drop_path: 0.0 -> 0.1']
-  refused, _ = resume.compare(old, config(**{'sources.digits.new_key': 1}))
+  new = config()
+  new['sources']['digits']['new_key'] = 1
+  refused, _ = resume.compare(old, new)
   assert refused == ['sources.digits.new_key: (absent) -> 1']
 
 

@@ -150,7 +150,7 @@ def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path):
   left = tmp_path / 'digits' / 'incomplete.ABCDEF_1.0.0'  # as TFDS names it
   left.mkdir(parents=True)
   (left / 'digits-train.tfrecord').write_bytes(b'half')
-  builder = sources._prepared_builder('digits', 'digits', str(tmp_path))
+  builder = sources.prepared_builder('digits', 'digits', str(tmp_path))
   assert sorted(os.listdir(tmp_path / 'digits')) == ['.1.0.0.lock', builder.data_path.name] == ['.1.0.0.lock', '1.0.0']
 
 
