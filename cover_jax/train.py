@@ -196,6 +196,7 @@ def train(
   first = int(state.step)
   _check_start(state, workdir, config)
   train_step = compile_step(experiment, optimizer, mesh)
+  saver = checkpoints.Saver(workdir, config.keep_checkpoints)  # what cannot be saved is found now
   # Only now: the checkpoint that is there, if any, fits this config.
   processes.first(lambda: _write_config(workdir, config))
   actions = []
@@ -205,7 +206,6 @@ def train(
   # The evaluation of the restored step came after its save, if it came at all: it is done again.
   evaluate_first = evaluate is not None and (first >= total or (first > 0 and _due(config.eval_every, first)))
   writer = metrics.Writer(workdir, first_step=first, tests_again=evaluate_first)
-  saver = checkpoints.Saver(workdir, config.keep_checkpoints)  # what cannot be saved is found now
 
   def save(step, state, interval):
     if bad := finite.bad_arrays(state):

@@ -374,7 +374,7 @@ def test_options_of_the_objective(monkeypatch):
 def test_options_of_the_weights_to_start_from(monkeypatch):
   options = {'path': 'file', 'params': 'ema', 'temporal_attention': 'zero', 'heads': {'acts': 'other'}}
   run = built(tiny.config(seed=3, **{f'init_from__{key}': value for key, value in options.items()}))
-  monkeypatch.setattr(initialise.interop, 'read', lambda path, params: (path, params))
+  monkeypatch.setattr(initialise.interop, 'read', lambda path, params, model_size: (path, params, model_size))
   monkeypatch.setattr(jax, 'jit', lambda function, **_: lambda key: ('fresh', key))  # nothing is to be drawn
 
   def seed(params, weights, **given):
@@ -385,7 +385,9 @@ def test_options_of_the_weights_to_start_from(monkeypatch):
   with pytest.raises(Seen) as seen:
     initialise.start(run, None, mesh, SimpleNamespace(params=None))
   params, weights, given = seen.value.args
-  assert params[0] == 'fresh' and weights == ('file', 'ema')
+  shapes = jax.eval_shape(lambda key: state.init_params(run, key), jax.random.key(0))
+  size = sum(x.size for x in jax.tree.leaves(shapes))
+  assert params[0] == 'fresh' and weights == ('file', 'ema', size)
   np.testing.assert_array_equal(jax.random.key_data(params[1]), jax.random.key_data(jax.random.key(3)))
   names = {s.name: s.class_names for s in tiny.sources()}
   assert given == {'class_names': names, 'temporal_attention': 'zero', 'heads': {'acts': 'other'}}

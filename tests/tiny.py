@@ -56,8 +56,7 @@ def config(**changes) -> ml_collections.ConfigDict:
   c.optimizer.learning_rate = 3e-3
   c.optimizer.weight_decay = 0.01
   c.ema_decay = 0.9
-  with c.unlocked():
-    c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
   return c
 
 
