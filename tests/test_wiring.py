@@ -21,7 +21,7 @@ from configs import defaults
 from cover_jax import experiment as experiments
 from cover_jax import initialise, jobs, sharding
 from cover_jax import train as training
-from cover_jax.state import create
+from cover_jax.state import create, init_params
 from data_pipelines.contract import SourceInfo, view_names
 from tests import tiny
 
@@ -385,7 +385,7 @@ def test_options_of_the_weights_to_start_from(monkeypatch):
   with pytest.raises(Seen) as seen:
     initialise.start(run, None, mesh, SimpleNamespace(params=None))
   params, weights, given = seen.value.args
-  shapes = jax.eval_shape(lambda key: state.init_params(run, key), jax.random.key(0))
+  shapes = jax.eval_shape(lambda key: init_params(run, key), jax.random.key(0))
   size = sum(x.size for x in jax.tree.leaves(shapes))
   assert params[0] == 'fresh' and weights == ('file', 'ema', size)
   np.testing.assert_array_equal(jax.random.key_data(params[1]), jax.random.key_data(jax.random.key(3)))
