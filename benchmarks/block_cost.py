@@ -152,7 +152,7 @@ def one_block(program: str, batch: int) -> tuple[Callable[..., Any], Any, Any]:
   token = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((batch, *shape, WIDTH), dtype)
   if program == 'ours':
     x = token(1 + FRAMES * PLACES)
-    block = Block(NUM_HEADS, MLP_DIM, 'divided', FRAMES, False, 'run', False, jnp.bfloat16, 0.02, 128)
+    block = Block(NUM_HEADS, MLP_DIM, 'divided', FRAMES, False, 'run', False, jnp.bfloat16, 0.02, 128, False)
     return lambda params, x: block.apply({'params': params}, x, 0.0)[0], _init(block, x, 0.0), x
   naive = program == 'naive'
   x = (token(1), token(FRAMES, PLACES)) if naive else token(FRAMES, PLACES, dtype=jnp.float32)
@@ -173,8 +173,8 @@ def classifier(program: str, depth: int, batch: int) -> tuple[Callable[..., jax.
   }
 
   def logits(params, clip):
-    tokens_BxSxD = encoder.apply({'params': params['encoder']}, clip)
-    return heads.apply({'params': params['heads']}, tokens_BxSxD[:, 0])
+    encoded = encoder.apply({'params': params['encoder']}, clip)
+    return heads.apply({'params': params['heads']}, encoded.feature_BxD)
 
   return logits, params, clip
 

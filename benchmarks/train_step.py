@@ -112,8 +112,8 @@ def jax_programs(
   params = nn.meta.unbox(boxed)
 
   def logits(params, clip):
-    tokens_BxSxD = encoder.apply({'params': params['encoder']}, clip)
-    return classify.apply({'params': params['heads']}, tokens_BxSxD[:, 0])
+    encoded = encoder.apply({'params': params['encoder']}, clip)
+    return classify.apply({'params': params['heads']}, encoded.feature_BxD)
 
   def step(params, momentum, batches):
     def loss(params):

@@ -7,6 +7,7 @@ What each key means and may be stands beside its default: in `cover_jax/settings
 import ml_collections
 
 from cover_jax import settings
+from cover_jax.models import encoder as encoders
 from data_pipelines.contract import UserError
 from data_pipelines.settings import SOURCE
 
@@ -34,11 +35,13 @@ def is_debug(variant: str) -> bool:
 
 def shrink(config: ml_collections.ConfigDict) -> None:
   """Makes an experiment run two steps on a laptop: the same sources and streams, a tiny model, short small clips."""
-  config.model.update({'width': 16, 'depth': 2, 'num_heads': 2, 'mlp_dim': 32, 'patch_size': 8, 'remat': 'none'})
+  encoder = encoders.encoder_class(config.model)
+  config.model.update(encoder.DEBUG)
   for stream_config in config.streams.values():
     stream_config.size = 32
     stream_config.num_frames = min(stream_config.num_frames, 4)
-  config.model.update({'image_size': 32, 'num_frames': max(s.num_frames for s in config.streams.values())})
+  if 'num_frames' in encoder.DEBUG:
+    config.model.num_frames = max(s.num_frames for s in config.streams.values())
   config.dtype = 'float32'
   config.init_from.path = ''
   config.batch_size = config.eval_batch_size = 8 * len(config.streams)

@@ -8,29 +8,33 @@ import jax.numpy as jnp
 
 from cover_jax.objectives import LossOutput
 
-# (params, objective states, batch, rng, {stream: share of its batch}) -> ((loss, {stream: output}), gradients)
-LossAndGradient = Callable[..., tuple[tuple[jax.Array, Mapping[str, LossOutput]], Any]]
+# (params, objective states, encoder statistics, batch, rng, {stream: share of its batch})
+#   -> ((loss, ({stream: output}, encoder statistics)), gradients)
+LossAndGradient = Callable[..., tuple[tuple[jax.Array, tuple[Mapping[str, LossOutput], Any]], Any]]
 
 
 def accumulate(
   loss_and_gradient: LossAndGradient,
   params: Any,
   states: Mapping[str, Any],
+  statistics: Any,
   batch: Mapping[str, Mapping[str, jax.Array]],
   rng: jax.Array,
   steps: int,
-) -> tuple[tuple[jax.Array, dict[str, LossOutput]], Any]:
+) -> tuple[tuple[jax.Array, tuple[dict[str, LossOutput], Any]], Any]:
   """Runs a batch as `steps` microbatches, one after the other, and adds up losses and gradients.
 
   A stream's loss is a mean over its examples (`mask`), so a microbatch counts with its share of them: loss and
   gradient are those of the large batch. What an objective does across the examples of a batch (mixing two clips)
-  stays within a microbatch; its state goes from one to the next, so a queue already holds the keys of the
-  microbatches before. Random draws differ from those of the large batch.
+  stays within a microbatch, and so do batch statistics by which an encoder normalises; an objective's state and running
+  statistics go from one to the next, so a queue already holds the keys of the microbatches before. Random draws differ
+  from those of the large batch.
 
   Args:
     loss_and_gradient: see `LossAndGradient`. Each stream's loss is to be multiplied by its share before they are added.
     params: what the gradients are taken for.
     states: {stream: state of its objective}.
+    statistics: of the encoder; None where it has none.
     batch: {stream: {name: [B, ...]}}; `steps` divides each B.
     rng: a key; microbatch j uses fold_in(rng, j).
     steps: 1 runs the batch as it is, with `rng` itself.
@@ -39,7 +43,7 @@ def accumulate(
     As `loss_and_gradient` of the whole batch; per-example measures [B] in the order of the batch.
   """
   if steps == 1:
-    return loss_and_gradient(params, states, batch, rng, dict.fromkeys(batch, 1.0))
+    return loss_and_gradient(params, states, statistics, batch, rng, dict.fromkeys(batch, 1.0))
   micro = jax.tree.map(lambda x: microbatches(x, steps), batch)
   count = {name: jnp.sum(sub['mask'], axis=1, dtype=jnp.float32) for name, sub in micro.items()}
   # A microbatch without examples would have the mean of nothing, NaN, times a share of 0.
@@ -47,21 +51,25 @@ def accumulate(
   share = {name: n / jnp.maximum(jnp.sum(n), 1) for name, n in count.items()}
 
   def body(carry, x):
-    states, total, gradients = carry
+    states, statistics, total, gradients = carry
     j, sub_batches, shares = x
-    (loss, outputs), more = loss_and_gradient(params, states, sub_batches, jax.random.fold_in(rng, j), shares)
+    (loss, (outputs, statistics)), more = loss_and_gradient(
+      params, states, statistics, sub_batches, jax.random.fold_in(rng, j), shares
+    )
     states = {name: out.state for name, out in outputs.items()}
     losses = {name: shares[name] * out.loss for name, out in outputs.items()}
     measures = {name: out.measures for name, out in outputs.items()}
-    return (states, total + loss, jax.tree.map(jnp.add, gradients, more)), (losses, measures)
+    return (states, statistics, total + loss, jax.tree.map(jnp.add, gradients, more)), (losses, measures)
 
-  start = dict(states), jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
-  (states, total, gradients), (losses, measures) = jax.lax.scan(body, start, (jnp.arange(steps), micro, share))
+  start = dict(states), statistics, jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
+  (states, statistics, total, gradients), (losses, measures) = jax.lax.scan(
+    body, start, (jnp.arange(steps), micro, share)
+  )
   outputs = {
     name: LossOutput(jnp.sum(losses[name]), states[name], {k: _joined(v) for k, v in measures[name].items()})
     for name in batch
   }
-  return (total, outputs), gradients
+  return (total, (outputs, statistics)), gradients
 
 
 def microbatches(x_BxR: jax.Array, steps: int) -> jax.Array:

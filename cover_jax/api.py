@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cover_jax import attention_rollout, checkpoints, state
+from cover_jax import checkpoints, state
 from cover_jax import experiment as experiments
 from cover_jax.experiment import Experiment
-from cover_jax.models.timesformer import TimeSformer
+from cover_jax.models import encoder as encoders
+from cover_jax.models.encoder import Encoded, Encoder
 from data_pipelines import clips, video_files
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.video_files import Cut, Window
@@ -81,8 +82,8 @@ class Model:
   step: int
 
   @property
-  def model(self) -> TimeSformer:
-    """The encoder, a Linen module: `model.model.apply({'params': model.params['encoder']}, normalised_clip)`."""
+  def model(self) -> Encoder:
+    """The encoder, a Linen module: `model.model.apply(variables(model.params['encoder']), normalised_clip)`."""
     return self.experiment.model
 
   @property
@@ -129,7 +130,7 @@ class Model:
     rankings = [{name: ranking[name] for name in self.heads} for ranking in rankings]
     return rankings[0] if single else rankings
 
-  def encode(self, pictures: np.ndarray, source: str | None = None) -> np.ndarray:
+  def encode(self, pictures: np.ndarray, source: str | None = None) -> Encoded:
     """Encodes an image, a clip or a batch of clips.
 
     Args:
@@ -137,17 +138,17 @@ class Model:
       source: whose clip geometry to use; by default one of most frames, or one of fewest for an image.
 
     Returns:
-      Tokens float32 [1 + N * T, D], or [B, 1 + N * T, D] for a batch: the class token, then the patches, frame
-      fastest.
+      `Encoded`, float32: `feature_BxD` [D], what heads see (a class token, or a pooled map), and `tokens_BxTxHxWxD`
+      [T', H', W', D] on the encoder's own grid; [B, ...] for a batch.
     """
     clip_BxTxHxWx3, single = _as_batch(pictures)
-    tokens_BxSxD = _in_batches(
+    encoded = _in_batches(
       self._encode, self.params['encoder'], _cut_evenly(clip_BxTxHxWx3, self._cut(clip_BxTxHxWx3, source))
     )
-    return tokens_BxSxD[0] if single else tokens_BxSxD
+    return jax.tree.map(lambda x: x[0], encoded) if single else encoded
 
   def attention(self, pictures: np.ndarray, source: str | None = None) -> np.ndarray:
-    """Where the class token looked: attention rollout (`cover_jax.attention_rollout`).
+    """Where the class token looked: attention rollout (`cover_jax.models.attention_rollout`).
 
     Args:
       pictures: uint8 array; see `Model`.
@@ -155,12 +156,22 @@ class Model:
 
     Returns:
       float32 [T, rows, columns] of patches, or [B, T, rows, columns] for a batch; sums to 1 over each clip.
+
+    Raises:
+      UserError: if the encoder has no attention to show.
     """
+    self.check_attention()
     clip_BxTxHxWx3, single = _as_batch(pictures)
     clip_BxTxHxWx3 = _cut_evenly(clip_BxTxHxWx3, self._cut(clip_BxTxHxWx3, source))
     # One by one: the attention of all blocks is large.
     maps = [_in_batches(self._attention, self.params['encoder'], clip[None])[0] for clip in clip_BxTxHxWx3]
     return maps[0] if single else np.stack(maps)
+
+  def check_attention(self) -> None:
+    """Raises UserError if the encoder has no attention to show."""
+    if not self.model.SHOWS_ATTENTION:
+      name = encoders.name_of(self.experiment.config.model)
+      raise UserError(f'{self.path} has the encoder {name!r}, which has no attention to show.')
 
   def watch(self, path: str, hop: int | None = None, length: int = video_files.SEGMENT_WINDOW) -> Iterator[Seen]:
     """Covers a file with windows and yields what the model makes of each, in memory that does not grow.
@@ -244,8 +255,9 @@ class Model:
     return choose((view.cut for view in self.views), key=lambda cut: cut.num_frames)
 
   @functools.cached_property
-  def _encode(self) -> Callable[[Any, Any], jax.Array]:
-    return jax.jit(lambda params, clip: self.experiment.encode(params, clip).astype(jnp.float32))
+  def _encode(self) -> Callable[[Any, Any], Encoded]:
+    as_float = lambda x: x.astype(jnp.float32)
+    return jax.jit(lambda params, clip: jax.tree.map(as_float, self.experiment.encode(params, clip)))
 
   @functools.cached_property
   def _forward(self) -> Callable[[Any, Any], dict[str, Any]]:
@@ -254,7 +266,7 @@ class Model:
 
     @jax.jit
     def forward(params, clip_BxTxHxWx3):
-      feature_BxD = self.experiment.encode(params['encoder'], clip_BxTxHxWx3)[:, 0]
+      feature_BxD = self.experiment.encode(params['encoder'], clip_BxTxHxWx3).feature_BxD
       probabilities = {}
       if counts:
         logits_BxK = self.experiment.heads.apply({'params': params['heads']}, feature_BxD)
@@ -268,12 +280,8 @@ class Model:
   def _attention(self) -> Callable[[Any, Any], jax.Array]:
     @jax.jit
     def attention(params, clip_BxTxHxWx3):
-      frames, height, width = clip_BxTxHxWx3.shape[1:4]
       normal = experiments.normalise(self.experiment.config, clip_BxTxHxWx3, self.model.dtype)
-      _, kept = self.model.apply({'params': params}, normal, mutable=['attention'])
-      rollout_BxS = attention_rollout.class_token_rollout(kept['attention']['blocks'])
-      patch = self.model.patch_size
-      return attention_rollout.heat_maps(rollout_BxS, frames, (height // patch, width // patch))
+      return self.model.attention_map(experiments.variables(params), normal)
 
     return attention
 

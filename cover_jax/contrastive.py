@@ -1,8 +1,8 @@
 """What contrastive objectives share: projection head, averaged teacher, queue of keys, InfoNCE.
 
 Everything is a pure function of arrays, so that an objective's state is plain data: kept in the train state, saved and
-restored with it, and the same on one device and on many. TimeSformer has no batch normalisation, so none of the
-tricks that hide batch statistics (shuffled batches) is needed.
+restored with it, and the same on one device and on many. Batch statistics are those of the whole batch, and an averaged
+teacher normalises by running ones: none of the tricks that hide statistics (shuffled batches) is needed.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cover_jax.models.encoder import Encoded
+
 # exp of it is exactly 0, and the difference of two of them is not NaN.
 _MASKED = -1e30
 
 
-def pool(tokens_BxSxD: jax.Array, how: str) -> jax.Array:
-  """One feature [B, D] of a clip's tokens: 'cls', the class token, or 'mean', that of all patches of all frames."""
-  return {'cls': lambda: tokens_BxSxD[:, 0], 'mean': lambda: jnp.mean(tokens_BxSxD[:, 1:], axis=1)}[how]()
+def pool(encoded: Encoded, how: str) -> jax.Array:
+  """One feature [B, D] of a clip: 'cls', the encoder's own (a class token, a pooled map), or 'mean', of its tokens."""
+  return {'cls': lambda: encoded.feature_BxD, 'mean': lambda: jnp.mean(encoded.tokens_BxTxHxWxD, axis=(1, 2, 3))}[how]()
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -200,8 +200,8 @@ def _log_probabilities(experiment: Experiment, name: str, params: Any, clip_BxVx
   batch, count = clip_BxVxTxHxWx3.shape[:2]
 
   def log_probabilities(clip_NxTxHxWx3):
-    tokens_NxSxD = experiment.encode(params['encoder'], clip_NxTxHxWx3)
-    return jax.nn.log_softmax(heads.apply({'params': params['heads']}, tokens_NxSxD[:, 0]))
+    encoded = experiment.encode(params['encoder'], clip_NxTxHxWx3)
+    return jax.nn.log_softmax(heads.apply({'params': params['heads']}, encoded.feature_BxD))
 
   if batch * count <= experiment.config.eval_batch_size:
     folded = log_probabilities(clip_BxVxTxHxWx3.reshape(batch * count, *clip_BxVxTxHxWx3.shape[2:]))

@@ -5,6 +5,7 @@ planning and loading a checkpoint all build the same run from the same config.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,10 @@ import ml_collections
 
 from cover_jax import augment, objectives
 from cover_jax.checkpoints_contents import sources_of
+from cover_jax.models import encoder as encoders
+from cover_jax.models.encoder import STATISTICS, Encoded, Encoder
 from cover_jax.models.heads import Heads
-from cover_jax.models.timesformer import TimeSformer
-from data_pipelines import affine, declared, mixture
+from data_pipelines import affine, mixture
 from data_pipelines.contract import SourceInfo, UserError
 
 # Frames of a video in which every view has room. How long the views are does not depend on it.
@@ -56,23 +58,25 @@ class Experiment:
   sources: tuple[SourceInfo, ...]
   weights: Mapping[str, float]
   streams: Mapping[str, StreamPlan]
-  model: TimeSformer
+  model: Encoder
   heads: Heads
   objectives: Mapping[str, objectives.Objective]
   total_steps: int
   steps_per_epoch: float
   leaks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  def encode(self, encoder_params: Any, clip_BxTxHxWx3: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
+  def encode(self, encoder_params: Any, clip_BxTxHxWx3: jax.Array, **options: Any) -> Encoded:
     """Encodes raw pixels; see `objectives.Encode`."""
-    return _encode(self.config, self.model, encoder_params, clip_BxTxHxWx3, rng=rng)
+    return _encode(self.config, self.model, encoder_params, clip_BxTxHxWx3, **options)
 
   def view_lengths(self, stream: str) -> dict[str, int]:
     """{view: T of its clips} of a stream's batches."""
-    views = self.objectives[stream].views
-    if views is None:
-      return {'clip': self.streams[stream].num_frames}
-    return {name: len(frames) for name, frames in views(_LONG_VIDEO, None).items()}
+    return _view_lengths(self.objectives[stream], self.streams[stream])
+
+  @property
+  def one_clip(self) -> jax.ShapeDtypeStruct:
+    """A normalised clip of the first stream, from whose shape the encoder can be initialised."""
+    return _one_clip(self.model, next(iter(self.streams.values())))
 
   def source_id(self, name: str) -> int:
     return [s.name for s in self.sources].index(name)
@@ -90,10 +94,32 @@ def normalise(config: ml_collections.ConfigDict, clip_BxTxHxWx3: jax.Array, dtyp
   return ((pixels - mean) / std).astype(dtype)
 
 
-def _encode(config, model, encoder_params, clip_BxTxHxWx3, *, rng=None):
+def variables(encoder_params: Mapping[str, Any]) -> dict[str, Any]:
+  """What an encoder's Linen module takes: its parameters and, where it has any, its batch statistics."""
+  params = {key: value for key, value in encoder_params.items() if key != STATISTICS}
+  return {'params': params} | ({'batch_stats': encoder_params[STATISTICS]} if STATISTICS in encoder_params else {})
+
+
+def _encode(config, model, encoder_params, clip_BxTxHxWx3, *, rng=None, levels=()):
   normal = normalise(config, clip_BxTxHxWx3, model.dtype)
-  rngs = {} if rng is None else {'drop_path': rng}
-  return model.apply({'params': encoder_params}, normal, train=rng is not None, rngs=rngs)
+  given = variables(encoder_params)
+  if rng is None:
+    return model.apply(given, normal, train=False, levels=levels)
+  run = functools.partial(model.apply, given, normal, train=True, levels=levels, rngs={'drop_path': rng})
+  if 'batch_stats' not in given:
+    return run()
+  encoded, moved = run(mutable=['batch_stats'])
+  return encoded.replace(statistics=moved['batch_stats'])
+
+
+def _view_lengths(objective, stream):
+  if objective.views is None:
+    return {'clip': stream.num_frames}
+  return {name: len(frames) for name, frames in objective.views(_LONG_VIDEO, None).items()}
+
+
+def _one_clip(model, stream):
+  return jax.ShapeDtypeStruct((1, stream.num_frames, *stream.size, 3), model.dtype)
 
 
 def head_counts(sources: Sequence[SourceInfo]) -> tuple[tuple[str, int], ...]:
@@ -140,13 +166,8 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
     for name, stream in config.streams.items()
   }
 
-  model = _model(config)
-  for name, stream in streams.items():
-    if any(side % model.patch_size for side in stream.size):
-      raise UserError(
-        f'config.streams.{name}.size is {stream.size}, not a multiple of config.model.patch_size = '
-        f'{model.patch_size}: change one of them.'
-      )
+  model = encoders.make(config.model.to_dict(), config.dtype)
+  _check_model(model, streams)
   heads = Heads(head_counts(sources))
 
   examples_per_step = sum(batch_sizes.values())
@@ -158,7 +179,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
       f'{total_steps:.6g} steps: set one of them so that there are at least 1 and fewer than 2^31.'
     )
 
-  encode = lambda params, clip, *, rng=None: _encode(config, model, params, clip, rng=rng)
+  encode = functools.partial(_encode, config, model)
   tasks = {
     name: objectives.make(
       {**stream.objective, **augments[name].mixing},
@@ -173,6 +194,9 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
     for name, stream in config.streams.items()
   }
   tasks = {name: augments[name].before(task) for name, task in tasks.items()}
+  for name, task in tasks.items():
+    for view, frames in _view_lengths(task, streams[name]).items():
+      _check_geometry(model, name, frames, streams[name].size, f'in the view {view!r} ')
   return Experiment(config, tuple(sources), weights, streams, model, heads, tasks, total_steps, steps_per_epoch)
 
 
@@ -201,17 +225,22 @@ def _plain(options: ml_collections.ConfigDict | Mapping[str, Any] | None) -> dic
   return options.to_dict() if isinstance(options, ml_collections.ConfigDict) else dict(options or {})
 
 
-def _model(config: ml_collections.ConfigDict) -> TimeSformer:
-  fields = config.model.to_dict()
-  # Again: what a checkpoint holds may be of another version.
-  declared.check(fields, declared.options_of(TimeSformer), 'config.model')
-  model = TimeSformer(**fields, dtype=jnp.dtype(config.dtype))
-  patch = (1, 1, model.patch_size, model.patch_size, 3)
+def _check_model(model: Encoder, streams: Mapping[str, StreamPlan]) -> None:
+  """Raises a UserError if fields of the encoder contradict each other, or a stream's clips cannot be encoded."""
+  for name, stream in streams.items():
+    _check_geometry(model, name, stream.num_frames, stream.size)
   try:  # shapes only: nothing is computed
-    jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(patch, jnp.float32))
+    jax.eval_shape(model.init, jax.random.key(0), _one_clip(model, next(iter(streams.values()))))
   except (ValueError, TypeError, ZeroDivisionError) as error:
     raise UserError(f'config.model does not make a model: {str(error).splitlines()[0]}') from error
-  return model
+
+
+def _check_geometry(model: Encoder, stream: str, frames: int, size: tuple[int, int], view: str = '') -> None:
+  if problem := model.limits(frames, size):
+    raise UserError(
+      f'config.streams.{stream} has clips of {frames} frames of {size[0]} x {size[1]} pixels {view}and {problem}: '
+      'change the stream or config.model.'
+    )
 
 
 def _check_accumulation(steps: int, batch_sizes: Mapping[str, int], batch_divisor: int) -> None:

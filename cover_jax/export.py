@@ -18,6 +18,7 @@ from absl import app, flags
 
 from cover_jax import checkpoints, interop
 from cover_jax import experiment as experiments
+from cover_jax.models import encoder as encoders
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from data_pipelines import durable
 from data_pipelines.contract import UserError
@@ -79,6 +80,11 @@ def to_huggingface(
     asked = f'no head {head!r}' if head else 'several heads or none'
     raise UserError(f'{loaded["path"]} has {asked}: choose one with --head, of {heads}.')
   stream, model = experiment.stream_of(head), experiment.model
+  if (name := encoders.name_of(experiment.config.model)) != 'timesformer':
+    raise UserError(
+      f'{loaded["path"]} has the encoder {name!r}: only a TimeSformer can be written for Hugging Face; '
+      'take --format=flax.'
+    )
   frames, (height, width) = stream.num_frames, stream.size
   where = f'{loaded["path"]} cannot be written for Hugging Face'
   if height != width:

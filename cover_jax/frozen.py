@@ -4,7 +4,6 @@ The gallery and the training set of the classifiers is a source's training split
 example once, as evaluation reads them. A video's feature is the mean over its test views (`config.frozen.clips` clips).
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from cover_jax import contrastive, processes, protocols, sharding
 from cover_jax import evaluate as evaluation
 from cover_jax import workdir as workdirs
 from cover_jax.experiment import Experiment
+from cover_jax.models import encoder as encoders
 from data_pipelines import durable, subsets
 from data_pipelines.contract import SubBatch, TestSet, UserError
 
@@ -50,8 +50,8 @@ def encode(experiment: Experiment, params: Any, batches: Iterable[SubBatch], mes
     clip_BxVxTxHxWx3 = batch['clip']
 
     def features(clip_NxTxHxWx3):
-      tokens_NxSxD = experiment.encode(params, clip_NxTxHxWx3)
-      return contrastive.pool(tokens_NxSxD.astype(jnp.float32), pool)
+      encoded = experiment.encode(params, clip_NxTxHxWx3)
+      return contrastive.pool(jax.tree.map(lambda x: x.astype(jnp.float32), encoded), pool)
 
     # View by view, so that memory does not grow with their number.
     feature_VxBxD = jax.lax.map(features, jnp.moveaxis(clip_BxVxTxHxWx3, 1, 0))
@@ -94,11 +94,10 @@ def cached(
 
 def _key(experiment: Experiment, params_sha256: str, split: TestSet, pool: str) -> str:
   """Everything that features depend on, as JSON."""
-  model = {f.name: getattr(experiment.model, f.name) for f in dataclasses.fields(experiment.model)}
   config = experiment.config
   parts = {
     'params': params_sha256,
-    'model': {k: v for k, v in model.items() if k not in ('parent', 'name')},  # of Linen
+    'model': {'name': encoders.name_of(config.model), **encoders.options_of(experiment.model)},
     'normalisation': [config.pixel_mean, config.pixel_std],
     'pool': pool,
     'clips': split.identity(),

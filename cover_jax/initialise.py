@@ -23,12 +23,18 @@ from cover_jax import checkpoints, interop, sharding
 from cover_jax.experiment import Experiment
 from cover_jax.interop import Weights
 from cover_jax.interop.huggingface import TEMPORAL, split_heads
-from cover_jax.models.timesformer import TimeSformer, resize_position_embedding, resize_time_embedding
+from cover_jax.models import encoder as encoders
+from cover_jax.models.encoder import Encoder
+from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from cover_jax.optim import parameter_name
 from cover_jax.state import TrainState, around, create, init_params
 from data_pipelines.contract import UserError
 
 TEMPORAL_ATTENTION = ('copy', 'random', 'zero')
+# What to do about arrays of a file that the model has no place for.
+_HOMELESS = {
+  'timesformer': 'set config.model.attention to that of the file ("divided" if it has temporal attention)',
+}
 
 
 class Row(NamedTuple):
@@ -60,6 +66,7 @@ def start(
   key = jax.random.key(config.seed)
   model_size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(draw, key)))
   weights = interop.read(options.path, options.params, model_size)
+  _check_encoder(weights, encoders.name_of(config.model))
   with sharding.use(mesh, config.logical_axis_rules):
     fresh = jax.jit(draw, out_shardings=placed.params)(key)
     params, rows = seed(
@@ -117,7 +124,7 @@ def seed(
   if homeless := sorted(set(weights.encoder) - set(shapes)):
     raise UserError(
       f'{weights.path} has {weights.encoder[homeless[0]].name!r} and {len(homeless) - 1} other arrays that this model '
-      'has no place for: set config.model.attention to that of the file ("divided" if it has temporal attention).'
+      f'has no place for: {_HOMELESS.get(weights.model, "set the fields of config.model to those of the file")}.'
     )
   values: dict[str, np.ndarray] = {}
   rows = []
@@ -153,21 +160,29 @@ def table(rows: Sequence[Row], weights: Weights) -> str:
   return '\n'.join([f'Initialised from {weights.path} ({weights.layout})', *text, counts])
 
 
-def notes(weights: Weights, model: TimeSformer) -> list[str]:
+def notes(weights: Weights, model: Encoder) -> list[str]:
   """Sentences on what the shapes do not tell and what may change the function of the weights."""
   found = []
-  if weights.gelu_approximate not in (None, model.gelu_approximate):
+  if hasattr(model, 'gelu_approximate') and weights.gelu_approximate not in (None, model.gelu_approximate):
     form = 'tanh approximation' if weights.gelu_approximate else 'exact form'
     found.append(
       f'These weights were trained with the {form} of GELU: for their exact function set '
       f'config.model.gelu_approximate={weights.gelu_approximate}.'
     )
-  if weights.num_heads is None:
+  if weights.num_heads is None and hasattr(model, 'num_heads'):
     found.append(
       f'The file does not tell the number of attention heads: it is read as config.model.num_heads = {model.num_heads} '
       f'heads of {model.width // model.num_heads} features (those of ViT have 64).'
     )
   return found
+
+
+def _check_encoder(weights: Weights, ours: str) -> None:
+  if weights.model != ours:
+    raise UserError(
+      f'{weights.path} ({weights.layout}) holds the weights of the encoder {weights.model!r}, but config.model.name is '
+      f'{ours!r}: set config.model.name and its fields to those of the file, or take another file.'
+    )
 
 
 def _check_dimensions(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -184,7 +199,7 @@ def _check_dimensions(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -
     for field, (name, axis) in sizes.items()
     if len(file.get(name, ())) == len(shapes[name])
   }
-  if weights.num_heads:
+  if weights.num_heads and 'blocks/attention_space/query/kernel' in shapes:
     pairs['num_heads'] = weights.num_heads, shapes['blocks/attention_space/query/kernel'][2]
   if wrong := {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}:
     theirs, ours = (', '.join(f'{field} {pair[i]}' for field, pair in wrong.items()) for i in (0, 1))
@@ -203,6 +218,8 @@ def _of_file(weights: Weights, name: str, shape: tuple[int, ...]) -> tuple[np.nd
   action = 'loaded'
   if name.startswith('blocks/attention_') and array.size == math.prod(shape):
     array = split_heads(name, array, shape[2] if name.endswith('kernel') and '/out/' not in name else shape[1])
+  elif '/attention/' in name and array.size == math.prod(shape):
+    array = array.reshape(shape)  # other transformers' projections, head after head
   if name == 'position_embedding' and array.ndim == 3 and array.shape[::2] == shape[::2]:
     side, stored = math.isqrt(array.shape[1] - 1), array.shape[1] - 1
     if side * side != stored:
@@ -226,6 +243,8 @@ def _derived(
   weights: Weights, name: str, shape: tuple[int, ...], temporal_attention: str
 ) -> tuple[np.ndarray | None, str] | None:
   """A parameter that the file lacks because its model does; None where there is no rule for that."""
+  if weights.model != 'timesformer':
+    return None
   if name == 'class_token' and weights.pooled:
     return None, "fresh: the file's model has no class token"
   if any(theirs.startswith(TEMPORAL) for theirs in weights.encoder):

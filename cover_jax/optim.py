@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 
+from cover_jax.models.encoder import STATISTICS, Encoder
 from data_pipelines.contract import UserError
 from data_pipelines.declared import OPTIONAL, REQUIRED, Key, Keys, either, flag, none, number, one_of
 
@@ -81,8 +82,15 @@ def _value(rules: Sequence[tuple[str, float]], name: str) -> float:
   )
 
 
+def is_statistic(name: str) -> bool:
+  """Whether a parameter is one of the encoder's batch statistics, which no gradient moves."""
+  return name.startswith(f'encoder/{STATISTICS}/')
+
+
 def split(rules: Sequence[tuple[str, float]], params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The parameters that learn and those that a learning-rate factor of 0 freezes, as two nested dicts.
+  """The parameters that learn and those that do not, as two nested dicts.
+
+  A learning-rate factor of 0 freezes; the encoder's batch statistics are moved by the clips, not by a gradient.
 
   Gradients and optimizer state are kept for the first only.
 
@@ -91,7 +99,7 @@ def split(rules: Sequence[tuple[str, float]], params: Mapping[str, Any]) -> tupl
   """
   flat = traverse_util.flatten_dict(params, keep_empty_nodes=True, sep='/')
   arrays = {name: x for name, x in flat.items() if x is not traverse_util.empty_node}
-  frozen = {name: x for name, x in arrays.items() if _value(rules, name) == 0}
+  frozen = {name: x for name, x in arrays.items() if is_statistic(name) or _value(rules, name) == 0}
   if not frozen:
     return params, {}
   if len(frozen) == len(arrays):
@@ -110,24 +118,27 @@ def join(learning: Mapping[str, Any], frozen: Mapping[str, Any]) -> Mapping[str,
   return traverse_util.unflatten_dict(flat[0] | flat[1], sep='/')
 
 
-def layer_factors(decay: float, depth: int, params: Any) -> Any:
-  """A tree of learning-rate factors that fall from the last block to the first (BEiT, arXiv 2106.08254).
+def layer_factors(decay: float, encoder: Encoder, params: Any) -> Any:
+  """A tree of learning-rate factors that fall from the last layer to the first (BEiT, arXiv 2106.08254).
 
   Args:
-    decay: the factor from one block to the one before it.
-    depth: L, the number of blocks.
+    decay: the factor from one layer to the one before it.
+    encoder: says in which layer a parameter stands.
     params: parameters, or a part of them.
 
   Returns:
-    decay^(L - i) for block i = 0 .. L-1, as float32 [L, 1, ...] since blocks are stacked; decay^(L + 1) for the
-    embeddings; 1 for the encoder's last norm, the heads and the objectives.
+    decay^(L - l) for layer l of 0 .. L, L being the encoder's `num_layers`: a float, or float32 [blocks, 1, ...] where
+    blocks are stacked; 1 for the heads and the objectives.
   """
 
   def factor(path, x):
     name = parameter_name(path)
-    if name.startswith('encoder/blocks/'):
-      return np.power(decay, depth - np.arange(depth)).astype(np.float32).reshape(-1, *[1] * (x.ndim - 1))
-    return decay ** (depth + 1) if name.startswith('encoder/') and not name.startswith('encoder/norm/') else 1.0
+    if not name.startswith('encoder/'):
+      return 1.0
+    behind = encoder.num_layers - encoder.layer(name.removeprefix('encoder/'))
+    if np.ndim(behind):
+      return np.power(decay, behind).astype(np.float32).reshape(-1, *[1] * (x.ndim - 1))
+    return decay**behind
 
   return jax.tree_util.tree_map_with_path(factor, params)
 
@@ -170,7 +181,7 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per
 
 
 def make_optimizer(
-  config: ml_collections.ConfigDict, schedule: optax.Schedule, depth: int
+  config: ml_collections.ConfigDict, schedule: optax.Schedule, encoder: Encoder
 ) -> optax.GradientTransformation:
   """Clip, scale (Adam, momentum, Lion), add decoupled weight decay, multiply by the learning rate.
 
@@ -180,7 +191,7 @@ def make_optimizer(
   Args:
     config: `config.optimizer`.
     schedule: step -> learning rate.
-    depth: blocks of the encoder, for `layer_decay`.
+    encoder: whose layers `layer_decay` counts.
 
   Returns:
     An optax transformation whose update is to be added to the parameters.
@@ -191,7 +202,7 @@ def make_optimizer(
   def scale_rates(updates, params):
     rates = by_rule(tuple(config.learning_rate_rules), params)
     if config.layer_decay != 1:
-      rates = jax.tree.map(lambda rate, f: rate * f, rates, layer_factors(config.layer_decay, depth, params))
+      rates = jax.tree.map(lambda rate, f: rate * f, rates, layer_factors(config.layer_decay, encoder, params))
     return jax.tree.map(lambda u, rate: u * rate, updates, rates)
 
   def decay(updates, params):

@@ -14,7 +14,6 @@ from cover_jax import hlo_costs, optim, sharding, state
 from cover_jax import train as training
 from cover_jax.chips import Chip
 from cover_jax.experiment import Experiment
-from cover_jax.models.timesformer import TimeSformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,32 +181,38 @@ class StepCosts:
   model_flops: float
 
 
-# Programs from which those of any depth follow. On the TPU compiler the second block costs more bytes than the others.
-_DEPTHS = (1, 3)
+# From programs of this depth and of 1 those of any depth follow. On the TPU compiler the second block costs more bytes
+# than the others.
+_DEEPER = 3
 
 
 def step_costs(build: Callable[..., tuple[Experiment, Mesh]]) -> StepCosts:
   """Costs from the compiler, which counts the body of a loop once: from programs of 1 and 3 blocks without a loop.
 
-  A program's cost is nearly linear in its number of blocks: cost(L) = cost(1) + (L - 1) (cost(3) - cost(1)) / 2. They
-  hold one microbatch each.
+  A program's cost is nearly linear in its number of blocks: cost(L) = cost(1) + (L - 1) (cost(3) - cost(1)) / 2, and so
+  for each loop of an encoder that has several. The programs hold one microbatch each.
 
   Args:
     build: changed config keys -> (run, mesh).
   """
   run, mesh = build()
-  depth, steps = run.model.depth, run.config.accumulation_steps
+  steps = run.config.accumulation_steps
   micro = {name: s.batch_size // steps for name, s in run.streams.items()}
   one_microbatch = {'accumulation_steps': 1} | {f'streams.{name}.batch_size': b for name, b in micro.items()}
-  unrolled = [build(**one_microbatch, **{'model.depth': d, 'model.scan_unroll': d}) for d in _DEPTHS]
+  depths = {field: getattr(run.model, field) for field in run.model.DEPTHS}
+  shallow, deeper = _unrolled(depths)
+  shallow, *deeper = (build(**one_microbatch, **changes)[0] for changes in (shallow, *deeper))
   streams = {}
   for name, stream in run.streams.items():
-    first, second = (_stream_cost(shallow, mesh, name) for shallow, _ in unrolled)
-    per_block = [(b - a) / (_DEPTHS[1] - _DEPTHS[0]) for a, b in zip(first, second, strict=True)]
-    flops, size = (a + (depth - _DEPTHS[0]) * b for a, b in zip(first, per_block, strict=True))
+    flops, size = first = _stream_cost(shallow, mesh, name)
+    for program, depth in zip(deeper, depths.values(), strict=True):
+      more = _stream_cost(program, mesh, name)
+      flops, size = (
+        total + (depth - 1) * (b - a) / (_DEEPER - 1) for total, a, b in zip((flops, size), first, more, strict=True)
+      )
     streams[name] = StreamCosts(
       examples=stream.batch_size,
-      model_flops=6 * sum(forward_products(run.model, t, stream.size) for t in run.view_lengths(name).values()),
+      model_flops=6 * sum(run.model.products(t, stream.size) for t in run.view_lengths(name).values()),
       flops=flops * mesh.size / micro[name],
       bytes=size * mesh.size / micro[name],
     )
@@ -222,24 +227,14 @@ def step_costs(build: Callable[..., tuple[Experiment, Mesh]]) -> StepCosts:
   )
 
 
-def forward_products(model: TimeSformer, frames: int, size: tuple[int, int]) -> float:
-  """Multiply-adds of the matrix products of one clip's way through the encoder, as the paper's equations have them.
-
-  How the model computes them is another matter: it may pad, or compute a product twice to save memory.
-  """
-  places, width = size[0] * size[1] // model.patch_size**2, model.width
-  project = 4 * width**2  # query, key, value and output of one token
-  per_frame = (places + 1) * project + 2 * (places + 1) ** 2 * width
-  tokens = places * frames + 1
-  joint = tokens * project + 2 * tokens**2 * width
-  attention = joint if model.attention == 'joint' else frames * per_frame
-  if model.attention == 'divided' and (frames > 1 or model.image_temporal == 'run'):
-    # The softmax over one frame is 1, whatever query and key are. `temporal_fc` follows.
-    over_time = project + 2 * frames * width if frames > 1 else project / 2
-    attention += places * frames * (over_time + width**2)
-  in_mlp = frames * (places + 1) if model.attention == 'space' else tokens
-  block = attention + 2 * in_mlp * width * model.mlp_dim
-  return frames * places * 3 * model.patch_size**2 * width + model.depth * block
+def _unrolled(depths: Mapping[str, int]) -> tuple[dict[str, int], list[dict[str, int]]]:
+  """Changes of the config that make each loop over layers 1 layer deep, and those that make one of them deeper."""
+  if not depths:
+    return {}, []
+  changes = lambda of: (
+    {f'model.{field}': of.get(field, 1) for field in depths} | {'model.scan_unroll': max(of.values(), default=1)}
+  )
+  return changes({}), [changes({field: _DEEPER}) for field in depths]
 
 
 def _stream_cost(run: Experiment, mesh: Mesh, stream: str) -> tuple[float, float]:

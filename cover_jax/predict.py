@@ -221,6 +221,8 @@ def run(options: argparse.Namespace) -> int:
   model = api.load(options.checkpoint, options.params)
   if not model.heads and not (options.features or options.attention):
     raise UserError(f'{model.path} has no heads, so it predicts no classes: ask for --features or --attention.')
+  if options.attention:
+    model.check_attention()
 
   reports, entries, taken = [], [], set()
   try:

@@ -1,6 +1,5 @@
 """Whether a run may go on in a workdir with another config than the one its checkpoint was trained with."""
 
-import dataclasses
 import json
 import os
 import re
@@ -11,7 +10,7 @@ from absl import logging
 
 from configs import defaults
 from cover_jax import checkpoints
-from cover_jax.models.timesformer import TimeSformer
+from cover_jax.models import encoder as encoders
 from data_pipelines.contract import UserError
 
 # Regexes of whole keys that a run may change as it goes on: how long it is, how it is optimised, what it costs, what it
@@ -103,7 +102,7 @@ def _check_folder(workdir: str) -> None:
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
   """'key.key': value for all keys, those with their defaults included that the config lacks."""
-  model = {f.name: f.default for f in dataclasses.fields(TimeSformer) if f.name not in ('parent', 'name', 'dtype')}
+  model = json.loads(json.dumps(encoders.defaults(config['model'])))
   known = _flat(json.loads(defaults.get_config().to_json()))
   known |= _flat(model, 'model')
   for kind, one in (('sources', defaults.source('-')), ('streams', defaults.stream(('-',)))):

@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from cover_jax import augment, evaluate, objectives, optim, sharding
-from cover_jax.models.timesformer import TimeSformer
+from cover_jax.models import encoder as encoders
 from data_pipelines import declared
 from data_pipelines.contract import UserError
 from data_pipelines.declared import (
@@ -91,8 +91,8 @@ RUN = {
     'temporal_attention': Key('copy', one_of('copy', 'random', 'zero')),
     'heads': Key({}, named(nonempty)),  # {our head: head of the file} maps classes by name
   },
-  # Fields of cover_jax.models.timesformer.TimeSformer, which explains them and has their defaults. The command line can
-  # change those that the config file sets.
+  # {'name': 'timesformer', ...}: an encoder of cover_jax.models.encoder.ENCODERS and fields of it, which its file
+  # explains and has the defaults of. The command line can change those that the config file sets.
   'model': Key({}, named()),
   # Of the computation; 'bfloat16' on TPU and GPU. Parameters are float32.
   'dtype': Key('float32', one_of('float32', 'bfloat16')),
@@ -221,7 +221,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     declared.check(stream, STREAM, where, complete=_BEGIN)
     objectives.check(stream['objective'], f'{where}.objective')
     declared.check(stream['augment'], augment.OPTIONS, f'{where}.augment')
-  declared.check(values['model'], declared.options_of(TimeSformer), 'config.model')
+  encoders.check(values['model'], 'config.model')
   optimizer = values['optimizer']
   declared.check(optimizer['options'], optim.SCALERS[optimizer['name']].options, 'config.optimizer.options')
   _check_together(values)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from cover_jax import keys, optim, sharding
 from cover_jax.experiment import Experiment
+from cover_jax.models.encoder import STATISTICS
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -19,7 +20,8 @@ class TrainState(flax.struct.PyTreeNode):
 
   Attributes:
     step: int32 scalar.
-    params: {'encoder': ..., 'heads': {source: ...}, 'objectives': {stream: ...}}, f32.
+    params: {'encoder': ..., 'heads': {source: ...}, 'objectives': {stream: ...}}, f32. Batch statistics of the encoder
+      lie in params['encoder']['statistics'].
     opt_state: optax's, for the parameters that are not frozen.
     ema: an exponential moving average of `params`, or {} where the config asks for none.
     objectives: {stream: the state of its objective}.
@@ -35,10 +37,9 @@ class TrainState(flax.struct.PyTreeNode):
 def init_params(experiment: Experiment, rng: jax.Array) -> dict[str, Any]:
   """Draws the parameters, with Linen's axis names still on them. A pure function of `rng`."""
   encoder_rng, heads_rng, objectives_rng = jax.random.split(rng, 3)
-  # Shapes of parameters do not depend on the clip, so the smallest one will do.
-  p = experiment.model.patch_size
-  clip = jnp.zeros((1, 1, p, p, 3), experiment.model.dtype)
-  encoder = experiment.model.init({'params': encoder_rng}, clip)['params']
+  clip = jnp.zeros(experiment.one_clip.shape, experiment.model.dtype)
+  made = experiment.model.init({'params': encoder_rng}, clip)
+  encoder = made['params'] | ({STATISTICS: made['batch_stats']} if 'batch_stats' in made else {})
   feature = jnp.zeros((1, experiment.model.width), experiment.model.dtype)
   heads = experiment.heads.init(heads_rng, feature).get('params', {})
   own = {

@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 from cover_jax import accumulation, checkpoints, finite, initialise, keys, metrics, optim, processes, sharding
 from cover_jax import workdir as workdirs
 from cover_jax.experiment import Experiment
+from cover_jax.models.encoder import STATISTICS
+from cover_jax.objectives import LossOutput
 from cover_jax.state import TrainState, state_shardings
 from data_pipelines import durable
 from data_pipelines.contract import BatchIterator, SubBatch, UserError
@@ -42,22 +44,28 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
 
     learning, frozen = optim.split(rate_rules, state.params)
 
-    def total_loss(learning, states, batch, rng, share):
-      params = optim.join(learning, frozen)
+    def total_loss(learning, states, statistics, batch, rng, share):
+      params = with_statistics(optim.join(learning, frozen), statistics)
       outputs = {
         name: objective.loss(params, states[name], batch[name], keys.of(rng, name))
         for name, objective in experiment.objectives.items()
       }
       total = sum(share[name] * experiment.streams[name].loss_weight * out.loss for name, out in outputs.items())
-      return total, outputs
+      return total, (outputs, _mean_statistics(experiment, outputs, statistics))
 
     loss_and_gradient = jax.value_and_grad(total_loss, has_aux=True)
-    (loss, outputs), gradients = accumulation.accumulate(
-      loss_and_gradient, learning, state.objectives, batch, step_rng, config.accumulation_steps
+    (loss, (outputs, statistics)), gradients = accumulation.accumulate(
+      loss_and_gradient,
+      learning,
+      state.objectives,
+      state.params['encoder'].get(STATISTICS),
+      batch,
+      step_rng,
+      config.accumulation_steps,
     )
     updates, opt_state = optimizer.update(gradients, state.opt_state, learning)
     learning = optax.apply_updates(learning, updates)
-    params = optim.join(learning, frozen)
+    params = with_statistics(optim.join(learning, frozen), statistics)
     step = state.step + 1
     ema = state.ema
     if config.ema_decay:
@@ -65,6 +73,8 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
       decay = jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))
       averaged = optim.split(rate_rules, ema)[0]
       ema = optim.join(optax.incremental_update(learning, averaged, 1.0 - decay), frozen)
+      old = state.ema['encoder'].get(STATISTICS)
+      ema = with_statistics(ema, optax.incremental_update(statistics, old, 1.0 - decay))
     measures = {
       name: metrics.per_source(
         out.measures,
@@ -84,6 +94,25 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
     return TrainState(step=step, params=params, opt_state=opt_state, ema=ema, objectives=own), report
 
   return train_step
+
+
+def with_statistics(params: Mapping[str, Any], statistics: Any) -> Mapping[str, Any]:
+  """The parameters of a run with other batch statistics of its encoder; as they are for None."""
+  return params if statistics is None else {**params, 'encoder': {**params['encoder'], STATISTICS: statistics}}
+
+
+def _mean_statistics(experiment: Experiment, outputs: Mapping[str, LossOutput], old: Any) -> Any:
+  """The encoder's statistics after a step: those after each stream's clips, weighted as the streams' losses are.
+
+  A mean over streams, which all start from the same ones, does not depend on their order (our choice).
+  """
+  moved = {name: out.statistics for name, out in outputs.items() if out.statistics is not None}
+  weights = {name: experiment.streams[name].loss_weight for name in moved}
+  total = sum(weights.values())
+  if not total:
+    return old
+  mean = lambda *values: sum(w * x for w, x in zip(weights.values(), values, strict=True)) / total
+  return jax.lax.stop_gradient(jax.tree.map(mean, *moved.values()))
 
 
 def jit_step(experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh) -> jax.stages.Wrapped:
@@ -111,7 +140,7 @@ def make_optimizer(experiment: Experiment) -> tuple[optax.GradientTransformation
   """The config's optimizer and its learning-rate schedule."""
   options = experiment.config.optimizer
   schedule = optim.make_schedule(options, experiment.total_steps, experiment.steps_per_epoch)
-  return optim.make_optimizer(options, schedule, experiment.model.depth), schedule
+  return optim.make_optimizer(options, schedule, experiment.model), schedule
 
 
 def start_state(

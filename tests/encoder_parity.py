@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,13 @@ import numpy as np
 
 from cover_jax.interop.huggingface import nest
 from cover_jax.interop.layouts import Rule
+from cover_jax.models.encoder import Encoded
+
+
+def sequence(encoded: Encoded) -> jax.Array:
+  """Feature and tokens in one sequence [B, 1 + H'W'T', D], frame fastest."""
+  patches_BxPxD = einops.rearrange(encoded.tokens_BxTxHxWxD, 'b t h w d -> b (h w t) d')
+  return jnp.concatenate([encoded.feature_BxD[:, None], patches_BxPxD], axis=1)
 
 
 class Array(NamedTuple):

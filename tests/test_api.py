@@ -1,5 +1,6 @@
 """The three lines: load, predict, encode; against the run's own evaluation and against plain definitions."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 
 import cover_jax
 from cover_jax import api, checkpoints, evaluate
+from cover_jax.models import attention_rollout
 from data_pipelines import video_files
 from data_pipelines.contract import UserError
 from tests import tiny, tiny_checkpoint
@@ -103,15 +105,15 @@ def test_many_windows_compile_once(model, tmp_path):
   assert fresh._forward._cache_size() == 2  # 8 clips of 1 frame, 8 clips of 4
 
 
-def test_encode_gives_tokens_class_token_first(model):
+def test_encode_gives_feature_and_tokens(model):
   clip = random_clip(4, 16, 16)
-  tokens = model.encode(clip)
-  assert tokens.shape == (1 + 4 * 4, 16) and tokens.dtype == np.float32
-  expected = model.experiment.encode(model.params['encoder'], clip[None])[0]
-  np.testing.assert_allclose(tokens, expected, rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(tokens[0], model.run_clips(clip[None])['feature'][0], rtol=1e-4, atol=1e-5)
-  assert model.encode(clip[None].repeat(3, axis=0)).shape == (3, 17, 16)
-  assert model.encode(clip, source='things').shape == (1 + 4, 16)
+  encoded = model.encode(clip)
+  assert encoded.tokens_BxTxHxWxD.shape == (4, 2, 2, 16) and encoded.feature_BxD.dtype == np.float32
+  expected = jax.tree.map(lambda x: x[0], model.experiment.encode(model.params['encoder'], clip[None]))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), encoded, expected)
+  np.testing.assert_allclose(encoded.feature_BxD, model.run_clips(clip[None])['feature'][0], rtol=1e-4, atol=1e-5)
+  assert model.encode(clip[None].repeat(3, axis=0)).feature_BxD.shape == (3, 16)
+  assert model.encode(clip, source='things').tokens_BxTxHxWxD.shape == (1, 2, 2, 16)
   with pytest.raises(UserError, match=r"no source 'other'.*\['acts', 'moves', 'things'\]"):
     model.encode(clip, source='other')
 
@@ -125,10 +127,10 @@ def test_attention_sees_the_pixels_that_encode_sees(model):
   # The same normalisation as `Experiment.encode`: tokens of the model on those pixels agree.
   config = model.experiment.config
   normal = ((clip / 255.0 - np.array(config.pixel_mean)) / np.array(config.pixel_std)).astype(np.float32)
-  tokens, kept = model.model.apply({'params': model.params['encoder']}, normal, mutable=['attention'])
-  np.testing.assert_allclose(tokens, model.encode(clip), rtol=1e-3, atol=1e-4)
-  expected = api.attention_rollout.class_token_rollout(kept['attention']['blocks'])
-  expected = api.attention_rollout.heat_maps(expected, 4, (2, 2))
+  encoded, kept = model.model.apply({'params': model.params['encoder']}, normal, mutable=['attention'])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), encoded, model.encode(clip))
+  expected = attention_rollout.class_token_rollout(kept['attention']['blocks'])
+  expected = attention_rollout.heat_maps(expected, 4, (2, 2))
   np.testing.assert_allclose(maps, expected, rtol=1e-3)
 
 
@@ -165,7 +167,7 @@ def test_a_model_without_heads_encodes(tmp_path):
       source['class_names'] = []
 
   headless = cover_jax.load(export(tmp_path / 'model.flax', unlabelled))
-  assert headless.heads == {} and headless.encode(random_clip(4, 16, 16)).shape == (17, 16)
+  assert headless.heads == {} and headless.encode(random_clip(4, 16, 16)).feature_BxD.shape == (16,)
   with pytest.raises(UserError, match='has no heads'):
     headless.predict(random_clip(4, 16, 16))
 

@@ -35,9 +35,7 @@ def test_round_trip(tmp_path):
   assert loaded['about'] == {
     'step': 3,
     'config': {'a': {'b': [1, 2]}},
-    'sources': [
-      {'name': 'acts', 'modality': 'video', 'num_examples': 10, 'class_names': ['run', 'jump'], 'fps': 0.0}
-    ],
+    'sources': [{'name': 'acts', 'modality': 'video', 'num_examples': 10, 'class_names': ['run', 'jump'], 'fps': 0.0}],
   }
   np.testing.assert_array_equal(loaded['state']['params']['w'], np.full(4, 3.0))
   assert len(list((tmp_path / checkpoints.FOLDER).glob('*.flax'))) == 2

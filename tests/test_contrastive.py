@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cover_jax import contrastive
 from cover_jax.contrastive import Negatives, Queue
+from cover_jax.models.encoder import Encoded
 
 push, usable = jax.jit(contrastive.push), jax.jit(contrastive.usable)
 
@@ -138,8 +139,9 @@ def test_projection_gives_unit_vectors(layers):
 
 def test_pool():
   tokens = jnp.arange(2 * 4 * 3, dtype=jnp.float32).reshape(2, 4, 3)
-  assert contrastive.pool(tokens, 'cls').tolist() == tokens[:, 0].tolist()
-  np.testing.assert_allclose(contrastive.pool(tokens, 'mean'), tokens[:, 1:].mean(1))
+  encoded = Encoded(-tokens[:, 0], tokens.reshape(2, 1, 2, 2, 3))
+  assert contrastive.pool(encoded, 'cls').tolist() == (-tokens[:, 0]).tolist()
+  np.testing.assert_allclose(contrastive.pool(encoded, 'mean'), tokens.mean(1))
 
 
 def test_queue_is_a_pytree_of_arrays():

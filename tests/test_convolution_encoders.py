@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cover_jax import experiment
 from cover_jax.interop import convolution_layouts as layouts
 from cover_jax.interop.huggingface import nest
 from cover_jax.interop.weights import convert, detect
@@ -39,19 +40,12 @@ def loaded(name):
   assert detect('file', arrays) is layout
   weights = convert('file', arrays, layout)
   variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *GEOMETRY[name][1:2], 32, 32, 3)))
-  wanted = [
-    (kind, '/'.join(k.key for k in path))
-    for kind, tree in nn.meta.unbox(variables).items()
-    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-  ]
-  assert {key for _, key in wanted} == set(weights.encoder)
-  trees = {
-    kind: nest({key: jnp.asarray(weights.encoder[key].array) for k, key in wanted if k == kind})
-    for kind in ('params', 'batch_stats')
-  }
+  shapes = nn.meta.unbox(variables)
+  ours = nest({key: jnp.asarray(found.array) for key, found in weights.encoder.items()})
+  trees = experiment.variables(ours)
+  assert jax.tree.map(jnp.shape, trees) == jax.tree.map(jnp.shape, dict(shapes))
   (head,) = weights.heads.values()
-  kernel = head['kernel'].array
-  trees['head'] = {'kernel': kernel.reshape(-1, kernel.shape[-1]), 'bias': head['bias'].array}
+  trees['head'] = {'kernel': head['kernel'].array, 'bias': head['bias'].array}
   return module, trees
 
 

@@ -53,8 +53,10 @@ def test_views_have_the_lengths_that_the_objective_says():
     return {'short': np.arange(2), 'long': np.arange(6) % video_frames}
 
   def loss(params, state, batch, rng):
-    tokens = [experiment_run.encode(params['encoder'], batch[name], rng=rng) for name in ('short', 'long')]
-    loss_B = sum(t[:, 0].mean(axis=1) for t in tokens)
+    features = [
+      experiment_run.encode(params['encoder'], batch[name], rng=rng).feature_BxD for name in ('short', 'long')
+    ]
+    loss_B = sum(f.mean(axis=1) for f in features)
     return LossOutput(loss_B.mean(), state, {'loss': loss_B})
 
   config = tiny.config()

@@ -40,8 +40,8 @@ def make_checkpoint(path, **changes):
 
 def our_logits(experiment, params, head, clip):
   heads = Heads(((head, params['heads'][head]['bias'].size),))
-  tokens = experiment.encode(params['encoder'], clip)
-  return np.asarray(heads.apply({'params': params['heads']}, tokens[:, 0]))
+  encoded = experiment.encode(params['encoder'], clip)
+  return np.asarray(heads.apply({'params': params['heads']}, encoded.feature_BxD))
 
 
 CASES = {

@@ -10,6 +10,7 @@ import pytest
 
 from cover_jax import accumulation, metrics, optim, sharding
 from cover_jax import train as training
+from cover_jax.models.timesformer import TimeSformer
 from cover_jax.objectives import LossOutput
 from cover_jax.state import create, state_shardings
 from data_pipelines.contract import UserError
@@ -85,19 +86,20 @@ def test_accumulation_counts_examples_not_microbatches():
 def test_accumulation_threads_the_state_of_objectives():
   """A queue sees the microbatches one after the other, and measures keep the order of the batch."""
 
-  def loss_and_gradient(params, states, batch, rng, share):
+  def loss_and_gradient(params, states, statistics, batch, rng, share):
     del rng
     x_B = batch['s']['clip'][:, 0]
     order = jnp.concatenate([states['s'][2:], x_B])
     loss = params['w'] * jnp.mean(x_B)
     out = LossOutput(loss, order, {'x': x_B})
-    return (share['s'] * loss, {'s': out}), {'w': share['s'] * jnp.mean(x_B)}
+    return (share['s'] * loss, ({'s': out}, statistics + jnp.sum(x_B))), {'w': share['s'] * jnp.mean(x_B)}
 
   batch = {'s': {'clip': jnp.arange(8.0)[:, None], 'mask': jnp.ones(8, bool)}}
   params, states = {'w': jnp.float32(3.0)}, {'s': jnp.full(8, -1.0)}
-  (loss, outputs), gradients = accumulation.accumulate(
-    loss_and_gradient, params, states, batch, jax.random.key(0), steps=4
+  (loss, (outputs, statistics)), gradients = accumulation.accumulate(
+    loss_and_gradient, params, states, jnp.float32(2), batch, jax.random.key(0), steps=4
   )
+  assert float(statistics) == 2 + 28
   assert float(loss) == pytest.approx(3.0 * 3.5)
   assert float(gradients['w']) == pytest.approx(3.5)
   np.testing.assert_array_equal(outputs['s'].measures['x'], np.arange(8.0))
@@ -191,7 +193,7 @@ def test_layer_factors_by_hand():
     },
     'heads': {'acts': {'kernel': np.zeros((4, 7))}},
   }
-  factors = optim.layer_factors(0.5, 3, params)
+  factors = optim.layer_factors(0.5, TimeSformer(depth=3), params)
   hidden = factors['encoder']['blocks']['mlp']['hidden']
   np.testing.assert_array_equal(hidden['kernel'], np.array([1 / 8, 1 / 4, 1 / 2]).reshape(3, 1, 1))
   np.testing.assert_array_equal(hidden['bias'], np.array([1 / 8, 1 / 4, 1 / 2]).reshape(3, 1))
@@ -207,7 +209,7 @@ def test_layer_decay_scales_the_first_update():
   _, plain, _ = run_steps(**one)
   _, decayed, _ = run_steps(optimizer__layer_decay=0.5, **one)
   # The warm-up's first learning rate is 0, so two steps make one update, of the same gradient in both runs.
-  factors = optim.layer_factors(0.5, 2, start)
+  factors = optim.layer_factors(0.5, TimeSformer(depth=2), start)
   expected = jax.tree.map(lambda p, s, f: s + f * (p - s), plain.params, start, factors)
   assert_close(decayed.params, expected, atol=1e-7)
   moved = plain.params['encoder']['blocks']['mlp']['hidden']['kernel']

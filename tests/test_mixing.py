@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cover_jax import mixing, sharding
+from cover_jax.models.encoder import Encoded
 from cover_jax.models.heads import Heads
 from cover_jax.objectives import classification
 from data_pipelines.contract import SourceInfo, UserError
@@ -63,7 +64,8 @@ def test_cutmix_is_one_box_and_its_share():
 def encode(params, clip, *, rng=None):
   """A stand-in encoder: one token, the mean colours of the four corners' quarters."""
   x = clip.astype(jnp.float32).reshape(len(clip), T, 2, H // 2, 2, W // 2, 3).mean(axis=(1, 3, 5)) / 255
-  return x.reshape(len(clip), 1, -1) @ params['kernel']
+  feature_BxD = x.reshape(len(clip), -1) @ params['kernel']
+  return Encoded(feature_BxD, feature_BxD[:, None, None, None])
 
 
 def batch_and_params(seed=0):
@@ -90,7 +92,7 @@ def test_loss_is_the_mixture_of_both_labels_losses(options):
   mix = mixing.draw(jax.random.split(rng)[1], 2 * batch['source'] + 1, H, W, **options)
   weight, partner = np.asarray(mix.weight_BxHxW)[:, None, :, :, None], np.asarray(mix.partner_B)
   clip = weight * batch['clip'] + (1 - weight) * batch['clip'][partner].astype(float)
-  feature = np.asarray(encode(params['encoder'], jnp.asarray(clip)))[:, 0].astype(float)
+  feature = np.asarray(encode(params['encoder'], jnp.asarray(clip)).feature_BxD).astype(float)
   for i in range(B):
     assert batch['source'][partner[i]] == batch['source'][i]
     head = params['heads'][SOURCES[batch['source'][i]].name]

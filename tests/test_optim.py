@@ -17,6 +17,7 @@ from flax import linen, traverse_util
 
 from cover_jax import optim, state
 from cover_jax import train as training
+from cover_jax.models.timesformer import TimeSformer
 from cover_jax.objectives import LossOutput, Objective
 from data_pipelines.contract import UserError
 from tests import tiny
@@ -147,7 +148,7 @@ def arrays(seed, scale=1.0):
 
 def updates(config, schedule, gradients):
   """The parameters after each of some updates from `arrays(0)` by the optimizer of a config."""
-  optimizer = optim.make_optimizer(config, schedule, DEPTH)
+  optimizer = optim.make_optimizer(config, schedule, TimeSformer(depth=DEPTH))
   return _updates(optimizer, gradients)
 
 
@@ -232,7 +233,7 @@ def test_chain_is_optaxs(name, theirs, decays):
 
 def change(config, gradient):
   """What one update at a learning rate of 1 adds to the parameters."""
-  optimizer = optim.make_optimizer(config, lambda step: 1.0, DEPTH)
+  optimizer = optim.make_optimizer(config, lambda step: 1.0, TimeSformer(depth=DEPTH))
   params = nested(arrays(0))
   return flat(jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])(nested(gradient), params))
 
@@ -473,7 +474,7 @@ def written_out():
 
   def entropies(params, sub, sources):
     """Mean over the sub-batch, each example under the softmax of its own source's head; no masked columns."""
-    token_BxD = experiment.encode(params['encoder'], sub['clip'])[:, 0]
+    token_BxD = experiment.encode(params['encoder'], sub['clip']).feature_BxD
     total = 0.0
     for source in sources:
       head = params['heads'][tiny.sources()[source].name]

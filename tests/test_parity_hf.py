@@ -90,8 +90,8 @@ def our_model(model):
 
 
 def our_logits(encoder, params, clip, classes=CLASSES):
-  tokens_BxSxD = encoder.apply({'params': params['encoder']}, clip)
-  return Heads((('source', classes),)).apply({'params': params['heads']}, tokens_BxSxD[:, 0])
+  encoded = encoder.apply({'params': params['encoder']}, clip)
+  return Heads((('source', classes),)).apply({'params': params['heads']}, encoded.feature_BxD)
 
 
 def relative_error(ours, theirs):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cover_jax.attention_rollout import class_token_rollout, heat_maps
+from cover_jax.models.attention_rollout import class_token_rollout, heat_maps
 from cover_jax.models.timesformer import TimeSformer
 
 T, ROWS, COLUMNS = 3, 2, 3

@@ -15,6 +15,7 @@ from cover_jax.models import LOGICAL_AXES, Heads, TimeSformer
 from cover_jax.models.attention import attend, attention_probabilities, rows_together
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from cover_jax.models.transformer import drop_path, gelu
+from tests.encoder_parity import sequence
 
 ATTENTIONS = ('divided', 'joint', 'space')
 SMALL = TimeSformer(patch_size=8, width=32, depth=2, num_heads=4, mlp_dim=64, num_frames=4, image_size=32)
@@ -39,7 +40,7 @@ def encoder(model, **kwargs):
 
 
 def encode(model, params, clip, **kwargs):
-  return encoder(model, **kwargs)({'params': params}, clip)
+  return sequence(encoder(model, **kwargs)({'params': params}, clip))
 
 
 @pytest.fixture(scope='module')
@@ -160,9 +161,9 @@ def test_eight_devices(trained):
   constraints = [line for line in lowered.as_text().splitlines() if 'sharding_constraint' in line]
   # In the block, and after the last one.
   assert sum('[{"data", "fsdp"}, {}, {}]> : tensor<4x65x32xf32>' in line for line in constraints) == 2
-  tokens = lowered.compile()(params, sharded_clip)
-  assert tokens.sharding.spec == P(('data', 'fsdp'))
-  np.testing.assert_allclose(tokens, encode(SMALL, trained['divided'], clip), atol=1e-5)
+  encoded = lowered.compile()(params, sharded_clip)
+  assert encoded.feature_BxD.sharding.spec == P(('data', 'fsdp'))
+  np.testing.assert_allclose(sequence(encoded), encode(SMALL, trained['divided'], clip), atol=1e-5)
   # Without a mesh and rules there is no trace of them.
   assert 'sharding_constraint' not in lower().as_text()
 
@@ -226,7 +227,7 @@ def dropping_gradients(trained):
   def value_and_grad(**options):
     model = SMALL.clone(drop_path=0.3, **options)
     apply = partial(model.apply, train=True, rngs={'drop_path': key(5)})
-    loss = lambda params: jnp.sum(apply({'params': params}, clip)[:, 0] ** 3)
+    loss = lambda params: jnp.sum(apply({'params': params}, clip).feature_BxD ** 3)
     return jit(jax.value_and_grad(loss))(trained['divided'])
 
   return functools.cache(value_and_grad)
@@ -417,9 +418,9 @@ def test_dropped_temporal_path_still_passes_the_bias_of_temporal_fc(trained):
   params['blocks']['temporal_fc']['bias'] = jnp.zeros((2, 32)).at[1].set((-1.0) ** jnp.arange(32))
   params['norm']['scale'] = jnp.ones(32)
   apply = partial(SMALL.clone(drop_path=0.9).apply, train=True, rngs={'drop_path': key(0)})
-  tokens = jit(apply)({'params': params}, random_clip(1, 4, 32, 32))
-  np.testing.assert_allclose(np.abs(tokens[:, 1:]), 1, atol=1e-4)
-  np.testing.assert_array_equal(tokens[:, 0], 0)
+  encoded = jit(apply)({'params': params}, random_clip(1, 4, 32, 32))
+  np.testing.assert_allclose(np.abs(encoded.tokens_BxTxHxWxD), 1, atol=1e-4)
+  np.testing.assert_array_equal(encoded.feature_BxD, 0)
 
 
 def test_embeddings_resize():
@@ -456,7 +457,7 @@ def test_attention_is_kept_on_request_and_free_otherwise(attention, trained):
   variables = {'params': trained[attention]}
   plain = jit(model.apply).lower(variables, clip).compile()
   keep = jit(partial(model.apply, mutable=['attention'])).lower(variables, clip).compile()
-  tokens, kept = keep(variables, clip)
+  encoded, kept = keep(variables, clip)
   probs = kept['attention']['blocks']
   shapes = {
     'divided': {'time': (2, 2, 16, 4, 4, 4), 'space': (2, 2, 4, 4, 17, 17)},
@@ -467,11 +468,11 @@ def test_attention_is_kept_on_request_and_free_otherwise(attention, trained):
   for x in probs.values():
     np.testing.assert_allclose(x.sum(-1), 1, atol=1e-5)
     assert x.std() > 1e-3
-  np.testing.assert_allclose(tokens, plain(variables, clip), atol=1e-5)
+  jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), encoded, plain(variables, clip))
   # One division a probability less in the body of the loop.
   entries = sum(int(np.prod(shape[1:])) for shape in shapes.values())
   assert plain.cost_analysis()['flops'] <= keep.cost_analysis()['flops'] - entries
-  assert plain.memory_analysis().output_size_in_bytes == tokens.nbytes
+  assert plain.memory_analysis().output_size_in_bytes == sum(x.nbytes for x in jax.tree.leaves(encoded))
 
 
 def test_kept_attention_survives_rematerialisation(trained):

@@ -21,6 +21,7 @@ from configs import defaults
 from cover_jax import experiment as experiments
 from cover_jax import initialise, jobs, sharding
 from cover_jax import train as training
+from cover_jax.models.encoder import Encoded
 from cover_jax.state import create, init_params
 from data_pipelines.contract import SourceInfo, view_names
 from tests import tiny
@@ -318,10 +319,10 @@ def test_pixels_and_drop_paths_of_the_encoder(key):
 
   run = dataclasses.replace(run, model=SimpleNamespace(apply=apply, dtype=run.model.dtype))
   rng = None if key is None else jax.random.key(key)
-  run.encode('params', np.full((1, 1, 1, 1, 3), 51, np.uint8), rng=rng)
+  run.encode({'kernel': 'params'}, np.full((1, 1, 1, 1, 3), 51, np.uint8), rng=rng)
   np.testing.assert_allclose(seen['pixels'].astype(np.float32).ravel(), [0.2, 0.0, -0.05], atol=1e-3)
-  assert seen['pixels'].dtype == jnp.bfloat16 and seen['variables'] == {'params': 'params'}
-  assert seen['train'] == (key is not None) and ('drop_path' in seen['rngs']) == (key is not None)
+  assert seen['pixels'].dtype == jnp.bfloat16 and seen['variables'] == {'params': {'kernel': 'params'}}
+  assert seen['train'] == (key is not None) and ('drop_path' in seen.get('rngs', {})) == (key is not None)
 
 
 class Seen(Exception):
@@ -334,7 +335,8 @@ def objective_of(monkeypatch, objective=None, augment=None):
 
   def encode(config, model, params, clip, *, rng=None):
     seen.append((np.asarray(clip, np.float32), rng))
-    return jnp.zeros((len(clip), 1, model.width))
+    feature_BxD = jnp.zeros((len(clip), model.width))
+    return Encoded(feature_BxD, feature_BxD[:, None, None, None])
 
   monkeypatch.setattr(experiments, '_encode', encode)
   changes = {'streams__image__objective': {'name': 'classification', **(objective or {})}}

@@ -1,11 +1,9 @@
-"""How torchvision names and lays out the arrays of its video networks (BSD-3): one table each.
-
-'mean' and 'var' are running statistics, all else are parameters.
-"""
+"""How torchvision names and lays out the arrays of its video networks (BSD-3): one table each."""
 
 from collections.abc import Iterator
 
 from cover_jax.interop.layouts import Layout, Rule
+from cover_jax.models.encoder import STATISTICS
 
 _CONVOLUTION = (2, 3, 4, 1, 0)
 _SKIPPABLE = ((r'.*num_batches_tracked$', 'counter of batches'),)
@@ -16,8 +14,10 @@ def _conv(ours: str, theirs: str) -> Rule:
 
 
 def _norm(ours: str, theirs: str) -> Iterator[Rule]:
-  parts = {'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
-  return (Rule(f'{ours}/{a}', f'{theirs}.{b}') for a, b in parts.items())
+  for name, part in (('scale', 'weight'), ('bias', 'bias')):
+    yield Rule(f'{ours}/{name}', f'{theirs}.{part}')
+  for name in ('mean', 'var'):
+    yield Rule(f'{STATISTICS}/{ours}/{name}', f'{theirs}.running_{name}')
 
 
 def _unit(ours: str, conv: str, norm: str) -> Iterator[Rule]:
@@ -51,6 +51,7 @@ def _resnet(factored: bool) -> Iterator[Rule]:
 def _resnet_layout(name: str, signature: str, factored: bool) -> Layout:
   return Layout(
     name=name,
+    encoder='resnet3d',
     signature=signature,
     prefixes=('module.', ''),
     rules=tuple(_resnet(factored)),
@@ -83,6 +84,7 @@ R2PLUS1D = _resnet_layout('torchvision R(2+1)D', 'stem.3.weight', factored=True)
 R3D = _resnet_layout('torchvision R3D or MC3', 'layer1.0.conv1.0.weight', factored=False)
 S3D = Layout(
   name='torchvision S3D',
+  encoder='s3d',
   signature='features.0.0.0.weight',
   prefixes=('module.', ''),
   rules=tuple(_s3d()),

@@ -13,6 +13,7 @@ import numpy as np
 
 from cover_jax import checkpoints
 from cover_jax.interop.weights import Found, Weights, convert, detect
+from cover_jax.models import encoder as encoders
 from data_pipelines.contract import UserError
 
 # Numbers that a file may hold: optimizer states, a tower for text and a head of 21,000 classes are skipped.
@@ -192,4 +193,5 @@ def _read_own(path: str, which: str) -> Weights:
     class_names={s['name']: tuple(s['class_names']) for s in about['sources']},
     num_heads=query.array.shape[2] if query else None,
     gelu_approximate=about['config']['model'].get('gelu_approximate', False),
+    model=encoders.name_of(about['config']['model']),
   )

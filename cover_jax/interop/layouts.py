@@ -45,6 +45,7 @@ class Layout:
     class_row: the position embedding has a row for the class token; where it has none, the file's model may pool
       its patches and have no class token either.
     gelu_approximate: the form of GELU that such weights were trained with, where the kind of file tells.
+    encoder: `config.model.name` of what such files hold.
   """
 
   name: str
@@ -56,6 +57,7 @@ class Layout:
   skippable: tuple[tuple[str, str], ...] = ()
   class_row: bool = True
   gelu_approximate: bool = False
+  encoder: str = 'timesformer'
 
   def block_pattern(self) -> re.Pattern[str]:
     """Matches the name of an array of a numbered block; its group is the number."""

@@ -32,6 +32,7 @@ def _videoprism_stack(name: str) -> Iterator[Rule]:
 
 VIDEOPRISM = Layout(
   name='VideoPrism',
+  encoder='videoprism',
   signature='spatial_encoder/transformers_stack/x_layers/layer_norm/scale',
   prefixes=('params/encoder/', 'params/vision_encoder/', 'params/', 'encoder/', 'vision_encoder/', ''),
   rules=(
@@ -98,6 +99,7 @@ def _videomae_released_attention() -> Iterator[Rule]:
 def _videomae(name: str, signature: str, prefixes: tuple[str, ...], attention: Iterator[Rule]) -> Layout:
   return Layout(
     name=name,
+    encoder='videomae',
     signature=signature,
     prefixes=prefixes,
     rules=(
@@ -135,6 +137,7 @@ def _vjepa2_blocks(ours: str, theirs: str, attention: str, out: str, norms: tupl
 
 VJEPA2 = Layout(
   name='V-JEPA 2',
+  encoder='vjepa2',
   signature='encoder.embeddings.patch_embeddings.proj.weight',
   prefixes=('vjepa2.', ''),
   rules=(

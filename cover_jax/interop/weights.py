@@ -43,6 +43,7 @@ class Weights:
     pooled: such files may lack a class token, because their model pools its patches.
     num_heads: of attention, where the file or the config beside it tells.
     gelu_approximate: the form of GELU that the weights were trained with, where it is known.
+    model: `config.model.name` of the encoder.
   """
 
   path: str
@@ -55,6 +56,7 @@ class Weights:
   pooled: bool = False
   num_heads: int | None = None
   gelu_approximate: bool | None = None
+  model: str = 'timesformer'
 
 
 def detect(path: str, arrays: Mapping[str, np.ndarray]) -> Layout:
@@ -116,9 +118,9 @@ def convert(path: str, arrays: Mapping[str, np.ndarray], layout: Layout) -> Weig
     return Found(array, rule.theirs.format('*'), shape)
 
   encoder = {rule.ours: found for rule in layout.rules if (found := find(rule))}
-  head = {rule.ours: found for rule in layout.head if (found := find(rule))}
+  head = {rule.ours: _matrix(found) for rule in layout.head if (found := find(rule))}
   position = encoder.get('position_embedding')
-  if position and not layout.class_row:
+  if position and not layout.class_row and layout.encoder == 'timesformer':
     if position.array.ndim != 3:
       raise UserError(f'{path}: {position.name!r} has shape {position.shape}, expected [1, N, D].')
     # The class token of such models gets no position embedding.
@@ -146,7 +148,14 @@ def convert(path: str, arrays: Mapping[str, np.ndarray], layout: Layout) -> Weig
     pooled=not layout.class_row,
     num_heads=query.array.shape[2] if query and query.array.ndim == 4 else None,
     gelu_approximate=layout.gelu_approximate,
+    model=layout.encoder,
   )
+
+
+def _matrix(found: Found) -> Found:
+  """A classifier that is a convolution of 1 x 1 x 1 as a matrix."""
+  array = found.array
+  return found._replace(array=array.reshape(-1, array.shape[-1])) if array.ndim > 2 else found
 
 
 def _ours(rule: Rule, array: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ Eight convolutions of 3 x 3 x 3; the mean of the last map stands for the two ful
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from cover_jax.models.convolutions import Unit, lengths_after, max_pool, shortest
 from cover_jax.models.encoder import Encoded, Encoder, check_levels
+from data_pipelines.declared import flag, several, whole
+
+_STAGE = several(whole(1), least=1)
 
 
 class C3D(Encoder):
@@ -23,8 +26,14 @@ class C3D(Encoder):
     dtype: of the computation. Parameters and statistics are float32.
   """
 
-  widths: tuple[tuple[int, ...], ...] = ((64,), (128,), (256, 256), (512, 512), (512, 512))
-  freeze_statistics: bool = False
+  widths: Annotated[tuple[tuple[int, ...], ...], several(_STAGE, least=1)] = (
+    (64,),
+    (128,),
+    (256, 256),
+    (512, 512),
+    (512, 512),
+  )
+  freeze_statistics: Annotated[bool, flag] = False
   dtype: Any = jnp.float32
 
   DEBUG: ClassVar[Mapping[str, Any]] = {'widths': ((8,), (16,))}

@@ -3,12 +3,12 @@
 An encoder is one file in this folder with a Linen module named in `ENCODERS`; `config.model = {'name': 'resnet3d',
 'depths': (1, 1, 1, 1)}` chooses it and sets its fields. To add one:
 
-1.  Write `cover_jax/models/<name>.py` with a subclass of `Encoder`. Fields that are numbers, strings, booleans or
-    tuples of them become keys of `config.model`; their docstring is their documentation. `dtype` is that of the
-    computation; parameters stay float32.
+1.  Write `cover_jax/models/<name>.py` with a subclass of `Encoder`. Fields that are annotated with what they may be
+    (`depth: Annotated[int, whole(1)] = 12`; see `data_pipelines/declared.py`) are keys of `config.model`; their
+    docstring is their documentation. `dtype` is that of the computation; parameters stay float32.
 2.  `__call__(clip, *, train, levels)` takes clips f32 or bf16 [B, T, H, W, 3] that are normalised already
     (`config.pixel_mean`, `config.pixel_std`) and returns `Encoded`. It must give finite values for one frame, or
-    `limits` must say why it cannot.
+    `limits` must say why it cannot. A field that makes no sense beside another is a ValueError.
     Randomness comes from `self.make_rng('drop_path')` and only where `train` is true. Batch statistics are Linen's
     collection 'batch_stats': compute them over the whole batch axis, never over a device's part of it.
 3.  Name the axes of every parameter (`nn.with_logical_partitioning`) with names from `LOGICAL_AXES`.
@@ -19,23 +19,27 @@ An encoder is one file in this folder with a Linen module named in `ENCODERS`; `
     inherited counts those of the code; write a formula where the code pads or computes something twice.
 7.  `num_layers` and `layer(name)`: where a parameter stands between the pixels (0) and the heads (`num_layers`), for
     layer-wise learning rates; an array where layers are stacked on the first axis.
-8.  `DEBUG`: fields that make it tiny for `:debug` configs and tests. `at_depth(n)`: the same with n layers of the kind
-    that repeats, from which a plan extrapolates; itself where nothing repeats.
-9.  Optional: `attention_map(variables, clip)` where there is attention to show.
+8.  `DEBUG`: fields that make it tiny for `:debug` configs and tests. `DEPTHS`: the fields that count the layers of a
+    loop over layers; a plan extrapolates from few of them. Such an encoder has a field `scan_unroll`, too.
+9.  Optional, where there is attention to show: `attention_map`, and `SHOWS_ATTENTION = True`.
 10. Add the name to `ENCODERS`; `tests/test_encoders.py` then checks all of the above, and that it trains, resumes,
     shards, accumulates and exports like the others. Public weights are a table in `layouts.py`.
 """
 
+import dataclasses
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from data_pipelines import declared
+from data_pipelines.declared import number, one_of, whole
 
 # {config.model.name: (module, class)}; imported when it is asked for.
 ENCODERS: Mapping[str, tuple[str, str]] = {
@@ -49,6 +53,16 @@ ENCODERS: Mapping[str, tuple[str, str]] = {
 }
 
 
+# What fields of several encoders may be.
+Count = Annotated[int, whole(1)]
+Share = Annotated[float, number(0, below=1)]
+Deviation = Annotated[float, number(0)]
+
+# Where an encoder's parameters hold its batch statistics, if it has any: beside its layers, so that whatever copies,
+# averages, saves or places an encoder does so with them. No gradient and no optimizer is for them.
+STATISTICS = 'statistics'
+
+
 class Encoded(flax.struct.PyTreeNode):
   """What an encoder makes of B clips.
 
@@ -56,17 +70,21 @@ class Encoded(flax.struct.PyTreeNode):
     feature_BxD: what linear heads and probes see: the class token, or the pooled map. In the encoder's dtype.
     tokens_BxTxHxWxD: the last map in the encoder's own grid: T' <= T, H' x W' after patches, tubelets and strides.
     levels: {name: [B, T', H', W', C]} of the maps that were asked for.
+    statistics: the encoder's batch statistics after these clips; None where it has none or does not train.
   """
 
   feature_BxD: jax.Array
   tokens_BxTxHxWxD: jax.Array
   levels: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)
+  statistics: Any = None
 
 
 class Encoder(nn.Module):
   """The contract; see the top of this file. Subclasses are Linen modules with a field `dtype`."""
 
   DEBUG: ClassVar[Mapping[str, Any]] = {}
+  DEPTHS: ClassVar[tuple[str, ...]] = ()
+  SHOWS_ATTENTION: ClassVar[bool] = False
 
   @property
   def width(self) -> int:
@@ -97,19 +115,67 @@ class Encoder(nn.Module):
     variables = jax.eval_shape(self.init, jax.random.key(0), clip)
     return _products(jax.make_jaxpr(self.apply)(variables, clip).jaxpr)
 
-  def at_depth(self, depth: int) -> 'Encoder':
-    """The encoder with `depth` of the layers that repeat; itself where none do."""
-    return self
+  def attention_map(self, variables: Any, clip: jax.Array) -> jax.Array:
+    """Where the encoder looked in clips [B, T, H, W, 3]: float32 [B, T', H', W'], which sums to 1 over each clip."""
+    raise NotImplementedError
 
 
-def encoder_class(name: str) -> type[Encoder]:
-  """The module of `config.model.name`.
+def name_of(options: Mapping[str, Any]) -> str:
+  """The encoder that `config.model` names; configs of before there were several name none."""
+  return options.get('name', 'timesformer')
+
+
+def encoder_class(options: Mapping[str, Any]) -> type[Encoder]:
+  """The Linen module that `config.model` names.
 
   Raises:
-    KeyError: if there is none.
+    KeyError: if there is none of that name.
   """
-  module, kind = ENCODERS[name]
+  module, kind = ENCODERS[name_of(options)]
   return getattr(importlib.import_module(f'cover_jax.models.{module}'), kind)
+
+
+def check(options: Mapping[str, Any], where: str) -> None:
+  """Raises UserError if there is no encoder of that name, or it does not take the options.
+
+  Args:
+    options: `name` and the encoder's own options.
+    where: the config key, for messages.
+  """
+  known = {'name': declared.Key('timesformer', one_of(*ENCODERS))}
+  declared.check({key: value for key, value in options.items() if key == 'name'}, known, where)
+  declared.check(options, known | declared.options_of(encoder_class(options)), where)
+
+
+def make(options: Mapping[str, Any], dtype: Any) -> Encoder:
+  """The encoder of a config.
+
+  Args:
+    options: `name` and the encoder's own options.
+    dtype: of the computation.
+
+  Raises:
+    UserError: as `check`.
+  """
+  check(options, 'config.model')
+  fields = {key: _tuples(value) for key, value in options.items() if key != 'name'}
+  return encoder_class(options)(**fields, dtype=jnp.dtype(dtype))
+
+
+def defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Every option of the encoder that `config.model` names with its default."""
+  own = {key: option.default for key, option in declared.options_of(encoder_class(options)).items()}
+  return {'name': 'timesformer', **own}
+
+
+def options_of(encoder: Encoder) -> dict[str, Any]:
+  """The fields of an encoder and their values, without Linen's own."""
+  return {f.name: getattr(encoder, f.name) for f in dataclasses.fields(encoder) if f.name not in ('parent', 'name')}
+
+
+def _tuples(value: Any) -> Any:
+  """Tuples for lists, which a config that went through JSON holds."""
+  return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def check_levels(encoder: Encoder, levels: Sequence[str]) -> None:

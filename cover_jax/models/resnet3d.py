@@ -6,7 +6,7 @@ a layer that self-supervised work trains (`depths=(1, 1, 1, 1)`, `factoring='con
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from cover_jax.models.convolutions import BatchNorm, Conv, Triple, Unit
 from cover_jax.models.encoder import Encoded, Encoder, check_levels
+from data_pipelines.declared import flag, one_of, several, whole
 
 KINDS = ('r3d', 'mc3', 'r2plus1d')
 FACTORINGS = ('block', 'convolution')
@@ -94,11 +95,11 @@ class ResNet3D(Encoder):
     dtype: of the computation. Parameters and statistics are float32.
   """
 
-  kind: str = 'r2plus1d'
-  depths: tuple[int, ...] = (2, 2, 2, 2)
-  widths: tuple[int, ...] = (64, 128, 256, 512)
-  factoring: str = 'block'
-  freeze_statistics: bool = False
+  kind: Annotated[str, one_of(*KINDS)] = 'r2plus1d'
+  depths: Annotated[tuple[int, ...], several(whole(1), least=1)] = (2, 2, 2, 2)
+  widths: Annotated[tuple[int, ...], several(whole(1), least=1)] = (64, 128, 256, 512)
+  factoring: Annotated[str, one_of(*FACTORINGS)] = 'block'
+  freeze_statistics: Annotated[bool, flag] = False
   dtype: Any = jnp.float32
 
   DEBUG: ClassVar[Mapping[str, Any]] = {'depths': (1, 1), 'widths': (8, 16)}
@@ -119,10 +120,6 @@ class ResNet3D(Encoder):
     return int(name.split('/')[0].split('_')[0].removeprefix('layer')) if name.startswith('layer') else 0
 
   def limits(self, frames: int, size: tuple[int, int]) -> str:
-    if self.kind not in KINDS or self.factoring not in FACTORINGS:
-      return f'kind is {self.kind!r} and factoring {self.factoring!r}; expected one of {KINDS} and of {FACTORINGS}'
-    if not 0 < len(self.depths) == len(self.widths):
-      return f'depths {self.depths} and widths {self.widths} must be equally long'
     return ''
 
   @nn.compact
@@ -138,6 +135,8 @@ class ResNet3D(Encoder):
       `Encoded`; tokens are the last map, the feature is its mean.
     """
     check_levels(self, levels)
+    if len(self.depths) != len(self.widths):
+      raise ValueError(f'ResNet3D.depths {self.depths} and widths {self.widths} are not equally long.')
     use_running = self.freeze_statistics or not train
     x = self._stem(clip_BxTxHxWx3.astype(self.dtype), use_running)
     kept = {}

@@ -5,14 +5,15 @@ clip after each convolution in time (section 5; where it stands in the network i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cover_jax.models.convolutions import Unit, lengths_after, max_pool, shortest
-from cover_jax.models.encoder import Encoded, Encoder, check_levels
+from cover_jax.models.encoder import Count, Encoded, Encoder, check_levels
+from data_pipelines.declared import flag
 
 # Channels of the four branches of each Inception block: 1x1x1 | 1x1x1, 3x3x3 | 1x1x1, 3x3x3 | pool, 1x1x1.
 _BLOCKS: tuple[tuple[tuple[int, ...], ...], ...] = (
@@ -53,9 +54,9 @@ class S3D(Encoder):
     dtype: of the computation. Parameters and statistics are float32.
   """
 
-  gating: bool = False
-  divide: int = 1
-  freeze_statistics: bool = False
+  gating: Annotated[bool, flag] = False
+  divide: Count = 1
+  freeze_statistics: Annotated[bool, flag] = False
   dtype: Any = jnp.float32
 
   DEBUG: ClassVar[Mapping[str, Any]] = {'divide': 16}

@@ -8,24 +8,25 @@ seeded from.
 Between blocks, tokens are one sequence [B, S, D]: the patches in order (place, frame), frame fastest, then the class
 token. That makes the tokens of one place a contiguous row for temporal attention, and no patch is ever moved to make
 room for the class token. As a single block it was among the cheapest layouts tried on the TPU compiler; docs/block.md
-has the figures and what is open. The encoder returns the class token first, as usual.
+has the figures and what is open.
 """
 
 import math
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from cover_jax.models import attention_rollout
 from cover_jax.models.attention import Attention, rows_together
-from cover_jax.models.transformer import REMAT_POLICIES, Mlp, dense, drop_path, layer_norm, token_init
+from cover_jax.models.encoder import Count, Deviation, Encoded, Encoder, Share, check_levels
+from cover_jax.models.transformer import REMAT_POLICIES, Mlp, Remat, dense, drop_path, layer_norm, token_init
 from data_pipelines import declared
-from data_pipelines.declared import flag, number, one_of, whole
-
-_Count = Annotated[int, whole(1)]
-_Deviation = Annotated[float, number(0)]
+from data_pipelines.declared import flag, one_of, whole
 
 
 def resize_position_embedding(position_1xPxD: jax.Array, grid: tuple[int, int]) -> jax.Array:
@@ -85,10 +86,11 @@ class Block(nn.Module):
   dtype: Any
   init_std: float
   tokens_together: int
+  keep: bool
 
   @nn.compact
-  def __call__(self, x_BxSxD: jax.Array, drop_rate: jax.Array) -> tuple[jax.Array, None]:
-    """One step of the scan: tokens [B, S, D] and this block's drop rate (a scalar) to tokens and nothing.
+  def __call__(self, x_BxSxD: jax.Array, drop_rate: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """One step of the scan: tokens [B, S, D] and this block's drop rate to tokens, and these again if they are kept.
 
     The class token is the last. With 'space' attention each frame is a row of its own, [B * T, N + 1, D].
     """
@@ -108,7 +110,8 @@ class Block(nn.Module):
 
     normed_BxSxD = layer_norm('norm_mlp', self.dtype)(x_BxSxD)
     residual_BxSxD = Mlp(self.mlp_dim, self.gelu_approximate, self.dtype, self.init_std, name='mlp')(normed_BxSxD)
-    return x_BxSxD + drop(residual_BxSxD), None
+    x_BxSxD = x_BxSxD + drop(residual_BxSxD)
+    return x_BxSxD, x_BxSxD if self.keep else None
 
   def _divided(self, x_BxSxD: jax.Array, drop: Any) -> jax.Array:
     """Temporal attention among the frames at one place, then spatial attention within each frame."""
@@ -149,7 +152,7 @@ class Block(nn.Module):
       self.sow('attention', name, probs, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
 
-class TimeSformer(nn.Module):
+class TimeSformer(Encoder):
   """Encodes clips of any number of frames and any size; an image is a clip of one frame.
 
   Attributes:
@@ -181,36 +184,85 @@ class TimeSformer(nn.Module):
       `scan_unroll` nor `remat` changes the function.
   """
 
-  patch_size: _Count = 16
-  width: _Count = 768
-  depth: _Count = 12
-  num_heads: _Count = 12
-  mlp_dim: _Count = 3072
-  num_frames: _Count = 8
-  image_size: _Count = 224
+  patch_size: Count = 16
+  width: Count = 768
+  depth: Count = 12
+  num_heads: Count = 12
+  mlp_dim: Count = 3072
+  num_frames: Count = 8
+  image_size: Count = 224
   attention: Annotated[str, one_of('divided', 'joint', 'space')] = 'divided'
-  drop_path: Annotated[float, number(0, below=1)] = 0.0
+  drop_path: Share = 0.0
   image_temporal: Annotated[str, one_of('run', 'skip')] = 'run'
   gelu_approximate: Annotated[bool, flag] = False
   dtype: Any = jnp.float32
-  remat: Annotated[str, one_of('none', *REMAT_POLICIES)] = 'none'
-  scan_unroll: _Count = 1
+  remat: Remat = 'none'
+  scan_unroll: Count = 1
   tokens_together: Annotated[int, whole(0)] = 128
-  init_std: _Deviation = 0.02
-  position_init_std: _Deviation = 0.02
-  time_init_std: _Deviation = 0.0
+  init_std: Deviation = 0.02
+  position_init_std: Deviation = 0.02
+  time_init_std: Deviation = 0.0
+
+  DEBUG: ClassVar[Mapping[str, Any]] = {
+    'patch_size': 8, 'width': 16, 'depth': 2, 'num_heads': 2, 'mlp_dim': 32, 'num_frames': 4, 'image_size': 32,
+    'remat': 'none',
+  }  # fmt: skip
+  DEPTHS: ClassVar[tuple[str, ...]] = ('depth',)
+  SHOWS_ATTENTION: ClassVar[bool] = True
+
+  @property
+  def level_names(self) -> tuple[str, ...]:
+    return tuple(f'block{i + 1}' for i in range(self.depth))
+
+  @property
+  def num_layers(self) -> int:
+    return self.depth + 1
+
+  def layer(self, name: str) -> int | np.ndarray:
+    if name.startswith('blocks/'):
+      return 1 + np.arange(self.depth)
+    return self.num_layers if name.startswith('norm/') else 0
+
+  def limits(self, frames: int, size: tuple[int, int]) -> str:
+    if any(side % self.patch_size for side in size):
+      return f'the height and width of a clip must be multiples of config.model.patch_size = {self.patch_size}'
+    return ''
+
+  def products(self, frames: int, size: tuple[int, int]) -> float:
+    """As the paper's equations have them: how the blocks compute them is another matter, they pad and join."""
+    places, width = size[0] * size[1] // self.patch_size**2, self.width
+    project = 4 * width**2  # query, key, value and output of one token
+    per_frame = (places + 1) * project + 2 * (places + 1) ** 2 * width
+    tokens = places * frames + 1
+    joint = tokens * project + 2 * tokens**2 * width
+    attention = joint if self.attention == 'joint' else frames * per_frame
+    if self.attention == 'divided' and (frames > 1 or self.image_temporal == 'run'):
+      # The softmax over one frame is 1, whatever query and key are. `temporal_fc` follows.
+      over_time = project + 2 * frames * width if frames > 1 else project / 2
+      attention += places * frames * (over_time + width**2)
+    in_mlp = frames * (places + 1) if self.attention == 'space' else tokens
+    block = attention + 2 * in_mlp * width * self.mlp_dim
+    return frames * places * 3 * self.patch_size**2 * width + self.depth * block
+
+  def attention_map(self, variables: Any, clip_BxTxHxWx3: jax.Array) -> jax.Array:
+    """Attention rollout from the class token, float32 [B, T, rows, columns]; see `attention_rollout`."""
+    frames, height, width = clip_BxTxHxWx3.shape[1:4]
+    _, kept = self.apply(variables, clip_BxTxHxWx3, mutable=['attention'])
+    rollout_BxS = attention_rollout.class_token_rollout(kept['attention']['blocks'])
+    return attention_rollout.heat_maps(rollout_BxS, frames, (height // self.patch_size, width // self.patch_size))
 
   @nn.compact
-  def __call__(self, clip_BxTxHxWx3: jax.Array, *, train: bool = False) -> jax.Array:
+  def __call__(self, clip_BxTxHxWx3: jax.Array, *, train: bool = False, levels: Sequence[str] = ()) -> Encoded:
     """Encodes clips.
 
     Args:
       clip_BxTxHxWx3: float, already normalised; H and W multiples of `patch_size`.
       train: drop paths, which needs `rngs={'drop_path': key}` when `drop_path` > 0.
+      levels: of `level_names`; patches after that block.
 
     Returns:
-      Tokens [B, 1 + N * T, D] in `dtype` after the final LayerNorm, N = (H / patch_size) * (W / patch_size):
-      the class token, then the patches in order (place, frame), frame fastest, places row by row.
+      `Encoded` in `dtype` on the grid T x H / patch_size x W / patch_size: the feature is the class token after the
+      final LayerNorm, tokens are the patches after it.
       With `mutable=['attention']` also {'attention': {'blocks': probabilities}}, float32 with the block
       first: 'time' [depth, B, N, heads, T, T] and 'space' [depth, B, T, heads, 1 + N, 1 + N] for 'divided',
       'space' alone for 'space', and 'space' [depth, B, 1, heads, 1 + N * T, 1 + N * T] for 'joint'.
@@ -219,6 +271,7 @@ class TimeSformer(nn.Module):
       ValueError: where the clip or a field is not as described.
     """
     self._check(clip_BxTxHxWx3)
+    check_levels(self, levels)
     batch, frames = clip_BxTxHxWx3.shape[:2]
     x = self._embed(clip_BxTxHxWx3)
     if self.attention == 'space':
@@ -231,14 +284,19 @@ class TimeSformer(nn.Module):
       # The class token has neither a frame nor, before the first block, anything of the clip in it.
       x = jnp.concatenate([patches_BxPxD, x[:, 0, -1:]], axis=1)
 
-    x, _ = self._blocks(frames, train)(x, jnp.linspace(0, self.drop_path, self.depth))
+    x, kept = self._blocks(frames, train, bool(levels))(x, jnp.linspace(0, self.drop_path, self.depth))
     x = nn.with_logical_constraint(x, ('batch', None, None))
 
+    rows = clip_BxTxHxWx3.shape[2] // self.patch_size
+    on_grid = lambda x: einops.rearrange(x[:, :-1], 'b (h w t) d -> b t h w d', h=rows, t=frames)
+    of_block = on_grid
     if self.attention == 'space':
+      of_block = lambda x: einops.rearrange(x[:, :-1], '(b t) (h w) d -> b t h w d', h=rows, t=frames)
       x_BxTxMxD = einops.rearrange(x, '(b t) m d -> b t m d', b=batch)
       patches_BxPxD = einops.rearrange(x_BxTxMxD[:, :, :-1], 'b t n d -> b (n t) d')
       x = jnp.concatenate([patches_BxPxD, x_BxTxMxD[:, :, -1].mean(axis=1, keepdims=True)], axis=1)
-    return class_token_first(layer_norm('norm', self.dtype)(x), 1)
+    x = layer_norm('norm', self.dtype)(x)
+    return Encoded(x[:, -1], on_grid(x), {name: of_block(kept[int(name[5:]) - 1]) for name in levels})
 
   def _check(self, clip_BxTxHxWx3: jax.Array):
     for field, (_, kind) in declared.options_of(TimeSformer).items():
@@ -284,7 +342,7 @@ class TimeSformer(nn.Module):
     x_BTxMxD = x_BTxMxD + jnp.roll(position_1xMxD, -1, axis=1)
     return einops.rearrange(x_BTxMxD, '(b t) m d -> b t m d', b=batch)
 
-  def _blocks(self, num_frames: int, train: bool) -> nn.Module:
+  def _blocks(self, num_frames: int, train: bool, keep: bool) -> nn.Module:
     block = Block
     if self.remat != 'none':
       # Within one iteration of a loop nothing can merge the recomputation with the forward pass; unrolled,
@@ -309,5 +367,6 @@ class TimeSformer(nn.Module):
       dtype=self.dtype,
       init_std=self.init_std,
       tokens_together=self.tokens_together,
+      keep=keep,
       name='blocks',
     )

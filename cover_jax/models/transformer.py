@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from cover_jax.models.attention import Projection, attend, attend_capped, written
+from data_pipelines.declared import one_of
 
 # What the backward pass may keep of a block instead of computing it again; None keeps nothing but its input.
 REMAT_POLICIES = {
@@ -17,6 +18,7 @@ REMAT_POLICIES = {
   'attention': jax.checkpoint_policies.save_only_these_names('attention'),
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+Remat = Annotated[str, one_of('none', *REMAT_POLICIES)]
 
 
 def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ positions, no bias on keys, the mean of all tokens and a LayerNorm as the featur
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cover_jax.models import transformer, tubelets
-from cover_jax.models.encoder import Encoded, Encoder, check_levels
-from cover_jax.models.transformer import Transformer, layer_norm
+from cover_jax.models.encoder import Count, Deviation, Encoded, Encoder, Share, check_levels
+from cover_jax.models.transformer import Remat, Transformer, layer_norm
+from data_pipelines.declared import number
 
 
 def sine_positions(places: int, width: int) -> np.ndarray:
@@ -38,25 +39,26 @@ class VideoMAE(Encoder):
     init_std: of the truncated normal that Linear kernels are drawn from.
   """
 
-  patch_size: int = 16
-  tubelet_size: int = 2
-  width: int = 768
-  depth: int = 12
-  num_heads: int = 12
-  mlp_dim: int = 3072
-  num_frames: int = 16
-  image_size: int = 224
-  epsilon: float = 1e-12
-  drop_path: float = 0.0
+  patch_size: Count = 16
+  tubelet_size: Count = 2
+  width: Count = 768
+  depth: Count = 12
+  num_heads: Count = 12
+  mlp_dim: Count = 3072
+  num_frames: Count = 16
+  image_size: Count = 224
+  epsilon: Annotated[float, number(above=0)] = 1e-12
+  drop_path: Share = 0.0
   dtype: Any = jnp.float32
-  remat: str = 'none'
-  scan_unroll: int = 1
-  init_std: float = 0.02
+  remat: Remat = 'none'
+  scan_unroll: Count = 1
+  init_std: Deviation = 0.02
 
   DEBUG: ClassVar[Mapping[str, Any]] = {
     'patch_size': 8, 'width': 16, 'depth': 2, 'num_heads': 2, 'mlp_dim': 32, 'num_frames': 4, 'image_size': 32,
     'remat': 'none',
   }  # fmt: skip
+  DEPTHS: ClassVar[tuple[str, ...]] = ('depth',)
 
   @property
   def level_names(self) -> tuple[str, ...]:
@@ -78,9 +80,6 @@ class VideoMAE(Encoder):
     tokens = np.prod(tubelets.grid_of(frames, size, self.tubelet_size, self.patch_size))
     patches = tokens * self.tubelet_size * 3 * self.patch_size**2 * self.width
     return float(patches + transformer.products(self.depth, 1, tokens, self.width, self.mlp_dim))
-
-  def at_depth(self, depth: int) -> Encoder:
-    return self.clone(depth=depth)
 
   @nn.compact
   def __call__(self, clip_BxTxHxWx3: jax.Array, *, train: bool = False, levels: Sequence[str] = ()) -> Encoded:

@@ -7,7 +7,7 @@ attention logits are squashed to +-50, positions are resized with antialiasing, 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import einops
 import flax.linen as nn
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cover_jax.models import transformer
-from cover_jax.models.encoder import Encoded, Encoder, check_levels
-from cover_jax.models.transformer import Transformer, dense, layer_norm
+from cover_jax.models.encoder import Count, Deviation, Encoded, Encoder, Share, check_levels
+from cover_jax.models.transformer import Remat, Transformer, dense, layer_norm
+from data_pipelines.declared import number
 
 
 class VideoPrism(Encoder):
@@ -38,25 +39,26 @@ class VideoPrism(Encoder):
     init_std: of the truncated normal that Linear kernels and positions are drawn from (our choice).
   """
 
-  patch_size: int = 18
-  width: int = 768
-  spatial_depth: int = 12
-  temporal_depth: int = 4
-  num_heads: int = 12
-  mlp_dim: int = 3072
-  num_frames: int = 16
-  image_size: int = 288
-  logit_cap: float = 50.0
-  drop_path: float = 0.0
+  patch_size: Count = 18
+  width: Count = 768
+  spatial_depth: Count = 12
+  temporal_depth: Count = 4
+  num_heads: Count = 12
+  mlp_dim: Count = 3072
+  num_frames: Count = 16
+  image_size: Count = 288
+  logit_cap: Annotated[float, number(0)] = 50.0
+  drop_path: Share = 0.0
   dtype: Any = jnp.float32
-  remat: str = 'none'
-  scan_unroll: int = 1
-  init_std: float = 0.02
+  remat: Remat = 'none'
+  scan_unroll: Count = 1
+  init_std: Deviation = 0.02
 
   DEBUG: ClassVar[Mapping[str, Any]] = {
     'patch_size': 8, 'width': 16, 'spatial_depth': 2, 'temporal_depth': 1, 'num_heads': 2, 'mlp_dim': 32,
     'num_frames': 4, 'image_size': 32, 'remat': 'none',
   }  # fmt: skip
+  DEPTHS: ClassVar[tuple[str, ...]] = ('spatial_depth', 'temporal_depth')
 
   @property
   def level_names(self) -> tuple[str, ...]:
@@ -87,9 +89,6 @@ class VideoPrism(Encoder):
     patches = frames * places * 3 * self.patch_size**2 * self.width
     in_space = transformer.products(self.spatial_depth, frames, places, self.width, self.mlp_dim)
     return patches + in_space + transformer.products(self.temporal_depth, places, frames, self.width, self.mlp_dim)
-
-  def at_depth(self, depth: int) -> Encoder:
-    return self.clone(spatial_depth=depth)
 
   @nn.compact
   def __call__(self, clip_BxTxHxWx3: jax.Array, *, train: bool = False, levels: Sequence[str] = ()) -> Encoded:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from cover_jax.models.encoder import Encoded
 from cover_jax.models.heads import Heads
 from data_pipelines import declared
 from data_pipelines.contract import SourceInfo, ViewSampler
@@ -26,8 +27,22 @@ Params = Mapping[str, Any]
 class Encode(Protocol):
   """Runs the encoder on raw pixels."""
 
-  def __call__(self, encoder_params: Params, clip_BxTxHxWx3: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
-    """Gives tokens [B, 1+N*T, D]; with `rng` in training mode (drop-path)."""
+  def __call__(
+    self,
+    encoder_params: Params,
+    clip_BxTxHxWx3: jax.Array,
+    *,
+    rng: jax.Array | None = None,
+    levels: Sequence[str] = (),
+  ) -> Encoded:
+    """Gives what the encoder makes of clips in 0..255.
+
+    Args:
+      encoder_params: with the encoder's batch statistics, if it has any.
+      clip_BxTxHxWx3: any dtype.
+      rng: runs the encoder in training mode: it drops paths, and normalises by the statistics of these clips.
+      levels: intermediate maps wanted, of the encoder's `level_names`.
+    """
 
 
 class LossOutput(NamedTuple):
@@ -37,11 +52,13 @@ class LossOutput(NamedTuple):
     loss: f32 scalar, mean over the sub-batch.
     state: the objective's next state; the same structure as it was given.
     measures: per-example values f32 [B], averaged per source and written as metrics.
+    statistics: the run's encoder's after this sub-batch, `Encoded.statistics`; None if it has none or did not train.
   """
 
   loss: jax.Array
   state: Any
   measures: Mapping[str, jax.Array]
+  statistics: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +123,7 @@ def make(
     sources: the run's sources; `source` of a sub-batch indexes them.
     stream: its name, under which the objective finds its own parameters in params['objectives'].
     num_frames: T of the stream's clips.
-    width: D of the encoder's tokens.
+    width: D of the encoder's feature.
     where: the config key, for messages.
 
   Returns:

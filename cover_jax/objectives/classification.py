@@ -23,7 +23,7 @@ def make(
   mixup: Annotated[float, number(0)] = 0.0,
   cutmix: Annotated[float, number(0)] = 0.0,
 ) -> Objective:
-  """Softmax cross-entropy of the class token under the sample's own head, averaged over the sub-batch.
+  """Softmax cross-entropy of the encoder's feature under the sample's own head, averaged over the sub-batch.
 
   The paper's blog post says "distributed to the corresponding classifier"; softmax cross-entropy with one
   linear layer a source is our choice.
@@ -60,14 +60,14 @@ def make(
       size = clip_BxTxHxWx3.shape[2:4]
       mix = mixing.draw(mix_rng, 2 * source_B + labelled_B, *size, mixup=mixup, cutmix=cutmix)
       clip_BxTxHxWx3 = mixing.mixed_clip(mix, clip_BxTxHxWx3)
-    tokens_BxSxD = encode(params['encoder'], clip_BxTxHxWx3, rng=rng)
-    logits_BxK = heads.apply({'params': params['heads']}, tokens_BxSxD[:, 0])
+    encoded = encode(params['encoder'], clip_BxTxHxWx3, rng=rng)
+    logits_BxK = heads.apply({'params': params['heads']}, encoded.feature_BxD)
     entropy = lambda label_B: cross_entropy(logits_BxK, label_B, source_B, columns, label_smoothing=label_smoothing)
     loss_B = entropy(label_B)
     if mix is not None:
       loss_B = mixing.mixed_loss(mix, loss_B, entropy(label_B[mix.partner_B]))
     rank_B = rank_of_label(logits_BxK, label_B, source_B, columns)
     measures = {'loss': loss_B, 'top1': rank_B < 1, 'top5': rank_B < 5}
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)
+    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures, encoded.statistics)
 
   return Objective(loss=jax.named_call(loss, name='classification'))

@@ -54,7 +54,7 @@ def make(
     encode: the encoder.
     stream: under which the projection head lies in params['objectives'].
     num_frames: T.
-    width: D of the encoder's tokens.
+    width: D of the encoder's feature.
     stride: stored frames from one frame of a clip to the next, 4*.
     min_gap: stored frames at least between the starts of anchor and negative, 2*.
     queue_size: K, keys of earlier steps. The release has 3,569 for HMDB51, 5,000 for UCF101, 12,500 for Kinetics.
@@ -63,7 +63,7 @@ def make(
     dim: of the vectors that are compared, 128*.
     head_layers: linear layers of the projection head, 1*, with ReLU and `head_hidden` units between them.
     head_hidden: see there.
-    pool: 'cls' or 'mean' of the patch tokens; a CNN's average pooling has no exact counterpart.
+    pool: 'cls', the encoder's feature (a TimeSformer's class token; of a CNN the pooled map), or 'mean' of its tokens.
     temporal_discrimination: whether the video's other interval is a negative.
     tca_alpha: TCA mixes in a share of at most this, 0.1*; 0 for none.
     tca_on: 'query'*, 'key' or 'both'. The abstract says the positive, the release does it to the anchor.
@@ -88,18 +88,20 @@ def make(
     return {'encoder': params['encoder'], 'head': params['objectives'][stream]['head']}
 
   def embed(params, clip, rng):
-    return head.apply({'params': params['head']}, contrastive.pool(encode(params['encoder'], clip, rng=rng), pool))
+    encoded = encode(params['encoder'], clip, rng=rng)
+    return head.apply({'params': params['head']}, contrastive.pool(encoded, pool)), encoded.statistics
 
   def loss(params, state, batch, rng):
     encode_rng, *keys = jax.random.split(rng, 1 + len(mixed))
     clips = {name: batch[name].astype(jnp.float32) for name in names}
     for key, name in zip(keys, mixed, strict=True):
       clips[name] = temporal_consistent(key, clips[name], tca_alpha, one_share=released_code)
-    key_BxD = jax.lax.stop_gradient(embed(state['teacher'], clips['positive'], None))
+    key_BxD = jax.lax.stop_gradient(embed(state['teacher'], clips['positive'], None)[0])
     # Both clips of a video next to each other, so that on many devices none has to move.
     seen = ('anchor', 'negative') if temporal_discrimination else ('anchor',)
     pair = jnp.stack([clips[name] for name in seen], axis=1)
-    vectors_BxVxD = embed(online(params), pair.reshape(-1, *pair.shape[2:]), encode_rng).reshape(*pair.shape[:2], dim)
+    vectors_NxD, statistics = embed(online(params), pair.reshape(-1, *pair.shape[2:]), encode_rng)
+    vectors_BxVxD = vectors_NxD.reshape(*pair.shape[:2], dim)
 
     queue = state['queue']
     mask_BxK = True if released_code else contrastive.usable(queue, batch['source'], batch['video_id'])
@@ -110,7 +112,7 @@ def make(
     queue = contrastive.push(queue, key_BxD, batch['source'], batch['video_id'])
     measures = {'loss': result.loss, 'top1': result.top1, 'positive': result.positive}
     measures |= dict(zip(groups, result.negatives, strict=True))
-    return LossOutput(jnp.mean(result.loss, where=batch['mask']), {**state, 'queue': queue}, measures)
+    return LossOutput(jnp.mean(result.loss, where=batch['mask']), {**state, 'queue': queue}, measures, statistics)
 
   def init_params(rng):
     return {'head': head.init(rng, jnp.zeros((1, width)))['params']}
