@@ -169,14 +169,19 @@ def classifier(program: str, depth: int, batch: int) -> tuple[Callable[..., jax.
   encoder, heads = TimeSformer(depth=depth, dtype=jnp.bfloat16, scan_unroll=depth), Heads((('source', CLASSES),))
   params = {
     'encoder': _init(encoder, clip),
-    'heads': _init(heads, jax.ShapeDtypeStruct((batch, WIDTH), jnp.bfloat16)),
+    'heads': _init(heads, _encoded(batch)),
   }
 
   def logits(params, clip):
     encoded = encoder.apply({'params': params['encoder']}, clip)
-    return heads.apply({'params': params['heads']}, encoded.feature_BxD)
+    return heads.apply({'params': params['heads']}, encoded)
 
   return logits, params, clip
+
+
+def _encoded(batch: int) -> Encoded:
+  x = lambda *shape: jax.ShapeDtypeStruct((batch, *shape, WIDTH), jnp.bfloat16)
+  return Encoded(x(), x(FRAMES, 1, PLACES))
 
 
 def cost_of_compiled(compiled: jax.stages.Compiled) -> Cost:

@@ -106,14 +106,14 @@ def jax_programs(
   boxed = jax.jit(
     lambda key: {
       'encoder': encoder.init(key, clip)['params'],
-      'heads': classify.init(key, jnp.zeros((1, fields['width'])))['params'],
+      'heads': classify.init(key, encoder.init_with_output(key, clip)[0])['params'],
     }
   )(jax.random.key(0))
   params = nn.meta.unbox(boxed)
 
   def logits(params, clip):
     encoded = encoder.apply({'params': params['encoder']}, clip)
-    return classify.apply({'params': params['heads']}, encoded.feature_BxD)
+    return classify.apply({'params': params['heads']}, encoded)
 
   def step(params, momentum, batches):
     def loss(params):

@@ -266,13 +266,13 @@ class Model:
 
     @jax.jit
     def forward(params, clip_BxTxHxWx3):
-      feature_BxD = self.experiment.encode(params['encoder'], clip_BxTxHxWx3).feature_BxD
+      encoded = self.experiment.encode(params['encoder'], clip_BxTxHxWx3)
       probabilities = {}
       if counts:
-        logits_BxK = self.experiment.heads.apply({'params': params['heads']}, feature_BxD)
+        logits_BxK = self.experiment.heads.apply({'params': params['heads']}, encoded)
         split = jnp.split(logits_BxK, ends[:-1], axis=1)
         probabilities = {name: jax.nn.softmax(logits) for name, logits in zip(counts, split, strict=True)}
-      return {'feature': feature_BxD.astype(jnp.float32), 'probabilities': probabilities}
+      return {'feature': encoded.feature_BxD.astype(jnp.float32), 'probabilities': probabilities}
 
     return forward
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from cover_jax import sharding
 from cover_jax.experiment import Experiment
-from cover_jax.models.heads import Heads, cross_entropy, head_columns, rank_of_label
+from cover_jax.models.heads import cross_entropy, head_columns, rank_of_label
 from data_pipelines import durable
 from data_pipelines.contract import SubBatch, TestSet, UserError
 
@@ -166,7 +166,7 @@ def _zero_totals(classes: int) -> dict[str, np.ndarray]:
 
 def _eval_step(experiment: Experiment, name: str, mesh: Mesh) -> Callable[[Any, Any, Any], Any]:
   """One jitted pass: adds a batch to the totals, leaving padding out."""
-  columns = head_columns(_own_head(experiment, name).class_counts, [s.name for s in experiment.sources])
+  columns = head_columns(experiment.heads.only(name).class_counts, [s.name for s in experiment.sources])
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def step(params, batch, totals):
@@ -185,23 +185,18 @@ def _eval_step(experiment: Experiment, name: str, mesh: Mesh) -> Callable[[Any, 
   return step
 
 
-def _own_head(experiment: Experiment, name: str) -> Heads:
-  source = experiment.sources[experiment.source_id(name)]
-  return Heads(((name, len(source.class_names)),))
-
-
 def _log_probabilities(experiment: Experiment, name: str, params: Any, clip_BxVxTxHxWx3: jax.Array) -> jax.Array:
   """f32 [B, K]: the logarithm of the class probabilities averaged over the V views.
 
   At most `config.eval_batch_size` clips (or B, where that is more) are in the encoder at once: memory does not grow
   with the number of views.
   """
-  heads = _own_head(experiment, name)
+  heads = experiment.heads.only(name)
   batch, count = clip_BxVxTxHxWx3.shape[:2]
 
   def log_probabilities(clip_NxTxHxWx3):
     encoded = experiment.encode(params['encoder'], clip_NxTxHxWx3)
-    return jax.nn.log_softmax(heads.apply({'params': params['heads']}, encoded.feature_BxD))
+    return jax.nn.log_softmax(heads.apply({'params': params['heads']}, encoded))
 
   if batch * count <= experiment.config.eval_batch_size:
     folded = log_probabilities(clip_BxVxTxHxWx3.reshape(batch * count, *clip_BxVxTxHxWx3.shape[2:]))

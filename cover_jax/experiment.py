@@ -122,9 +122,12 @@ def _one_clip(model, stream):
   return jax.ShapeDtypeStruct((1, stream.num_frames, *stream.size, 3), model.dtype)
 
 
-def head_counts(sources: Sequence[SourceInfo]) -> tuple[tuple[str, int], ...]:
-  """(name, number of classes) of every labelled source, in the order of the run's sources."""
-  return tuple((s.name, len(s.class_names)) for s in sources if s.class_names)
+def _heads(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo]) -> Heads:
+  """One head for every labelled source, in the order of the run's sources."""
+  options = config.get('heads', {'all': {'name': 'linear'}, 'only': {}})  # configs of older checkpoints lack it
+  kind = lambda name: tuple(sorted(dict(options['only'].get(name, options['all'])).items()))
+  counts = tuple((s.name, len(s.class_names)) for s in sources if s.class_names)
+  return Heads(counts, tuple((name, kind(name)) for name, _ in counts if kind(name) != (('name', 'linear'),)))
 
 
 def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, batch_divisor: int = 1) -> Experiment:
@@ -168,7 +171,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
 
   model = encoders.make(config.model.to_dict(), config.dtype)
   _check_model(model, streams)
-  heads = Heads(head_counts(sources))
+  heads = _heads(config, sources)
 
   examples_per_step = sum(batch_sizes.values())
   steps_per_epoch = mixture.epoch_examples(list(sizes.values()), list(weights.values())) / examples_per_step
@@ -184,7 +187,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
     name: objectives.make(
       {**stream.objective, **augments[name].mixing},
       encode=encode,
-      heads=Heads(head_counts([sources[i] for i in streams[name].sources])),
+      heads=heads.only(*streams_of[name]),
       sources=sources,
       stream=name,
       num_frames=streams[name].num_frames,

@@ -85,6 +85,11 @@ def to_huggingface(
       f'{loaded["path"]} has the encoder {name!r}: only a TimeSformer can be written for Hugging Face; '
       'take --format=flax.'
     )
+  if 'pooling' in chosen['heads'][head]:
+    raise UserError(
+      f'{loaded["path"]}: the head {head!r} looks at tokens, and only linear ones can be written for Hugging Face; '
+      'take --format=flax.'
+    )
   frames, (height, width) = stream.num_frames, stream.size
   where = f'{loaded["path"]} cannot be written for Hugging Face'
   if height != width:

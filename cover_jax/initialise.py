@@ -285,13 +285,20 @@ def _heads(
     theirs = mapped.get(ours, ours)
     names = {k: tuple(v) for k, v in weights.class_names.items()}
     same = theirs in weights.heads and names.get(theirs) == tuple(class_names[ours])
-    for part, leaf in parts.items():
+    for part, leaf in checkpoints.flatten(parts).items():
       shape = tuple(leaf.shape)
       if not same and ours not in mapped:
         rows.append(Row(f'heads/{ours}/{part}', shape, '', None, 'fresh'))
         continue
-      found = weights.heads[theirs][part]
-      value, common = _columns(found.array, names[theirs], class_names[ours], f'{weights.path}: {found.name!r}')
+      found = weights.heads[theirs].get(part)
+      if found is None:
+        raise UserError(
+          f'{weights.path} has no {part!r} in its head {theirs!r}: its head is of another kind than config.heads says.'
+        )
+      if '/' in part:
+        value, common = found.array, len(class_names[ours])
+      else:
+        value, common = _columns(found.array, names[theirs], class_names[ours], f'{weights.path}: {found.name!r}')
       if value.shape != shape:
         raise UserError(
           f'{weights.path}: {found.name!r} gives heads/{ours}/{part} the shape {value.shape}, not {shape}.'

@@ -12,6 +12,7 @@ import ml_collections
 
 from cover_jax import augment, evaluate, objectives, optim, sharding
 from cover_jax.models import encoder as encoders
+from cover_jax.models import heads
 from data_pipelines import declared
 from data_pipelines.contract import UserError
 from data_pipelines.declared import (
@@ -94,6 +95,12 @@ RUN = {
   # {'name': 'timesformer', ...}: an encoder of cover_jax.models.encoder.ENCODERS and fields of it, which its file
   # explains and has the defaults of. The command line can change those that the config file sets.
   'model': Key({}, named()),
+  # Classifiers, one for each labelled source: {'name': 'linear'} on the encoder's feature, or 'attentive' or
+  # 'attentive_blocks' on its tokens, with options; see cover_jax.models.heads.KINDS.
+  'heads': {
+    'all': Key({'name': 'linear'}, named()),
+    'only': Key({}, named()),  # {source: the same}, of these sources instead
+  },
   # Of the computation; 'bfloat16' on TPU and GPU. Parameters are float32.
   'dtype': Key('float32', one_of('float32', 'bfloat16')),
   # Of pixels in [0, 1]: AugReg ViT's. TimeSformer's release has 0.45 and 0.225.
@@ -222,6 +229,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     objectives.check(stream['objective'], f'{where}.objective')
     declared.check(stream['augment'], augment.OPTIONS, f'{where}.augment')
   encoders.check(values['model'], 'config.model')
+  heads.check(values['heads']['all'], 'config.heads.all')
+  for name, head in values['heads']['only'].items():
+    heads.check(head, f'config.heads.only.{name}')
   optimizer = values['optimizer']
   declared.check(optimizer['options'], optim.SCALERS[optimizer['name']].options, 'config.optimizer.options')
   _check_together(values)
@@ -236,6 +246,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise UserError(f'config.streams.{stream}.sources names {member!r}, which is not in config.sources: {names}.')
   if unused := sorted(set(names) - {m for options in values['streams'].values() for m in options['sources']}):
     raise UserError(f'config.sources has {unused}, which no stream in config.streams uses: add or remove them.')
+  if unknown := sorted(set(values['heads']['only']) - set(names)):
+    raise UserError(f'config.heads.only names {unknown[0]!r}, which is not in config.sources: {names}.')
   if values['eval_params'] == 'ema' and not values['ema_decay']:
     raise UserError('config.eval_params is "ema" but config.ema_decay is 0, so there is no average: set one of them.')
   tested = [n for n, source in values['sources'].items() if source['test'] and source.get('label_key', '') is not None]

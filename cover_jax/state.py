@@ -38,10 +38,9 @@ def init_params(experiment: Experiment, rng: jax.Array) -> dict[str, Any]:
   """Draws the parameters, with Linen's axis names still on them. A pure function of `rng`."""
   encoder_rng, heads_rng, objectives_rng = jax.random.split(rng, 3)
   clip = jnp.zeros(experiment.one_clip.shape, experiment.model.dtype)
-  made = experiment.model.init({'params': encoder_rng}, clip)
+  encoded, made = experiment.model.init_with_output({'params': encoder_rng}, clip)
   encoder = made['params'] | ({STATISTICS: made['batch_stats']} if 'batch_stats' in made else {})
-  feature = jnp.zeros((1, experiment.model.width), experiment.model.dtype)
-  heads = experiment.heads.init(heads_rng, feature).get('params', {})
+  heads = experiment.heads.init(heads_rng, encoded).get('params', {})
   own = {
     name: objective.init_params(keys.of(objectives_rng, name)) for name, objective in experiment.objectives.items()
   }

@@ -18,6 +18,7 @@ import pathlib
 import tempfile
 
 import pytest
+from absl import logging
 
 # Subprocesses and workers compile the same tiny programs: once is enough.
 _CACHE = os.path.join(tempfile.gettempdir(), f'cover_jax_test_cache_{os.getuid()}')
@@ -25,6 +26,12 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(_CACHE, 'xla'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 # The embedded data sets are built here, by the first test that opens them, and found here by the others.
 os.environ.setdefault('TFDS_DATA_DIR', os.path.join(_CACHE, 'tfds'))
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_logged() -> None:
+  """What other tests, and the libraries that they use, did to absl's verbosity does not matter."""
+  logging.set_verbosity(logging.INFO)
 
 
 @pytest.fixture(scope='session')

@@ -41,7 +41,7 @@ def make_checkpoint(path, **changes):
 def our_logits(experiment, params, head, clip):
   heads = Heads(((head, params['heads'][head]['bias'].size),))
   encoded = experiment.encode(params['encoder'], clip)
-  return np.asarray(heads.apply({'params': params['heads']}, encoded.feature_BxD))
+  return np.asarray(heads.apply({'params': params['heads']}, encoded))
 
 
 CASES = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cover_jax.models import Heads
+from cover_jax.models.encoder import Encoded
 from cover_jax.models.heads import cross_entropy, head_columns, is_labelled, masked_logits, rank_of_label
 
 SOURCES = ('objects', 'unlabelled', 'motions', 'digits')
@@ -29,6 +30,11 @@ def test_columns():
   np.testing.assert_array_equal(subset.count, [0, 0, 0, 5])
 
 
+def encoded(feature_BxD):
+  """What an encoder of one token gives."""
+  return Encoded(feature_BxD, -feature_BxD[:, None, None, None])
+
+
 def test_heads_are_separate_linear_classifiers():
   rng = np.random.default_rng(0)
   feature = rng.normal(size=(4, 6)).astype(np.float32)
@@ -36,19 +42,19 @@ def test_heads_are_separate_linear_classifiers():
     name: {'kernel': rng.normal(size=(6, n)).astype(np.float32), 'bias': rng.normal(size=n).astype(np.float32)}
     for name, n in CLASS_COUNTS
   }
-  logits = Heads(CLASS_COUNTS).apply({'params': params}, feature)
+  logits = Heads(CLASS_COUNTS).apply({'params': params}, encoded(feature))
   assert logits.shape == (4, 15)
   for name, columns in OWN.items():
     want = feature @ params[name]['kernel'] + params[name]['bias']
     np.testing.assert_allclose(logits[:, columns], want, rtol=1e-5, atol=1e-5)
   # A stream with fewer sources runs its own heads on the same parameters.
-  some = Heads(CLASS_COUNTS[1:2]).apply({'params': params}, feature)
+  some = Heads(CLASS_COUNTS[1:2]).apply({'params': params}, encoded(feature))
   np.testing.assert_allclose(some, logits[:, OWN['objects']], rtol=1e-6)
-  assert Heads(CLASS_COUNTS).apply({'params': params}, feature.astype(jnp.bfloat16)).dtype == jnp.float32
+  assert Heads(CLASS_COUNTS).apply({'params': params}, encoded(feature.astype(jnp.bfloat16))).dtype == jnp.float32
 
 
 def test_heads_start_at_zero():
-  params = Heads(CLASS_COUNTS).init(jax.random.key(0), jnp.ones((1, 6)))['params']
+  params = Heads(CLASS_COUNTS).init(jax.random.key(0), encoded(jnp.ones((1, 6))))['params']
   assert all(not leaf.any() for leaf in jax.tree.leaves(params))
 
 
@@ -65,7 +71,7 @@ def test_gradient_of_a_head_comes_from_its_own_samples_alone():
   @jax.jit
   def gradient(params, feature, label, source):
     total = lambda p: cross_entropy(
-      heads.apply({'params': p}, feature), label, source, COLUMNS, label_smoothing=0.1
+      heads.apply({'params': p}, encoded(feature)), label, source, COLUMNS, label_smoothing=0.1
     ).sum()
     return jax.grad(total)(params)
 

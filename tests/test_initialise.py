@@ -50,7 +50,9 @@ def seed(path, which='raw', model=None, **options):
 
 @functools.cache
 def class_feature(gelu_approximate):
-  return jax.jit(lambda params, clip: encoder(gelu_approximate=gelu_approximate).apply({'params': params}, clip)[:, 0])
+  return jax.jit(
+    lambda params, clip: encoder(gelu_approximate=gelu_approximate).apply({'params': params}, clip).feature_BxD
+  )
 
 
 def google_vit(depth=DEPTH, width=WIDTH, heads=HEADS, mlp=MLP, patch=PATCH, side=SIDE, seed=0):
@@ -294,7 +296,7 @@ def test_hf_timesformer_with_a_head_mapped_by_class_name(tmp_path):
   model, parity = hf_timesformer(tmp_path)
   params, rows = seed(tmp_path, model={'mlp_dim': 4 * WIDTH}, heads={'source': 'classifier'})
   clip = np.random.default_rng(2).normal(size=(2, 4, SIZE, SIZE, 3)).astype(np.float32)
-  feature = encoder(mlp_dim=4 * WIDTH).apply({'params': params['encoder']}, clip)[:, 0]
+  feature = encoder(mlp_dim=4 * WIDTH).apply({'params': params['encoder']}, clip).feature_BxD
   head = params['heads']['source']
   ours, theirs = feature @ head['kernel'] + head['bias'], parity.hf_logits(model, clip).detach().numpy()
   scale = np.abs(theirs).max()
@@ -354,7 +356,7 @@ def test_temporal_options(arrays, tmp_path):
 
   @jax.jit
   def gradient(params):
-    loss = lambda params: encoder().apply({'params': params}, clip)[:, 0].var()
+    loss = lambda params: encoder().apply({'params': params}, clip).feature_BxD.var()
     return jax.value_and_grad(loss)(params)
 
   losses = {}
@@ -383,7 +385,7 @@ def test_temporal_options(arrays, tmp_path):
 @pytest.mark.parametrize('attention', ['joint', 'space'])
 def test_models_without_temporal_attention(attention, arrays, images, hf_feature, tmp_path):
   params, rows = seed(write_npz(tmp_path / 'w.npz', arrays), model={'attention': attention})
-  ours = encoder(attention=attention).apply({'params': params['encoder']}, images)[:, 0]
+  ours = encoder(attention=attention).apply({'params': params['encoder']}, images).feature_BxD
   assert np.abs(ours - hf_feature[False]).max() < 1e-5 * np.abs(ours).max()
   assert not [r for r in rows if r.action.startswith('derived')]
   assert ('time_embedding' in params['encoder']) == (attention == 'joint')
@@ -398,7 +400,7 @@ def test_embeddings_are_resized(arrays, images, tmp_path):
   large = images.repeat(2, axis=2).repeat(2, axis=3)
   at_load = encoder(image_size=2 * SIZE).apply({'params': params['encoder']}, large)
   at_run_time = encoder().apply({'params': seed(path)[0]['encoder']}, large)
-  np.testing.assert_allclose(at_load, at_run_time, atol=1e-5)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), at_load, at_run_time)
 
 
 def test_time_embedding_is_interpolated():

@@ -91,7 +91,7 @@ def our_model(model):
 
 def our_logits(encoder, params, clip, classes=CLASSES):
   encoded = encoder.apply({'params': params['encoder']}, clip)
-  return Heads((('source', classes),)).apply({'params': params['heads']}, encoded.feature_BxD)
+  return Heads((('source', classes),)).apply({'params': params['heads']}, encoded)
 
 
 def relative_error(ours, theirs):

@@ -64,9 +64,8 @@ def trained():
 def count_parameters(classes, **fields):
   encoder = TimeSformer(**fields)
   clip = jax.ShapeDtypeStruct((1, encoder.num_frames, encoder.image_size, encoder.image_size, 3), jnp.float32)
-  feature = jax.ShapeDtypeStruct((1, encoder.width), jnp.float32)
-  heads = Heads((('source', classes),))
-  shapes = [jax.eval_shape(m.init, key(0), x) for m, x in ((encoder, clip), (heads, feature))]
+  encoded, made = jax.eval_shape(encoder.init_with_output, key(0), clip)
+  shapes = [made, jax.eval_shape(Heads((('source', classes),)).init, key(0), encoded)]
   return sum(x.size for x in jax.tree.leaves(shapes))
 
 
@@ -120,8 +119,9 @@ def test_parameter_names_and_initial_values(initial):
 def test_every_parameter_names_its_axes():
   used = set()
   for attention in ATTENTIONS:
-    encoder = jax.eval_shape(SMALL.clone(attention=attention).init, key(0), jnp.zeros((1, 4, 32, 32, 3)))
-    heads = jax.eval_shape(Heads((('a', 3),)).init, key(0), jnp.zeros((1, 32)))
+    model, clip = SMALL.clone(attention=attention), jnp.zeros((1, 4, 32, 32, 3))
+    encoded, encoder = jax.eval_shape(model.init_with_output, key(0), clip)
+    heads = jax.eval_shape(Heads((('a', 3),)).init, key(0), encoded)
     for tree in (encoder, heads):
       is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
       for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_box):
@@ -255,7 +255,7 @@ def test_every_parameter_of_every_block_gets_gradient(dropping_gradients):
 def test_image_runs_or_skips_temporal_attention(trained):
   params, image = trained['divided'], random_clip(2, 1, 32, 32)
   skip = SMALL.clone(image_temporal='skip')
-  loss = lambda params: jnp.sum(SMALL.apply({'params': params}, image) ** 3)
+  loss = lambda params: jnp.sum(sequence(SMALL.apply({'params': params}, image)) ** 3)
   grads = jit(jax.grad(loss))(params)['blocks']
   for name in ('query', 'key'):
     for g in jax.tree.leaves(grads['attention_time'][name]):
@@ -366,7 +366,7 @@ def test_padded_rows_change_nothing(attention):
   shapes = nn.meta.unbox(jax.eval_shape(model.init, key(0), jnp.zeros((1, 2, 48, 48, 3))))['params']
   params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
   clip = random_clip(1, 2, 48, 48)
-  loss = lambda params, clip: jnp.sum(model.apply({'params': params}, clip)[:, 0] ** 3)
+  loss = lambda params, clip: jnp.sum(model.apply({'params': params}, clip).feature_BxD ** 3)
   value, grads = jit(jax.value_and_grad(loss))(params, clip)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr('cover_jax.models.attention._LANES', 10**6)  # no padding, and all places together
@@ -399,7 +399,7 @@ def test_drop_path_statistics():
 
 def test_drop_path_in_the_model(trained):
   model, params, clip = SMALL.clone(drop_path=0.5), trained['divided'], random_clip(2, 4, 32, 32)
-  apply = jit(lambda params, key: model.apply({'params': params}, clip, train=True, rngs={'drop_path': key}))
+  apply = jit(lambda params, key: sequence(model.apply({'params': params}, clip, train=True, rngs={'drop_path': key})))
   train = lambda seed: apply(params, key(seed))
   first = train(0)
   np.testing.assert_array_equal(train(0), first)

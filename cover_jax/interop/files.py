@@ -187,7 +187,10 @@ def _read_own(path: str, which: str) -> Weights:
     path=path,
     layout=f'checkpoint of this project, {which} parameters',
     encoder=encoder,
-    heads={h: {part: found[f'heads/{h}/{part}'] for part in head} for h, head in params.get('heads', {}).items()},
+    heads={
+      h: {part: found[f'heads/{h}/{part}'] for part in checkpoints.flatten(head)}
+      for h, head in params.get('heads', {}).items()
+    },
     expected={name: f'encoder/{name}' for name in encoder},
     skipped=(('objectives/*', len(own), "an objective's own parameters"),) if own else (),
     class_names={s['name']: tuple(s['class_names']) for s in about['sources']},

@@ -1,17 +1,23 @@
-"""One linear classifier per labelled source; the loss and rank of a sample within its source's classes.
+"""One classifier per labelled source; the loss and rank of a sample within its source's classes.
 
 A batch mixes samples of several sources. All heads score every sample, side by side in one matrix of logits,
 and each sample is then judged within the columns of its own source only: arithmetic on static shapes, no
 branch on data, and the gradient of the other heads is exactly zero.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from cover_jax.models.encoder import Count, Encoded
+from cover_jax.models.pooling import AttentiveBlock, AttentivePooling
+from data_pipelines import declared
+from data_pipelines.contract import UserError
+from data_pipelines.declared import one_of, whole
 
 # A finite stand-in for minus infinity: exp of it is exactly 0, and differences of two of them are not NaN.
 _MASKED = -1e30
@@ -42,32 +48,103 @@ def head_columns(class_counts: Sequence[tuple[str, int]], sources: Sequence[str]
   return HeadColumns(start, count)
 
 
-class Heads(nn.Module):
-  """One linear classifier per (name, number of classes), initialised at zero as ViT's is.
+def linear(dtype: Any) -> None:
+  """A linear layer on the encoder's own feature."""
 
-  The parameters are {name: {'kernel': [D, K], 'bias': [K]}}; those of heads that are not in `class_counts`
-  may be there and are left alone, so that a stream can use some of the run's heads.
+
+def attentive(dtype: Any, num_heads: Count = 12) -> nn.Module:
+  """A learned query looks at all tokens, then a linear layer: VideoPrism's frozen classifiers.
+
+  Args:
+    dtype: of the computation.
+    num_heads: of its attention; must divide D. 12 in VideoPrism's B, 16 in L.
+  """
+  return AttentivePooling(num_heads, dtype, name='pooling')
+
+
+def attentive_blocks(
+  dtype: Any, depth: Annotated[int, whole(0)] = 3, num_heads: Count = 16, mlp_dim: Count = 4096
+) -> nn.Module:
+  """Layers of self-attention over the tokens, a query that looks at them, a linear layer: V-JEPA 2's classifiers.
+
+  Args:
+    dtype: of the computation.
+    depth: layers of self-attention; 3 in V-JEPA 2's, 0 for none.
+    num_heads: of all attention; must divide D.
+    mlp_dim: hidden size of the MLPs.
+  """
+  return AttentiveBlock(depth, num_heads, mlp_dim, dtype=dtype, name='pooling')
+
+
+# What makes a feature of what the encoder gives, before a linear classifier: {config.heads.all.name: function}.
+KINDS = {'linear': linear, 'attentive': attentive, 'attentive_blocks': attentive_blocks}
+
+
+def check(options: Mapping[str, Any], where: str) -> None:
+  """Raises UserError if there is no head of that name, or it does not take the options."""
+  known = {'name': declared.Key('linear', one_of(*KINDS))}
+  declared.check({key: value for key, value in options.items() if key == 'name'}, known, where)
+  if 'name' not in options:
+    raise UserError(f'{where} has no name: expected one of {", ".join(KINDS)}.')
+  declared.check(options, known | declared.options_of(KINDS[options['name']]), where)
+
+
+class Head(nn.Module):
+  """One classifier; its linear layer starts at zero as ViT's does.
+
+  Attributes:
+    classes: K.
+    kind: (name, value) of its options, of which 'name' is one of `KINDS`.
+  """
+
+  classes: int
+  kind: tuple[tuple[str, Any], ...]
+
+  @nn.compact
+  def __call__(self, encoded: Encoded) -> jax.Array:
+    """What the encoder makes of B clips to float32 logits [B, K]."""
+    options = dict(self.kind)
+    feature_BxD, tokens_BxTxHxWxD = encoded.feature_BxD, encoded.tokens_BxTxHxWxD
+    pooling = KINDS[options.pop('name')](tokens_BxTxHxWxD.dtype, **options)
+    if pooling is not None:
+      feature_BxD = pooling(tokens_BxTxHxWxD.reshape(len(feature_BxD), -1, tokens_BxTxHxWxD.shape[-1]))
+    zeros = nn.initializers.zeros
+    kernel_init = nn.with_logical_partitioning(zeros, ('embed', 'classes'))
+    kernel_DxK = self.param('kernel', kernel_init, (feature_BxD.shape[-1], self.classes))
+    bias_K = self.param('bias', nn.with_logical_partitioning(zeros, ('classes',)), (self.classes,))
+    return feature_BxD.astype(jnp.float32) @ kernel_DxK + bias_K
+
+
+class Heads(nn.Module):
+  """One classifier per (name, number of classes).
+
+  The parameters are {name: {'kernel': [D, K], 'bias': [K]}}, with 'pooling' beside them where a head looks at tokens;
+  those of heads that are not in `class_counts` may be there and are left alone, so that a stream can use some of the
+  run's heads.
+
+  Attributes:
+    class_counts: (name, K) of each head.
+    kinds: (name, kind) of heads that are not linear; see `Head`.
   """
 
   class_counts: tuple[tuple[str, int], ...]
+  kinds: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
 
   @nn.compact
-  def __call__(self, feature_BxD: jax.Array) -> jax.Array:
-    """Maps features [B, D] to float32 logits [B, K]; K is the sum of the numbers of classes, heads in order."""
+  def __call__(self, encoded: Encoded) -> jax.Array:
+    """What the encoder makes of B clips to float32 logits [B, K], K the sum of the numbers of classes, in order."""
     if not self.class_counts:
-      return jnp.zeros((len(feature_BxD), 0))
-    zeros = nn.initializers.zeros
+      return jnp.zeros((len(encoded.feature_BxD), 0))
+    kinds = dict(self.kinds)
     logits = [
-      nn.Dense(
-        count,
-        dtype=jnp.float32,
-        kernel_init=nn.with_logical_partitioning(zeros, ('embed', 'classes')),
-        bias_init=nn.with_logical_partitioning(zeros, ('classes',)),
-        name=name,
-      )(feature_BxD)
-      for name, count in self.class_counts
+      Head(count, kinds.get(name, (('name', 'linear'),)), name=name)(encoded) for name, count in self.class_counts
     ]
     return jnp.concatenate(logits, axis=-1)
+
+  def only(self, *names: str) -> 'Heads':
+    """Those of the heads that have these names, in this order."""
+    counts = dict(self.class_counts)
+    return self.clone(class_counts=tuple((name, counts[name]) for name in names if name in counts))
 
 
 def is_labelled(label_B: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:

@@ -61,7 +61,7 @@ def make(
       mix = mixing.draw(mix_rng, 2 * source_B + labelled_B, *size, mixup=mixup, cutmix=cutmix)
       clip_BxTxHxWx3 = mixing.mixed_clip(mix, clip_BxTxHxWx3)
     encoded = encode(params['encoder'], clip_BxTxHxWx3, rng=rng)
-    logits_BxK = heads.apply({'params': params['heads']}, encoded.feature_BxD)
+    logits_BxK = heads.apply({'params': params['heads']}, encoded)
     entropy = lambda label_B: cross_entropy(logits_BxK, label_B, source_B, columns, label_smoothing=label_smoothing)
     loss_B = entropy(label_B)
     if mix is not None:
