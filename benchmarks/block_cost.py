@@ -41,6 +41,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cover_jax.models import Heads, TimeSformer
+from cover_jax.models.encoder import Encoded
 from cover_jax.models.timesformer import Block
 from data_pipelines.contract import UserError
 

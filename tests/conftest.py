@@ -3,12 +3,13 @@
 import os
 
 # Before JAX starts: tests make meshes of 1 to 8 of these devices. Compiling takes longer than running such small
-# programs, so they are compiled without optimisation.
+# programs, so they are compiled without optimisation, and their fusions by the older emitter: a third of the time.
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
     '--xla_backend_optimization_level=0',
+    '--xla_cpu_use_fusion_emitters=false',
   ]
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
