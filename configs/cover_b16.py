@@ -80,3 +80,16 @@ def cover(words: set[str], num_frames: int, size: int) -> ml_collections.ConfigD
   config.eval_every = 10_000
   config.checkpoint_every = 1000
   return config
+
+
+def freeze(config: ml_collections.ConfigDict) -> None:
+  """Trains the heads alone: the encoder gets no gradient, and no backward pass of it is computed."""
+  config.optimizer.learning_rate_rules = (('^encoder/', 0.0), ('.*', 1.0))
+  if 'remat' in config.model:
+    config.model.remat = 'none'  # nothing of it is kept anyway
+
+
+def videos_alone(config: ml_collections.ConfigDict) -> None:
+  """Leaves out the images: Kinetics, SSv2 and Moments are VideoGLUE's three sources of whole-video classes."""
+  del config.sources['imagenet']
+  del config.streams['image']

@@ -9,6 +9,10 @@ import pytest
 from configs import (
   cover_b16,
   cover_l16,
+  cover_r2plus1d,
+  cover_videomae_b,
+  cover_videoprism_b,
+  cover_vjepa2_l,
   defaults,
   finetune_folder,
   timesformer_k400,
@@ -25,6 +29,10 @@ _FULL = {
   'timesformer_ssv2': (timesformer_ssv2, 'hr'),
   'cover_b16': (cover_b16, 'k600', 'k700'),
   'cover_l16': (cover_l16, 'k700'),
+  'cover_videoprism_b': (cover_videoprism_b, 'frozen', 'videoglue', 'l', 'videoglue,l', 'k600'),
+  'cover_videomae_b': (cover_videomae_b, 'frozen', 'l', 'k700'),
+  'cover_vjepa2_l': (cover_vjepa2_l, 'frozen'),
+  'cover_r2plus1d': (cover_r2plus1d, 'frozen'),
   'transfer': (transfer,),
 }
 
@@ -92,6 +100,14 @@ def prepared(media, tmp_path_factory):
     'cover_b16:k700',
     'transfer:mit',
     'transfer:ssv2',
+    'cover_videoprism_b:videoglue',
+    pytest.param('cover_videoprism_b', marks=pytest.mark.slow),
+    pytest.param('cover_videomae_b', marks=pytest.mark.slow),
+    pytest.param('cover_videomae_b:frozen', marks=pytest.mark.slow),
+    pytest.param('cover_vjepa2_l', marks=pytest.mark.slow),
+    pytest.param('cover_vjepa2_l:frozen', marks=pytest.mark.slow),
+    'cover_r2plus1d',
+    pytest.param('cover_r2plus1d:frozen', marks=pytest.mark.slow),
   ],
 )
 def test_trains_two_steps_on_the_official_formats(experiment, prepared, tmp_path):
