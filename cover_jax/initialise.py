@@ -66,7 +66,7 @@ def start(
   key = jax.random.key(config.seed)
   model_size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(draw, key)))
   weights = interop.read(options.path, options.params, model_size)
-  _check_encoder(weights, encoders.name_of(config.model))
+  check_encoder(weights, encoders.name_of(config.model))
   with sharding.use(mesh, config.logical_axis_rules):
     fresh = jax.jit(draw, out_shardings=placed.params)(key)
     params, rows = seed(
@@ -177,7 +177,8 @@ def notes(weights: Weights, model: Encoder) -> list[str]:
   return found
 
 
-def _check_encoder(weights: Weights, ours: str) -> None:
+def check_encoder(weights: Weights, ours: str) -> None:
+  """Raises UserError if a file's weights are not of the encoder `config.model.name`."""
   if weights.model != ours:
     raise UserError(
       f'{weights.path} ({weights.layout}) holds the weights of the encoder {weights.model!r}, but config.model.name is '
@@ -197,7 +198,7 @@ def _check_dimensions(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -
   pairs = {
     field: (file[name][axis], shapes[name][axis])
     for field, (name, axis) in sizes.items()
-    if len(file.get(name, ())) == len(shapes[name])
+    if name in shapes and len(file.get(name, ())) == len(shapes[name])
   }
   if weights.num_heads and 'blocks/attention_space/query/kernel' in shapes:
     pairs['num_heads'] = weights.num_heads, shapes['blocks/attention_space/query/kernel'][2]
@@ -218,8 +219,9 @@ def _of_file(weights: Weights, name: str, shape: tuple[int, ...]) -> tuple[np.nd
   action = 'loaded'
   if name.startswith('blocks/attention_') and array.size == math.prod(shape):
     array = split_heads(name, array, shape[2] if name.endswith('kernel') and '/out/' not in name else shape[1])
-  elif '/attention/' in name and array.size == math.prod(shape):
-    array = array.reshape(shape)  # other transformers' projections, head after head
+  elif ('/attention/' in name or name.startswith('patch_embedding/projection/')) and array.size == math.prod(shape):
+    # Other transformers: projections lie head after head, the embedding of a tubelet is a convolution.
+    array = array.reshape(shape)
   if name == 'position_embedding' and array.ndim == 3 and array.shape[::2] == shape[::2]:
     side, stored = math.isqrt(array.shape[1] - 1), array.shape[1] - 1
     if side * side != stored:
