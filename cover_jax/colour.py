@@ -26,7 +26,10 @@ def shift_hue(clip: jax.Array, turns: jax.Array) -> jax.Array:
   top, bottom = jnp.max(clip, axis=-1, keepdims=True), jnp.min(clip, axis=-1, keepdims=True)
   chroma = top - bottom
   safe = jnp.where(chroma > 0, chroma, 1.0)
-  hue = jnp.where(top == r, (g - b) / safe, jnp.where(top == g, 2.0 + (b - r) / safe, 4.0 + (r - g) / safe))
+  # Not `top == r`: a compiler may compute a pixel twice, and the two differ in their last bit. Where two channels are
+  # nearly equal, either of their formulas will do.
+  from_b = jnp.where(g >= b, 2.0 + (b - r) / safe, 4.0 + (r - g) / safe)
+  hue = jnp.where((r >= g) & (r >= b), (g - b) / safe, from_b)
   # In sixths of a turn; red falls away from hue 5, green from 3, blue from 1.
   k = jnp.mod(jnp.asarray([5.0, 3.0, 1.0]) + hue + 6.0 * turns, 6.0)
   return top - chroma * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
