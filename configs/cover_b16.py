@@ -82,6 +82,14 @@ def cover(words: set[str], num_frames: int, size: int) -> ml_collections.ConfigD
   return config
 
 
+def adamw(config: ml_collections.ConfigDict, learning_rate: float, layer_decay: float) -> None:
+  """The optimiser of transformers that were pre-trained on videos, in place of CoVeR's; ours."""
+  config.optimizer.options = {}
+  config.optimizer.update(
+    {'name': 'adam', 'learning_rate': learning_rate, 'weight_decay': 0.05, 'layer_decay': layer_decay}
+  )
+
+
 def freeze(config: ml_collections.ConfigDict) -> None:
   """Trains the heads alone: the encoder gets no gradient, and no backward pass of it is computed."""
   config.optimizer.learning_rate_rules = (('^encoder/', 0.0), ('.*', 1.0))

@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   if 'frozen' in words:
     config.heads.all = {'name': 'attentive', 'num_heads': 8}
     cover_b16.freeze(config)
-    config.optimizer.update({'name': 'adam', 'options': {}, 'learning_rate': 1e-3})
+    cover_b16.adamw(config, learning_rate=1e-3, layer_decay=1.0)
   if 'debug' in words:
     if 'frozen' in words:
       config.heads.all.num_heads = 2

@@ -41,14 +41,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   }
   config.pixel_mean, config.pixel_std = IMAGENET_MEAN, IMAGENET_STD
   config.batch_size = 256
-  config.optimizer.update(
-    {'name': 'adam', 'options': {}, 'learning_rate': 5e-4, 'weight_decay': 0.05, 'layer_decay': 0.75}
-  )
+  cover_b16.adamw(config, learning_rate=5e-4, layer_decay=0.75)
   if 'frozen' in words:
     config.heads.all = {'name': 'attentive', 'num_heads': config.model.num_heads}
     config.model.drop_path = 0.0
     cover_b16.freeze(config)
-    config.optimizer.update({'learning_rate': 1e-3, 'layer_decay': 1.0})
+    cover_b16.adamw(config, learning_rate=1e-3, layer_decay=1.0)
   if 'debug' in words:
     if 'frozen' in words:
       config.heads.all.num_heads = 2

@@ -47,12 +47,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.pixel_mean, config.pixel_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
   config.batch_size = 256
   config.eval_batch_size = 128
-  config.optimizer.update(
-    {'name': 'adam', 'options': {}, 'learning_rate': 5e-5, 'weight_decay': 0.05, 'layer_decay': 0.75}
-  )
+  cover_b16.adamw(config, learning_rate=5e-5, layer_decay=0.75)
   if words & {'frozen', 'videoglue'}:
     cover_b16.freeze(config)
-    config.optimizer.update({'learning_rate': 1e-3, 'layer_decay': 1.0})
+    cover_b16.adamw(config, learning_rate=1e-3, layer_decay=1.0)
   if 'videoglue' in words:
     cover_b16.videos_alone(config)
   if 'debug' in words:

@@ -39,12 +39,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config.pixel_mean, config.pixel_std = IMAGENET_MEAN, IMAGENET_STD
   config.batch_size = 256
   config.eval_batch_size = 128
-  config.optimizer.update(
-    {'name': 'adam', 'options': {}, 'learning_rate': 5e-5, 'weight_decay': 0.05, 'layer_decay': 0.75}
-  )
+  cover_b16.adamw(config, learning_rate=5e-5, layer_decay=0.75)
   if 'frozen' in words:
     cover_b16.freeze(config)
-    config.optimizer.update({'learning_rate': 1e-4, 'layer_decay': 1.0})
+    cover_b16.adamw(config, learning_rate=1e-4, layer_decay=1.0)
   if 'debug' in words:
     config.heads.all.update({'depth': 1, 'num_heads': 2, 'mlp_dim': 32})
     defaults.shrink(config)

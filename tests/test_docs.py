@@ -26,7 +26,7 @@ from configs import defaults, digits_cover, timesformer_k400
 from cover_jax import command_line, experiment, settings
 from cover_jax import export as export_command
 from cover_jax import main as main_command
-from cover_jax.models.timesformer import TimeSformer
+from cover_jax.models import encoder as encoders
 from data_pipelines import declared
 from data_pipelines.contract import SourceInfo
 from data_pipelines.settings import SOURCE
@@ -454,7 +454,7 @@ def test_every_key_that_is_named_exists():
           if i == 1:
             continue
         if parts[0] == 'model' and i:
-          keys = declared.options_of(TimeSformer)
+          keys = {key for name in encoders.ENCODERS for key in encoders.defaults({'name': name})}
         assert part in keys, f'{page} names config.{path}'
         keys = keys[part] if not isinstance(keys[part], declared.Key) else {}
 

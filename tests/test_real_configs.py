@@ -155,9 +155,11 @@ def _all_variants():
 def test_full_size_configs_build(module, variant):
   """What a config says at full size makes a run: models, streams, batch sizes; nothing is computed."""
   from cover_jax import experiment as experiments
+  from cover_jax import settings
   from data_pipelines.contract import SourceInfo
 
   config = module.get_config(variant)
+  settings.check(config)
   sizes = {'ssv2': (168_913, 174), 'mit': (791_297, 339), 'imagenet': (1_281_167, 1000)}
   infos = []
   for source in config.sources:
