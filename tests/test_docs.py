@@ -454,7 +454,7 @@ def test_every_key_that_is_named_exists():
           if i == 1:
             continue
         if parts[0] == 'model' and i:
-          keys = {key for name in encoders.ENCODERS for key in encoders.defaults({'name': name})}
+          keys = {key: {} for name in encoders.ENCODERS for key in encoders.defaults({'name': name})}
         assert part in keys, f'{page} names config.{path}'
         keys = keys[part] if not isinstance(keys[part], declared.Key) else {}
 
