@@ -160,8 +160,11 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
         due.come(number, frame)
         if frame.is_corrupt:
           findings.damaged.append(number)
-        if matrix is None or frame.key_frame or frame.rotation != rotation:
-          matrix, rotation = _matrix(frame), frame.rotation  # side data is slow to look at
+        if matrix is None or frame.key_frame or frame.rotation != rotation:  # side data is slow to look at
+          found_matrix, rotation = _matrix(frame), frame.rotation
+          # A message of the stream holds until the next key frame (H.264, D.2.27); FFmpeg notes it at its own frame.
+          if matrix is None or frame.key_frame or found_matrix is not None:
+            matrix = found_matrix or _IDENTITY
         yield Frame(
           frame_clock(frame.time, None if frame.dts is None else frame.dts * unit),
           (frame.width, frame.height) if matrix[0] == 0 else (frame.height, frame.width),
@@ -254,7 +257,7 @@ def _stream(path: str, container):
   best = container.streams.best('video')
   stream = next((s for s in streams if best is not None and s.index == best.index), streams[0])
   if stream.codec_context is None:
-    raise UserError(f'{path} holds a video in a format that no decoder here can read.')
+    raise UserError(f'{path} is in a format that no decoder here can read.')
   for other in container.streams:
     if other.index != stream.index:
       other.discard = av.stream.Discard.all
@@ -272,15 +275,20 @@ def _nominal_rate(stream) -> float | None:
   return float(rate) if rate and 1 <= rate <= 300 else None
 
 
-def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-  """What takes stored (x, y), y down, to shown (a x + c y, b x + d y): the nearest of the 8 turns and mirrorings."""
+def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+  """What takes stored (x, y), y down, to shown (a x + c y, b x + d y): the nearest of the 8 turns and mirrorings.
+
+  None where a frame does not say.
+  """
   try:
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
-      return _IDENTITY
+      return None
     a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
   except ValueError:  # PyAV does not know all kinds of side data
     quarter = round(frame.rotation / 90) % 4
+    if not quarter:
+      return None
     a, b, c, d = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)][quarter]
   if a * d == b * c:  # it would flatten the picture; players leave such a one alone
     return _IDENTITY
