@@ -51,7 +51,8 @@ setuptools.setup(
     'beam': ['apache-beam>=2.77', 'mlcroissant'],
     'plan': ['libtpu'],
     'torch': ['torch', 'transformers'],
-    'bench': ['torch', 'decord', 'torchcodec', 'opencv-python-headless'],  # the peers of benchmarks/input.py
+    # The peers of benchmarks/input.py, and the other decoder of benchmarks/media_matrix.py.
+    'bench': ['torch', 'decord', 'torchcodec', 'opencv-python-headless', 'imageio-ffmpeg>=0.6'],
     'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff'],
   },
 )

@@ -7,12 +7,13 @@ and only the heads of the pieces are read, but for checksums.
 
 import functools
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable
 from typing import BinaryIO
 
-from data_pipelines.container_bytes import CHUNK, Damage, broken, bytes_at, checksum_of, holds, integer, need
+from data_pipelines.container_bytes import CHUNK, Damage, broken, bytes_at, checksum_of, holds, integer, need, seek
 from data_pipelines.container_streams import PACK, ogg, program_stream, transport_stream
 
 # What stands at the top level of MP4 and QuickTime files; other bytes there are junk, not a length.
@@ -25,6 +26,9 @@ _EBML, _SEGMENT, _CLUSTER, _VOID, _CRC = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xE
 _IN_SEGMENT = frozenset(
   {0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, _VOID, _CRC}
 )
+_CHECKED = frozenset({0x1549A966, 0x1654AE6B})  # Info, Tracks: what is beside them shows nothing
+# Elements of elements: these, SeekHead, Seek, TrackEntry, Video, Audio, Colour, Tags, Tag, Targets, SimpleTag.
+_NESTED = _CHECKED | {0x114D9B74, 0x4DBB, 0xAE, 0xE0, 0xE1, 0x55B0, 0x1254C367, 0x7373, 0x63C0, 0x67C8}
 # Timestamp, SimpleBlock, BlockGroup, EncryptedBlock, PrevSize, Position, SilentTracks.
 _IN_CLUSTER = frozenset({0xE7, 0xA3, 0xA0, 0xAF, 0xAB, 0xA7, 0x5854, _VOID, _CRC})
 _ASF_HEADER = bytes.fromhex('3026B2758E66CF11A6D900AA0062CE6C')
@@ -34,6 +38,9 @@ _ASF_FIELDS = ((40, 48), (56, 64), (88, 92), (92, 96))  # length of the file, nu
 _MXF, _MXF_PARTITION = bytes.fromhex('060E2B34'), bytes.fromhex('060E2B34020501010D01020101')
 _LISTS = (b'ffconcat', b'#EXTM3U')  # FFmpeg's lists of pieces; HLS
 _MANIFESTS = (b'<MPD', b'<CompositionPlaylist', b'<AssetMap')  # DASH; two of IMF
+# Of a packet ('00dc'), of an index ('ix00'), of another piece ('LIST', 'idx1').
+_CHUNK_NAME = re.compile(rb'\d\d[A-Za-z]{2}|ix\d\d|[A-Za-z]{3}[A-Za-z0-9 ]')
+_PNG, _OF_ANIMATIONS = b'\x89PNG\r\n\x1a\n', (b'acTL', b'fcTL', b'fdAT')
 _FLV_TAGS = (8, 9, 18)  # sound, video, data
 # (bytes, place of the mark): plain, with a time before each (M2TS), with error correction.
 _TS_PACKETS = ((188, 0), (192, 4), (204, 0))
@@ -42,7 +49,7 @@ _TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 def damage(path: str) -> str:
   """What is wrong with the structure of a file, in words that follow its name; '' where nothing is or can be known.
 
-  Known are AVI, WebP, Matroska, WebM, MP4, QuickTime, FLV, Ogg, ASF, MPEG-TS, MPEG-PS, MXF, IVF, Y4M and GIF. A
+  Known are AVI, WebP, Matroska, WebM, MP4, QuickTime, FLV, Ogg, ASF, MPEG-TS, MPEG-PS, MXF, IVF, Y4M, GIF and PNG. A
   transport stream does not say where it ends, nor do a Matroska segment of unknown length and an MP4 in fragments
   without an index.
 
@@ -73,6 +80,16 @@ def names_others(path: str) -> bool:
   return start.startswith(_LISTS) or (start.startswith(b'<') and any(mark in start for mark in _MANIFESTS))
 
 
+def begins(path: str, marks: tuple[bytes, ...]) -> bool:
+  """Whether a file begins with one of some marks, but for zeros.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  with open(path, 'rb') as f:
+    return f.read(4096).lstrip(b'\0').startswith(marks)
+
+
 def _walker(start: bytes) -> Callable[[BinaryIO, int], None] | None:
   """The function for a kind of file, by its first bytes; each raises Damage, or returns where nothing is wrong."""
   for mark, at, walk in (
@@ -86,6 +103,7 @@ def _walker(start: bytes) -> Callable[[BinaryIO, int], None] | None:
     (b'YUV4MPEG2', 0, _y4m),
     (b'DKIF', 0, _ivf),
     (b'GIF8', 0, _gif),
+    (_PNG, 0, _png),
     *((box, 4, _mp4) for box in _BOXES),
   ):
     if start[at : at + len(mark)] == mark:
@@ -99,13 +117,42 @@ def _walker(start: bytes) -> Callable[[BinaryIO, int], None] | None:
 def _riff(f: BinaryIO, length: int) -> None:
   """AVI files above 1 GB are several of these."""
   at = end = 0
+  parts = []
   while at + 8 <= length and bytes_at(f, at, 4) == b'RIFF':
     size = integer(f, at + 4, 4, 'little')
     if size == 0xFFFFFFFF:  # a writer that could not go back and fill the length in
       return
     # The length leaves out its own 8 bytes; some writers count them, so these 8 are not asked for.
+    if f.read(3) == b'AVI':
+      parts.append((at + 12, min(at + 8 + size, length)))
     end, at = at + size, at + 8 + size + size % 2
   need(end, length)
+  for start, stop in parts:
+    _avi(f, start, stop)
+
+
+def _avi(f: BinaryIO, at: int, end: int) -> None:
+  """Chunks with names of four letters, up to the end of the list `movi`, which holds the packets."""
+  movi = odd = 0
+  last = at
+  while at + 8 <= min(movi or end, end):
+    name, earlier = bytes_at(f, at, 4), bytes_at(f, at - 1, 4)
+    if odd and not _CHUNK_NAME.fullmatch(name) and _CHUNK_NAME.fullmatch(earlier):  # a writer that does not pad
+      at, name = at - 1, earlier
+    if not _CHUNK_NAME.fullmatch(name):
+      lost = any(bytes_at(f, at, min(CHUNK, movi - at))) if movi else holds(f, at, (b'movi',))
+      if lost:  # and not zeros: a place that was kept and not used
+        raise broken(at)
+      return
+    size = integer(f, at + 4, 4, 'little')
+    kind = f.read(4) if name == b'LIST' else b''
+    if kind == b'movi':
+      movi = min(at + 8 + size, end)
+    inside = kind in (b'movi', b'rec ')
+    odd = 0 if inside else size % 2
+    last, at = at, at + (12 if inside else 8 + size + odd)
+  if at > end + 8 + odd:  # by which the length of the whole may be wrong
+    raise broken(last)
 
 
 def _mp4(f: BinaryIO, length: int) -> None:
@@ -129,7 +176,7 @@ def _mp4(f: BinaryIO, length: int) -> None:
 
 def _indexed_end(f: BinaryIO, start: int, end: int) -> int:
   """The end of what a segment index lists."""
-  f.seek(start)
+  seek(f, start)
   box = f.read(min(end - start, CHUNK))
   wide = box[8] == 1  # its version
   first = int.from_bytes(box[28:36] if wide else box[24:28])
@@ -161,6 +208,12 @@ def _segment(f: BinaryIO, at: int, end: int | None, length: int) -> int:
     if name == _CLUSTER:
       at = _cluster(f, start, None if size is None else start + size, length)
     elif name in _IN_SEGMENT and size is not None:
+      if end is not None and start + size > end:
+        raise broken(at)
+      if name in _CHECKED:
+        _check(f, start, start + size, length)
+      if name in _NESTED:
+        _nested(f, start, start + size, length)
       at = start + size
     elif end is None:
       return at
@@ -173,7 +226,8 @@ def _segment(f: BinaryIO, at: int, end: int | None, length: int) -> int:
 
 def _cluster(f: BinaryIO, at: int, end: int | None, length: int) -> int:
   """Walks the blocks of a cluster; returns its end. One of unknown length ends where something else begins."""
-  first = at
+  if end is not None:
+    _check(f, at, end, length)
   while at < (length if end is None else min(end, length)):
     name, size, start = _element(f, at)
     if name not in _IN_CLUSTER or size is None:
@@ -184,15 +238,30 @@ def _cluster(f: BinaryIO, at: int, end: int | None, length: int) -> int:
       break
     if end is not None and start + size > end:
       raise broken(at)
-    checked = name == _CRC and at == first and end is not None and end <= length
-    if checked and integer(f, start, size, 'little') != _checksum(f, start + size, end):
-      raise checksum_of(at)
     at = start + size
   return at if end is None else end
 
 
+def _nested(f: BinaryIO, at: int, end: int, length: int) -> None:
+  """Walks the elements of an element, which fill it."""
+  while at < min(end, length):
+    name, size, start = _element(f, at)
+    if name is None or size is None or start + size > end:
+      raise broken(at)
+    if name in _NESTED:
+      _nested(f, start, start + size, length)
+    at = start + size
+
+
+def _check(f: BinaryIO, at: int, end: int, length: int) -> None:
+  """Holds what an element holds against the checksum that it may begin with."""
+  name, size, start = _element(f, at)
+  if name == _CRC and size == 4 and end <= length and integer(f, start, 4, 'little') != _checksum(f, start + 4, end):
+    raise checksum_of(at)
+
+
 def _checksum(f: BinaryIO, at: int, end: int) -> int:
-  f.seek(at)
+  seek(f, at)
   value = 0
   while at < end and (chunk := f.read(min(CHUNK, end - at))):
     value, at = zlib.crc32(chunk, value), at + len(chunk)
@@ -201,7 +270,7 @@ def _checksum(f: BinaryIO, at: int, end: int) -> int:
 
 def _element(f: BinaryIO, at: int) -> tuple[int | None, int | None, int]:
   """(name, length of the content, its first byte) of an EBML element; None: not a number, or "not known"."""
-  f.seek(at)
+  seek(f, at)
   name, size = _element_number(f, keep_marker=True), _element_number(f)
   return name, size, f.tell()
 
@@ -242,16 +311,25 @@ def _flv(f: BinaryIO, length: int) -> None:
 
 
 def _asf(f: BinaryIO, length: int) -> None:
-  """A header, which states the length of the file, then packets of one size that all begin alike."""
+  """A header, which states the length of the file, then packets of one size that all begin alike, then indexes."""
   start = integer(f, 16, 8, 'little')
   header = bytes_at(f, 0, min(start, CHUNK))
   found = header.find(_ASF_FILE)
   if found < 0 or len(header) < found + 96:
     return
+  if start > length:
+    raise broken(16)
   stated, count, flags, size = (int.from_bytes(header[found + a : found + b], 'little') for a, b in _ASF_FIELDS)
   if flags & 1:  # live: nothing was filled in
     return
   need(stated, length)
+  at = before = start
+  while at < stated:  # the packets, then indexes
+    if (of_it := integer(f, at + 16, 8, 'little')) < 24:
+      raise broken(at)
+    at, before = at + of_it, at
+  if at > stated:
+    raise broken(before)
   first = start + 50
   corrected = integer(f, first, 1) if bytes_at(f, start, 16) == _ASF_DATA and size else 0
   if corrected & 0x80:
@@ -307,12 +385,16 @@ def _ivf(f: BinaryIO, length: int) -> None:
 def _gif(f: BinaryIO, length: int) -> None:
   head = bytes_at(f, 0, 13)
   at = 13 + _colours(head[10:11])
+  pictures = 0
   while at < length:
     head = bytes_at(f, at, 10)
-    if head[:1] == b'\x2c':  # a picture
+    if head[:1] == b'\x2c':
+      pictures += 1
       at += 10 + _colours(head[9:10]) + 1
     elif head[:1] == b'!':  # an extension
       at += 2
+    elif not pictures or (head[:1] != b';' and holds(f, at, (b'!\xf9\x04',))):  # another picture follows
+      raise broken(at)
     else:  # the end, or junk in its place
       return
     while size := integer(f, at, 1) if at < length else 1:
@@ -320,6 +402,20 @@ def _gif(f: BinaryIO, length: int) -> None:
       need(at, length)
     at += 1
   need(at, length)
+
+
+def _png(f: BinaryIO, length: int) -> None:
+  """Chunks, each with a checksum, of which libpng obeys those of chunks with a capital letter. Pillow obeys none."""
+  at, name = len(_PNG), b''
+  while name != b'IEND':
+    size, name = integer(f, at, 4), f.read(4)
+    end = at + 8 + size
+    need(max(end, at + 8) + 4, length)
+    if not name.isalpha():
+      raise broken(at)
+    if (name[:1].isupper() or name in _OF_ANIMATIONS) and integer(f, end, 4) != _checksum(f, at + 4, end):
+      raise checksum_of(end)
+    at = end + 4
 
 
 def _colours(flags: bytes) -> int:

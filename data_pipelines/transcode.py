@@ -23,7 +23,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines import compact, still_images, video_files
+from data_pipelines import compact, containers, still_images, video_files
 from data_pipelines.contract import UserError
 
 TIMEOUT = 60  # seconds without a frame
@@ -157,6 +157,8 @@ def image(path: str, settings: Settings) -> bytes:
   try:
     with Image.open(path) as picture:
       picture.load()
+      if reason := containers.damage(path):  # Pillow asks for no checksum
+        raise Failure(reason)
       upright = still_images.upright(picture)
       height, width = fitted((upright.height, upright.width), settings.short_side)
       same = (picture.format, picture.mode, picture.size) == ('JPEG', 'RGB', (width, height))

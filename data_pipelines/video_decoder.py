@@ -16,10 +16,15 @@ from data_pipelines.contract import UserError
 _FLAG_DAMAGE = frozenset(
   {'h264', 'mpeg4', 'mpeg2video', 'mpeg1video', 'mpegvideo', 'h263', 'flv', 'msmpeg4', 'msmpeg4v2', 'rv10', 'rv20'}
 )
+# These make frames from nothing where there is no key frame; the others wait for one.
+_NEED_KEY = _FLAG_DAMAGE - {'h264'} | {'msmpeg4v3', 'wmv1', 'wmv2'}
 # Every packet of these is one frame that is shown. (VP8 hides some; MPEG-4 in AVI has packets that say "as before".)
 _FRAME_A_PACKET = frozenset({'h264', 'hevc', 'vp9', 'libdav1d', 'av1', 'mjpeg', 'ffv1', 'prores', 'png'})
 # Demuxers whose index lists every packet, as soon as the file is open or was read.
 _FULL_INDEX = frozenset({'mov', 'avi'})
+# Demuxers of streams without a container, and what the first bytes are, but for zeros. They look for it anywhere.
+_RAW = dict.fromkeys(('h264', 'hevc', 'vvc', 'm4v', 'mpegvideo', 'cavsvideo', 'vc1'), (b'\1',))
+_RAW |= {'h263': (b'\x80', b'\x81', b'\x82', b'\x83'), 'mjpeg': (b'\xff\xd8',)}
 _JOINT = 3  # packets around the place where two recordings were joined, of which a demuxer says that they are damaged
 _IDENTITY = (1, 0, 0, 1)
 
@@ -32,7 +37,7 @@ class Frame:
     seconds: since the first frame; never decreasing.
     size: (H, W), upright.
     pixels: gives uint8 [H, W, 3], upright, or [*size, 3] if called with a size: bicubic, antialiased. A function,
-      because most frames are decoded and not looked at.
+      because most frames are decoded and not looked at. It raises a UserError where they cannot be made RGB.
   """
 
   seconds: float
@@ -136,11 +141,13 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
     unit = float(stream.time_base)
     due, corrupt, number, count, keyed = _Due(name in _FRAME_A_PACKET), {}, 0, 0, False
     early = matrix = rotation = None
+    blind, first_key = name in _NEED_KEY, None
     for packet in container.demux(stream):
       if packet.size:
         packet.dts, packet.pts = packet_clock(packet.dts, packet.pts)
         findings.packets += not packet.is_discard
-        keyed = keyed or packet.is_keyframe
+        if packet.is_keyframe and not keyed:
+          keyed, first_key = True, _time(packet)
         if packet.is_corrupt:
           corrupt[count] = due.place(number, packet)
         due.add(packet)
@@ -157,15 +164,24 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
           raise _Passable(due.place(number, packet) if threads == 1 else number) from None
         raise
       for frame in found:
+        blind = blind and not frame.key_frame
+        if blind:
+          # An index or a packet says that there is one.
+          if findings.declared or (first_key is not None and (_time(frame) or 0) >= first_key):
+            findings.damaged.append(number)
+          continue
         due.come(number, frame)
         if frame.is_corrupt:
           findings.damaged.append(number)
-        if matrix is None or frame.key_frame or frame.rotation != rotation:
-          matrix, rotation = _matrix(frame), frame.rotation  # side data is slow to look at
+        if matrix is None or frame.key_frame or frame.rotation != rotation:  # side data is slow to look at
+          found_matrix, rotation = _matrix(frame), frame.rotation
+          # A message of the stream holds until the next key frame (H.264, D.2.27); FFmpeg notes it at its own frame.
+          if matrix is None or frame.key_frame or found_matrix is not None:
+            matrix = found_matrix or _IDENTITY
         yield Frame(
           frame_clock(frame.time, None if frame.dts is None else frame.dts * unit),
           (frame.width, frame.height) if matrix[0] == 0 else (frame.height, frame.width),
-          functools.partial(_upright, frame, matrix),
+          functools.partial(_upright, frame, matrix, path),
         )
         number += 1
     if early and not number:
@@ -221,6 +237,10 @@ class _Due:
     return sorted({number if passed is None else passed for passed in self._passed.values()})
 
 
+def _time(of: av.Packet | av.VideoFrame) -> int | None:
+  return of.dts if of.pts is None else of.pts
+
+
 def _open(path: str):
   others = UserError(f'{path} stands for other files, which are not read in its place: give the paths of these files.')
   if containers.names_others(path):
@@ -232,6 +252,9 @@ def _open(path: str):
   if container.format.name == 'image2':  # a number in the name, %03d, stands for many
     container.close()
     raise others
+  if (marks := _RAW.get(container.format.name)) and not containers.begins(path, marks):
+    container.close()
+    raise UserError(f'{path} is not a video or image that can be read (its beginning is damaged).')
   if container.format.name == 'tty':  # any text passes for a recording of a terminal
     container.close()
     raise UserError(f'{path} is a text file: give the path of a video or an image.')
@@ -254,7 +277,7 @@ def _stream(path: str, container):
   best = container.streams.best('video')
   stream = next((s for s in streams if best is not None and s.index == best.index), streams[0])
   if stream.codec_context is None:
-    raise UserError(f'{path} holds a video in a format that no decoder here can read.')
+    raise UserError(f'{path} is in a format that no decoder here can read.')
   for other in container.streams:
     if other.index != stream.index:
       other.discard = av.stream.Discard.all
@@ -272,15 +295,20 @@ def _nominal_rate(stream) -> float | None:
   return float(rate) if rate and 1 <= rate <= 300 else None
 
 
-def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-  """What takes stored (x, y), y down, to shown (a x + c y, b x + d y): the nearest of the 8 turns and mirrorings."""
+def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+  """What takes stored (x, y), y down, to shown (a x + c y, b x + d y): the nearest of the 8 turns and mirrorings.
+
+  None where a frame does not say.
+  """
   try:
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
-      return _IDENTITY
+      return None
     a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
   except ValueError:  # PyAV does not know all kinds of side data
     quarter = round(frame.rotation / 90) % 4
+    if not quarter:
+      return None
     a, b, c, d = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)][quarter]
   if a * d == b * c:  # it would flatten the picture; players leave such a one alone
     return _IDENTITY
@@ -289,7 +317,7 @@ def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 def _upright(
-  frame: av.VideoFrame, matrix: tuple[int, int, int, int], size: tuple[int, int] | None = None
+  frame: av.VideoFrame, matrix: tuple[int, int, int, int], path: str, size: tuple[int, int] | None = None
 ) -> np.ndarray:
   a, b, c, d = matrix
   turned = a == 0
@@ -299,7 +327,10 @@ def _upright(
     if (height, width) != (frame.height, frame.width):
       # Scaled before it becomes RGB, which costs a third of scaling the RGB (measured).
       shape = {'height': height, 'width': width, 'interpolation': 'BICUBIC'}
-  pixels_HxWx3 = frame.to_ndarray(format='rgb24', **shape)
+  try:
+    pixels_HxWx3 = frame.to_ndarray(format='rgb24', **shape)
+  except (av.FFmpegError, ValueError) as error:  # a header may name colours that there are none of
+    raise UserError(f'{path} has pixels that cannot be made RGB ({reason(error)}).') from None
   if turned:
     pixels_HxWx3 = pixels_HxWx3.swapaxes(0, 1)
   return np.ascontiguousarray(pixels_HxWx3[:: b + d, :: a + c])

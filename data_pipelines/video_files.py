@@ -97,11 +97,14 @@ def header(path: str) -> Header:
   """
   image = _open_image(path)
   if image is not None:
-    if not _is_animated(image):
-      image.close()
-      return Header(None, 1)
-    count = image.n_frames
-    seconds = max(frame.seconds for frame in _image_frames(image))
+    try:
+      if not _is_animated(image):
+        image.close()
+        return Header(None, 1)
+      count = image.n_frames
+      seconds = max(frame.seconds for frame in _image_frames(image))
+    except Exception as error:  # Pillow raises anything on broken bytes
+      raise UserError(f'{path} cannot be read ({video_decoder.reason(error)}): is it complete?') from None
     return Header((count - 1) / seconds, count)
   return Header(*video_decoder.survey(path))
 

@@ -330,7 +330,7 @@ def test_a_large_folder_is_walked_once(tmp_path, monkeypatch):
   assert [i for i, c in enumerate(clips) if c.path] == list(range(0, 2000, 2))
 
 
-def _mutate(data: bytes, rng: random.Random) -> bytes:
+def mutate(data: bytes, rng: random.Random) -> bytes:
   """One of the ways in which files break."""
   lines = data.split(b'\n')
   at = rng.randrange(len(data))
@@ -390,7 +390,7 @@ def test_broken_annotations_never_crash(dataset, file, media, tmp_path):
   refused = 0
   start = time.monotonic()
   for seed in range(25):
-    path.write_bytes(_mutate(whole, random.Random(f'{file}{seed}')))
+    path.write_bytes(mutate(whole, random.Random(f'{file}{seed}')))
     try:
       _is_sane(READERS[dataset](tmp_path))
     except UserError as e:

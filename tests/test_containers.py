@@ -1,5 +1,6 @@
 """Files that were cut short or have a hole are told from whole ones, in each family of containers."""
 
+import contextlib
 import struct
 import zlib
 
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import container_streams
+from data_pipelines import container_bytes, container_streams, transcode
 from data_pipelines.containers import damage
 from data_pipelines.contract import UserError
 from data_pipelines.video_files import frames, header
 from tests.test_video_files import write
 
+PICTURE = transcode.Settings('image', short_side=0, fps=0, jpeg_quality=95)
 # Name: (codec, container or None for the name's, options of the muxer).
 CONTAINERS = {
   'a.avi': ('mpeg4', None, {}),
@@ -119,6 +121,10 @@ def test_animations_are_whole_or_refused(tmp_path, name):
   data = path.read_bytes()
   assert accepted(path, data) == 6
   assert {i: n for i in range(1, 20) if (n := accepted(path, data[: len(data) * i // 20]))} == {}
+  for i in range(20):
+    path.write_bytes(data[: len(data) * i // 20])
+    with contextlib.suppress(UserError):  # nothing else may come: predictions ask for the header first
+      header(str(path))
 
 
 @pytest.mark.parametrize('name', ['a.avi', 'a.mkv', 'first.mp4', 'a.flv', 'a.mpg', 'a.ts'])
@@ -139,6 +145,105 @@ def test_checksums_are_held_against_what_they_cover(tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert 'checksum' in damage(str(path))
+
+
+def test_the_head_of_a_matroska_file_is_checked(tmp_path):
+  path = tmp_path / 'a.mkv'
+  data = noise(path, *CONTAINERS['a.mkv'])
+  height = data.index(bytes.fromhex('BA8190'))  # the element for the height, of one byte: 144
+  path.write_bytes(data[: height + 2] + b'\x80' + data[height + 3 :])
+  assert damage(str(path)).startswith('the checksum at its byte ')
+
+
+def test_lengths_in_the_head_of_a_webm_file_are_held_against_each_other(tmp_path):
+  """It has no checksums there; and an element that leads out of the file would hide all behind it."""
+  path = tmp_path / 'a.webm'
+  data = noise(path, *CONTAINERS['a.webm'])
+  height = data.index(bytes.fromhex('BA8190'))
+  assert damage(str(path)) == ''
+  path.write_bytes(data[: height + 1] + b'\xbf' + data[height + 2 :])  # as if it had 63 bytes
+  assert damage(str(path)) == f'its structure breaks at byte {height}'
+  void = data.index(b'\xec\x01\0\0\0\0')
+  path.write_bytes(data[: void + 4] + b'\x4f' + data[void + 5 :])
+  assert damage(str(path)) == f'its structure breaks at byte {void}'
+
+
+def test_a_place_that_no_file_has_is_damage(tmp_path):
+  path = tmp_path / 'a.wmv'
+  data = bytearray(noise(path, *CONTAINERS['a.wmv']))
+  data[16:24] = b'\xff' * 7 + b'\x7f'  # the length of the header
+  path.write_bytes(data)
+  assert damage(str(path)) == 'its structure breaks at byte 16'
+  for at in (1 << 63, (1 << 63) - 1):
+    with open(path, 'rb') as f, pytest.raises(container_bytes.Damage, match='makes no sense'):
+      container_bytes.bytes_at(f, at, 4)
+
+
+def test_bytes_too_many_in_the_last_packet_of_a_wmv_are_noticed(tmp_path):
+  path = tmp_path / 'a.wmv'
+  data = noise(path, *CONTAINERS['a.wmv'])
+  at = data.rindex(bytes.fromhex('90080033B1E5CF11A6D900AA0062CE6C')[:8]) - 400  # before the index
+  path.write_bytes(data[:at] + bytes(range(1, 118)) + data[at:])
+  assert damage(str(path)).startswith('its structure breaks at byte ')
+
+
+@pytest.mark.parametrize('animated', [False, True])
+def test_a_changed_byte_of_a_png_is_noticed(tmp_path, animated):
+  """Pillow passes over the checksums, and the pixels behind the byte are other ones."""
+  y, x = np.mgrid[:128, :192]
+  first, *rest = [Image.fromarray((x * y // (i + 40)).astype(np.uint8)) for i in range(3)]
+  path = tmp_path / 'a.png'
+  first.save(path, save_all=animated, append_images=rest if animated else [])
+  data = path.read_bytes()
+  transcode.image(str(path), PICTURE)
+  missed = 0
+  for at in range(data.index(b'IDAT') + 8, len(data) - 100, len(data) // 30):
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(UserError) as predicted:
+      list(frames(str(path)))
+    with contextlib.suppress(transcode.Failure):  # it takes the first picture of an animation, and all of the file
+      transcode.image(str(path), PICTURE)
+      pytest.fail('a build takes it')
+    missed += 'the checksum at its byte' in str(predicted.value)
+  assert missed > 2  # by Pillow
+  text = data.index(b'IDAT') - 4  # a note whose checksum is wrong hides no pixel
+  path.write_bytes(data[:text] + struct.pack('>I', 3) + b'tEXta\0b' + bytes(4) + data[text:])
+  assert damage(str(path)) == ''
+  path.write_bytes(data[:-12])
+  assert damage(str(path)) == 'its last 12 bytes are missing'
+
+
+def test_bytes_too_many_in_an_avi_are_noticed(tmp_path):
+  """The length of the file is right for a part of it, as if junk stood behind the end; but packets are out of place."""
+  path = tmp_path / 'a.avi'
+  data = noise(path, *CONTAINERS['a.avi'])
+  for at in (data.index(b'movi') - 4, len(data) // 3, len(data) // 2):
+    path.write_bytes(data[:at] + bytes(range(1, 118)) + data[at:])
+    with pytest.raises(UserError, match='its structure breaks at byte'):
+      list(frames(str(path)))
+
+
+def test_an_avi_may_keep_free_places_and_leave_padding_out(tmp_path):
+  path = tmp_path / 'a.avi'
+  chunk = lambda name, data: name + struct.pack('<I', len(data)) + data
+  for packets in (
+    chunk(b'00dc', b'odd') + chunk(b'01wb', bytes(4)),
+    chunk(b'00dc', b'odd') + b'\0' + chunk(b'01wb', bytes(4)),
+    chunk(b'00dc', bytes(4)) + bytes(100),
+  ):
+    path.write_bytes(chunk(b'RIFF', b'AVI ' + chunk(b'LIST', b'movi' + packets) + chunk(b'idx1', bytes(16))))
+    assert damage(str(path)) == ''
+
+
+def test_bytes_too_many_before_a_picture_of_a_gif_are_noticed(tmp_path):
+  path = tmp_path / 'a.gif'
+  first, *rest = [Image.fromarray((np.arange(1024) // (i + 4)).astype(np.uint8).reshape(32, 32)) for i in range(3)]
+  first.save(path, save_all=True, append_images=rest)
+  data = path.read_bytes()
+  for at in (100, data.rindex(b'!\xf9\x04')):
+    path.write_bytes(data[:at] + b'\x01' * 5 + data[at:])
+    with pytest.raises(UserError, match='its structure breaks at byte'):
+      list(frames(str(path)))
 
 
 def test_the_checksum_of_ogg_is_the_one_of_its_standard():

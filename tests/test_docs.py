@@ -62,6 +62,7 @@ PARSED = {
   'benchmarks.input': 'an hour; tests/test_benchmark_input.py',
   'benchmarks.first_stage': 'an hour',
   'benchmarks.stored_bits': 'minutes; tests/test_stored_bits.py',
+  'benchmarks.media_matrix': 'another decoder, which is a package of its own; tests/test_media_matrix.py',
 }
 # What stands for something of the reader's, and what stands for it here.
 PLACEHOLDERS = {

@@ -462,3 +462,50 @@ def test_a_frame_that_the_decoder_drops_is_missed(tmp_path):
       list(video_files.frames(str(path)))
     seen += 1
   assert seen == 20
+
+
+def test_frames_before_the_first_key_frame_are_none(tmp_path):
+  """Some decoders make them from grey and say nothing; here the first key frame is gone, and nobody can know of it."""
+  path = tmp_path / 'a.vob'
+  options = {'g': '12', 'bf': '0', 'sc_threshold': '1000000000'}
+  write_at(str(path), 40 * np.arange(28), codec='mpeg2video', size=(144, 176), options=options)
+  data = path.read_bytes()
+  assert numbers([f.pixels() for f in video_files.frames(str(path))]) == list(range(28))
+  at = data.index(b'\0\0\1\xb8')  # the head of its group
+  path.write_bytes(data[:at] + bytes(64) + data[at + 64 :])
+  assert numbers([f.pixels() for f in video_files.frames(str(path))]) == list(range(12, 28))
+
+
+def test_a_key_frame_that_is_none_is_damage(tmp_path):
+  """The index of an AVI says which frames are; the decoder finds another kind of frame there."""
+  path = tmp_path / 'a.avi'
+  options = {'g': '12', 'sc_threshold': '1000000000'}
+  write_at(str(path), 40 * np.arange(28), codec='mpeg4', size=(144, 176), noise=True, options=options)
+  data = bytearray(path.read_bytes())
+  at = data.index(b'\0\0\1\xb6') + 4
+  assert data[at] >> 6 == 0  # a picture of its own
+  data[at] |= 0x40  # one that builds on another
+  path.write_bytes(data)
+  with pytest.raises(BrokenOff):
+    list(video_files.frames(str(path)))
+
+
+def test_a_file_whose_beginning_is_lost_is_no_raw_stream(tmp_path):
+  """FFmpeg looks for a raw H.263 stream anywhere in a file, and finds one in what was a 3GP."""
+  path = tmp_path / 'a.3gp'
+  write_at(str(path), 40 * np.arange(30), codec='h263', size=(144, 176))
+  data = path.read_bytes()
+  path.write_bytes(bytes(64) + data[64:])
+  for read in (video_files.header, lambda p: list(video_files.frames(p))):
+    with pytest.raises(UserError, match='its beginning is damaged'):
+      read(str(path))
+
+
+def test_colours_that_there_are_none_of_are_one_sentence(tmp_path):
+  """A changed bit of a header may say so."""
+  path = write(tmp_path / 'a.mkv', 3, codec='ffv1')
+  frame = next(video_files.frames(path))
+  frame.pixels.args[0].colorspace = 14  # ICtCp, which FFmpeg's conversion does not know
+  with pytest.raises(UserError, match='pixels that cannot be made RGB') as caught:
+    frame.pixels()
+  assert str(caught.value).startswith(path)
