@@ -12,7 +12,7 @@ import pytest
 
 import cover_jax
 from configs import defaults
-from cover_jax import checkpoints, export, hlo_costs, optim, resume, settings, sharding, state
+from cover_jax import checkpoints, export, optim, resume, settings, sharding, state
 from cover_jax import experiment as experiments
 from cover_jax import train as training
 from cover_jax.models import LOGICAL_AXES
@@ -28,7 +28,7 @@ ONE, EIGHT = {'data': 1, 'fsdp': 1, 'tensor': 1}, {'data': 2, 'fsdp': 2, 'tensor
 EACH = [
   pytest.param(name, marks=() if name in ('videoprism', 'resnet3d') else pytest.mark.slow) for name in encoders.ENCODERS
 ]
-OPTIONS = {'s3d': {'gating': True}}
+OPTIONS = {'s3d': {'gating': True}, 'timesformer': {'tokens_together': 0}}
 
 
 def model(name, **changes):
@@ -103,7 +103,6 @@ def test_products_are_those_of_the_compiled_program(name):
   counted = encoder.products(clip.shape[1], (SIZE, SIZE))
   traced = encoders.Encoder.products(encoder, clip.shape[1], (SIZE, SIZE))
   assert 0.7 < traced / counted < 1.5  # the formulas leave out what is padded and what pools
-  assert hlo_costs.product_flops(encoder.apply, initial(name), clip) > 0
 
 
 @pytest.mark.parametrize('name', encoders.ENCODERS)

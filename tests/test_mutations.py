@@ -57,10 +57,10 @@ MUTATIONS = {
     'test_optim.py::test_clipping_is_by_the_norm_of_all_gradients_and_leaves_short_ones_to_the_bit',
   ),
   'layer decay off by one': Mutation(
-    'cover_jax/optim.py', 'depth - np.arange(depth)', 'depth - 1 - np.arange(depth)', _CHAIN.format('sgd-options1')
+    'cover_jax/optim.py', 'np.power(decay, behind)', 'np.power(decay, behind - 1)', _CHAIN.format('sgd-options1')
   ),
   'embeddings learn as the first block': Mutation(
-    'cover_jax/optim.py', 'decay ** (depth + 1)', 'decay**depth', _CHAIN.format('sgd-options1')
+    'cover_jax/optim.py', 'return decay**behind', 'return decay ** min(behind, 2)', _CHAIN.format('sgd-options1')
   ),
   'no factors of the learning rate': Mutation(
     'cover_jax/optim.py',
@@ -112,7 +112,7 @@ MUTATIONS = {
     'cover_jax/train.py', '(10.0 + step)', '(11.0 + step)', _STEP.format('adam, shares of the mixture')
   ),
   'average the wrong way round': Mutation(
-    'cover_jax/train.py', '1.0 - decay', 'decay', _STEP.format('adam, shares of the mixture')
+    'cover_jax/train.py', 'averaged, 1.0 - decay', 'averaged, decay', _STEP.format('adam, shares of the mixture')
   ),
   'every step draws the same': Mutation(
     'cover_jax/train.py',
@@ -258,8 +258,8 @@ MUTATIONS = {
   ),
   'no drop paths in training': Mutation(
     'cover_jax/experiment.py',
-    'train=rng is not None',
-    'train=False',
+    'normal, train=True',
+    'normal, train=False',
     'test_wiring.py::test_pixels_and_drop_paths_of_the_encoder',
   ),
   'pixels divided before the mean': Mutation(

@@ -28,7 +28,6 @@ An encoder is one file in this folder with a Linen module named in `ENCODERS`; `
 
 import dataclasses
 import importlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -38,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cover_jax.hlo_costs import product_flops
 from data_pipelines import declared
 from data_pipelines.declared import number, one_of, whole
 
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
     """Multiply-adds of one clip's way through the encoder: those of its convolutions and matrix products as written."""
     clip = jax.ShapeDtypeStruct((1, frames, *size, 3), jnp.float32)
     variables = jax.eval_shape(self.init, jax.random.key(0), clip)
-    return _products(jax.make_jaxpr(self.apply)(variables, clip).jaxpr)
+    return product_flops(self.apply, variables, clip) / 2
 
   def attention_map(self, variables: Any, clip: jax.Array) -> jax.Array:
     """Where the encoder looked in clips [B, T, H, W, 3]: float32 [B, T', H', W'], which sums to 1 over each clip."""
@@ -182,21 +182,3 @@ def check_levels(encoder: Encoder, levels: Sequence[str]) -> None:
   """Raises ValueError for a level that the encoder does not have."""
   if unknown := sorted(set(levels) - set(encoder.level_names)):
     raise ValueError(f'{type(encoder).__name__} has no level {unknown}; expected names among {encoder.level_names}.')
-
-
-def _products(jaxpr: Any) -> float:
-  """Multiply-adds of the convolutions and matrix products of a jaxpr, with those of the functions that it calls."""
-  total = 0.0
-  for equation in jaxpr.eqns:
-    outputs, parameters = math.prod(equation.outvars[0].aval.shape), equation.params
-    if equation.primitive.name == 'conv_general_dilated':
-      kernel = equation.invars[1].aval.shape
-      total += outputs * math.prod(kernel) / kernel[parameters['dimension_numbers'].rhs_spec[0]]
-    elif equation.primitive.name == 'dot_general':
-      (contracted, _), _ = parameters['dimension_numbers']
-      total += outputs * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    inner = sum(
-      _products(getattr(p, 'jaxpr', p)) for p in parameters.values() if hasattr(getattr(p, 'jaxpr', p), 'eqns')
-    )
-    total += inner * parameters.get('length', 1)
-  return total
