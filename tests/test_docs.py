@@ -325,6 +325,7 @@ def python_of(page: str) -> list[Block]:
   return [b for b in blocks(page) if b.language == 'python']
 
 
+@pytest.mark.slow
 def test_readme_is_run(embedded_data, tmp_path, monkeypatch):
   """One training, and all that is done with it; the others are slow."""
   start_in(tmp_path)

@@ -24,11 +24,12 @@ from data_pipelines.contract import SourceInfo, UserError
 FRAMES = {'s3d': 8, 'c3d': 8}
 SIZE = 32
 ONE, EIGHT = {'data': 1, 'fsdp': 1, 'tensor': 1}, {'data': 2, 'fsdp': 2, 'tensor': 2}
-# The whole matrix takes minutes; one transformer and one network with batch statistics stand for the others.
-EACH = [
-  pytest.param(name, marks=() if name in ('videoprism', 'resnet3d') else pytest.mark.slow) for name in encoders.ENCODERS
-]
 OPTIONS = {'s3d': {'gating': True}, 'timesformer': {'tokens_together': 0}}
+
+
+def each(fast):
+  """All encoders: the whole matrix takes minutes, so one stands for the others and these are slow."""
+  return [pytest.param(name, marks=() if name == fast else pytest.mark.slow) for name in encoders.ENCODERS]
 
 
 def model(name, **changes):
@@ -189,7 +190,7 @@ def near(a, b, atol):
   )
 
 
-@pytest.mark.parametrize('name', EACH)
+@pytest.mark.parametrize('name', each('resnet3d'))
 def test_sharded_is_unsharded(name):
   """Batch statistics, too, are those of the global batch. SGD: Adam would make a rounding error a step."""
   sgd = {'optimizer__name': 'sgd', 'optimizer__options': {'decay': 0.9}}
@@ -205,7 +206,7 @@ def test_sharded_is_unsharded(name):
     assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(*map(jax.tree.leaves, (moved, averaged)), strict=True))
 
 
-@pytest.mark.parametrize('name', EACH)
+@pytest.mark.parametrize('name', each('videoprism'))
 def test_accumulation_is_the_large_batch_where_statistics_are_frozen(name):
   sgd = {'optimizer__name': 'sgd', 'optimizer__options': {'decay': 0.9}}
   if 'freeze_statistics' in declared.options_of(encoders.encoder_class({'name': name})):
@@ -226,7 +227,7 @@ def test_statistics_go_through_the_microbatches():
   assert ratio == pytest.approx(1.9, rel=0.1)
 
 
-@pytest.mark.parametrize('name', EACH)
+@pytest.mark.parametrize('name', each('resnet3d'))
 def test_resumed_is_uninterrupted_and_exported_is_the_same_model(name, tmp_path):
   mixed = {'streams__video__augment': {'mixup': 0.8}}
   run, mesh, batches = build(config(name, **mixed))
