@@ -11,6 +11,7 @@ from data_pipelines.contract import UserError
 from tests.test_train_loop import run, saved  # noqa: F401  a fixture
 
 OTHER_RUNS = {
+  'heads.all.name': 'attentive',
   'seed': 1,
   'batch_size': 24,
   'batch_multiple': 16,
@@ -95,7 +96,7 @@ def test_what_a_run_may_change_is_said(key):
 def test_every_key_is_in_one_of_the_two_tables():
   """Whoever adds a key decides what it is: else it is refused, which is safe."""
   tables = {**OTHER_RUNS, **SAME_RUN}
-  groups = ('sources', 'streams', 'model', 'init_from', 'frozen', 'mesh', 'optimizer', 'mixture')
+  groups = ('sources', 'streams', 'model', 'init_from', 'frozen', 'mesh', 'optimizer', 'mixture', 'heads')
   missing = [key for key in defaults.get_config() if key not in groups and key not in (*tables, 'pixel_std')]
   assert missing == []
 

@@ -218,15 +218,14 @@ def fuzzed(chance: random.Random) -> tuple[str, ml_collections.ConfigDict]:
 
 def fuzz(seeds, monkeypatch) -> tuple[int, int]:
   """(accepted, tried); the same model is traced once."""
-  known, make = {}, experiment._model
+  known, check = set(), experiment._check_model
 
-  def model(config):
-    fields = repr((config.model.to_dict(), config.dtype))
-    if fields not in known:
-      known[fields] = make(config)
-    return known[fields]
+  def once(model, streams):
+    if repr((model, streams)) not in known:
+      check(model, streams)
+      known.add(repr((model, streams)))
 
-  monkeypatch.setattr(experiment, '_model', model)
+  monkeypatch.setattr(experiment, '_check_model', once)
   accepted = 0
   for seed in seeds:
     what, config = fuzzed(random.Random(seed))
