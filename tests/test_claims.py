@@ -150,6 +150,7 @@ def test_difference_is_the_paired_t_interval():
   assert verdict(-0.1, 0.2, 0.1) == 'open' and verdict(0.1) == 'open'
 
 
+@pytest.mark.slow
 def test_report_fills_the_document_and_keeps_its_words(tmp_path):
   s = study()
   results, _ = run_all(s, tmp_path)
@@ -192,7 +193,7 @@ def test_arms_see_the_target_as_often_or_train_as_long():
   assert sum(runs[f'alone/{source}'].steps for source in VIDEOS) == pytest.approx(700, abs=len(VIDEOS))
 
 
-@pytest.mark.parametrize('name', ['one_source_a_step', 'seeded_videos_images'])
+@pytest.mark.parametrize('name', ['one_source_a_step', pytest.param('seeded_videos_images', marks=pytest.mark.slow)])
 def test_a_run_trains_from_its_start_and_is_judged(tmp_path, name, monkeypatch):
   monkeypatch.setattr(claims, '_drawn', lambda source, split: _few(source, split))
   runs = claims_runs.study(2, 1, whole=False)
@@ -222,6 +223,7 @@ def test_a_search_that_diverges_loses_and_a_run_that_counts_says_so(monkeypatch)
     claims.train_cell(run, Cell(run.name, 0, 1.0, None), '', '', 'test')
 
 
+@pytest.mark.slow
 def test_runs_are_repeated_on_the_test_split_and_ideas_tried_on_the_other(tmp_path, monkeypatch, capsys):
   s = study(search_seeds=(100,))
   results, _ = run_all(s, tmp_path)

@@ -249,6 +249,7 @@ def peak_mb(checkpoint, path, output):
   return usage.ru_maxrss / 1024
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_the_length_of_a_video(tmp_path):
   # 20 minutes at a low rate, which count by their frames: what would pile up are decoded frames.
   short = write(tmp_path / 'short.mp4', 100, size=(240, 320))
