@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cover_jax import checkpoints, state
+from cover_jax import checkpoints, finite, state
 from cover_jax import experiment as experiments
 from cover_jax.experiment import Experiment
 from cover_jax.models import encoder as encoders
@@ -297,7 +297,8 @@ def load(path: str | os.PathLike[str], params: str = 'raw') -> Model:
     The model, with its class names.
 
   Raises:
-    UserError: if there is no such checkpoint, it cannot be read or does not fit its own config, or holds no average.
+    UserError: if there is no such checkpoint, it cannot be read or does not fit its own config, holds no average, or
+      numbers that are not finite.
   """
   if params not in ('raw', 'ema'):
     raise UserError(f"params is {params!r}: expected 'raw' or 'ema' (the moving average).")
@@ -309,7 +310,9 @@ def load(path: str | os.PathLike[str], params: str = 'raw') -> Model:
   template = nn.meta.unbox(jax.eval_shape(lambda: state.init_params(experiment, jax.random.key(0))))
   used = ('encoder', 'heads')
   fitted = checkpoints.fit(loaded, {k: chosen.get(k, {}) for k in used}, {k: template[k] for k in used})
-  return Model(experiment, jax.device_put(fitted), loaded['path'], loaded['about']['step'])
+  fitted = jax.device_put(fitted)
+  finite.check(fitted, loaded['path'])
+  return Model(experiment, fitted, loaded['path'], loaded['about']['step'])
 
 
 def _as_batch(pictures: Any) -> tuple[np.ndarray, bool]:

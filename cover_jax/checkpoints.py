@@ -222,6 +222,14 @@ def lie_in(workdir: str) -> bool:
   return bool(_lying(workdir))
 
 
+def traces(workdir: str) -> list[str]:
+  """Files of a workdir that are there only once a checkpoint was saved; a kill in the first save leaves none."""
+  folder = os.path.join(workdir, FOLDER)
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  left = [n for n in names if n == 'checkpoint' or n.endswith(_REFUSED) or re.match(r'(best|step-\d+)\b', n)]
+  return sorted(os.path.join(folder, name) for name in left)
+
+
 def describe(path: str) -> dict[str, Any]:
   """{'about': dict, 'path': str} of a checkpoint, as `load` gives them, without reading its arrays."""
   found, about, _ = _newest(path, _read_about)

@@ -127,6 +127,8 @@ def _heads(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo]) -> 
   options = config.get('heads', {'all': {'name': 'linear'}, 'only': {}})  # configs of older checkpoints lack it
   kind = lambda name: tuple(sorted(dict(options['only'].get(name, options['all'])).items()))
   counts = tuple((s.name, len(s.class_names)) for s in sources if s.class_names)
+  if unlabelled := sorted(set(options['only']) - {name for name, _ in counts}):
+    raise UserError(f'config.heads.only names {unlabelled[0]!r}, which has no classes, so no head: remove it.')
   return Heads(counts, tuple((name, kind(name)) for name, _ in counts if kind(name) != (('name', 'linear'),)))
 
 
@@ -170,8 +172,8 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   }
 
   model = encoders.make(config.model.to_dict(), config.dtype)
-  _check_model(model, streams)
   heads = _heads(config, sources)
+  _check_model(model, heads, streams)
 
   examples_per_step = sum(batch_sizes.values())
   steps_per_epoch = mixture.epoch_examples(list(sizes.values()), list(weights.values())) / examples_per_step
@@ -228,14 +230,20 @@ def _plain(options: ml_collections.ConfigDict | Mapping[str, Any] | None) -> dic
   return options.to_dict() if isinstance(options, ml_collections.ConfigDict) else dict(options or {})
 
 
-def _check_model(model: Encoder, streams: Mapping[str, StreamPlan]) -> None:
-  """Raises a UserError if fields of the encoder contradict each other, or a stream's clips cannot be encoded."""
+def _check_model(model: Encoder, heads: Heads, streams: Mapping[str, StreamPlan]) -> None:
+  """Raises a UserError if fields of encoder or heads contradict each other, or a stream's clips cannot be encoded."""
   for name, stream in streams.items():
     _check_geometry(model, name, stream.num_frames, stream.size)
   try:  # shapes only: nothing is computed
-    jax.eval_shape(model.init, jax.random.key(0), _one_clip(model, next(iter(streams.values()))))
+    encoded, _ = jax.eval_shape(
+      model.init_with_output, jax.random.key(0), _one_clip(model, next(iter(streams.values())))
+    )
   except (ValueError, TypeError, ZeroDivisionError) as error:
     raise UserError(f'config.model does not make a model: {str(error).splitlines()[0]}') from error
+  try:
+    jax.eval_shape(heads.init, jax.random.key(0), encoded)
+  except (ValueError, TypeError, ZeroDivisionError) as error:
+    raise UserError(f'config.heads does not fit the encoder: {str(error).splitlines()[0]}') from error
 
 
 def _check_geometry(model: Encoder, stream: str, frames: int, size: tuple[int, int], view: str = '') -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from cover_jax import checkpoints, interop
+from cover_jax import checkpoints, finite, interop
 from cover_jax import experiment as experiments
 from cover_jax.models import encoder as encoders
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
@@ -154,6 +154,7 @@ def _chosen(loaded: Mapping[str, Any], params: str) -> Mapping[str, Any]:
   chosen = loaded['state'].get({'raw': 'params', 'ema': 'ema'}[params])
   if not chosen:
     raise UserError(f'{loaded["path"]} holds no moving average of the parameters: export it with --params=raw.')
+  finite.check(chosen, loaded['path'])
   return chosen
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cover_jax import checkpoints, processes
-from cover_jax.state import TrainState
+from data_pipelines.contract import UserError
 
 
 class NonFiniteLoss(Exception):
@@ -34,8 +34,11 @@ def trouble(losses: Mapping[str, Any], loss: Any, gradient_norm: Any) -> str | N
   return None
 
 
-def bad_arrays(state: TrainState) -> list[str]:
-  """The names of the arrays of a state that hold NaN or infinity; waits for the device. Every process must call it."""
+def bad_arrays(state: Any) -> list[str]:
+  """The names of the arrays of a train state, or of a part of one, that hold NaN or infinity.
+
+  Waits for the device. Every process must call it.
+  """
   arrays = {
     name: x
     for name, x in checkpoints.flatten(flax.serialization.to_state_dict(state)).items()
@@ -43,6 +46,14 @@ def bad_arrays(state: TrainState) -> list[str]:
   }
   good_N = processes.gather(_finite(list(arrays.values())))
   return [name for name, good in zip(arrays, good_N, strict=True) if not good]
+
+
+def check(params: Any, where: str) -> None:
+  """Raises UserError if weights that are to be used hold numbers that are none; every process must call it."""
+  if bad := bad_arrays(params):
+    raise UserError(
+      f'{where} holds numbers that are not finite ({", ".join(bad[:3])}, {len(bad)} arrays): take another checkpoint.'
+    )
 
 
 @jax.jit

@@ -31,6 +31,8 @@ from cover_jax.state import TrainState, around, create, init_params
 from data_pipelines.contract import UserError
 
 TEMPORAL_ATTENTION = ('copy', 'random', 'zero')
+# Of other transformers, and with other axes in their files.
+_SHAPED_OTHERWISE = ('blocks/layers/attention/', 'patch_embedding/projection/')
 # What to do about arrays of a file that the model has no place for.
 _HOMELESS = {
   'timesformer': 'set config.model.attention to that of the file ("divided" if it has temporal attention)',
@@ -66,7 +68,7 @@ def start(
   key = jax.random.key(config.seed)
   model_size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(draw, key)))
   weights = interop.read(options.path, options.params, model_size)
-  check_encoder(weights, encoders.name_of(config.model))
+  check_encoder(weights, encoders.name_of(config.model), encoders.options_of(experiment.model))
   with sharding.use(mesh, config.logical_axis_rules):
     fresh = jax.jit(draw, out_shardings=placed.params)(key)
     params, rows = seed(
@@ -169,7 +171,7 @@ def notes(weights: Weights, model: Encoder) -> list[str]:
       f'These weights were trained with the {form} of GELU: for their exact function set '
       f'config.model.gelu_approximate={weights.gelu_approximate}.'
     )
-  if weights.num_heads is None and hasattr(model, 'num_heads'):
+  if weights.num_heads is None and 'num_heads' not in weights.fields and hasattr(model, 'num_heads'):
     found.append(
       f'The file does not tell the number of attention heads: it is read as config.model.num_heads = {model.num_heads} '
       f'heads of {model.width // model.num_heads} features (those of ViT have 64).'
@@ -177,12 +179,23 @@ def notes(weights: Weights, model: Encoder) -> list[str]:
   return found
 
 
-def check_encoder(weights: Weights, ours: str) -> None:
-  """Raises UserError if a file's weights are not of the encoder `config.model.name`."""
+def check_encoder(weights: Weights, ours: str, fields: Mapping[str, Any]) -> None:
+  """Raises UserError if a file's weights are not of the encoder `config.model.name` with these fields."""
   if weights.model != ours:
     raise UserError(
       f'{weights.path} ({weights.layout}) holds the weights of the encoder {weights.model!r}, but config.model.name is '
       f'{ours!r}: set config.model.name and its fields to those of the file, or take another file.'
+    )
+  _check_fields(weights, fields)
+
+
+def _check_fields(weights: Weights, fields: Mapping[str, Any]) -> None:
+  said = {name: value for name, value in weights.fields.items() if name in fields}
+  if wrong := [name for name, value in said.items() if value != fields[name]]:
+    theirs, ours = (', '.join(f'{name} {of[name]}' for name in wrong) for of in (said, fields))
+    raise UserError(
+      f'{weights.path} ({weights.layout}) does not fit config.model: the file has {theirs}, the model {ours}; '
+      'set the values of the file or take another file.'
     )
 
 
@@ -219,7 +232,7 @@ def _of_file(weights: Weights, name: str, shape: tuple[int, ...]) -> tuple[np.nd
   action = 'loaded'
   if name.startswith('blocks/attention_') and array.size == math.prod(shape):
     array = split_heads(name, array, shape[2] if name.endswith('kernel') and '/out/' not in name else shape[1])
-  elif ('/attention/' in name or name.startswith('patch_embedding/projection/')) and array.size == math.prod(shape):
+  elif array.ndim != len(shape) and array.size == math.prod(shape) and name.startswith(_SHAPED_OTHERWISE):
     # Other transformers: projections lie head after head, the embedding of a tubelet is a convolution.
     array = array.reshape(shape)
   if name == 'position_embedding' and array.ndim == 3 and array.shape[::2] == shape[::2]:
@@ -287,16 +300,18 @@ def _heads(
     theirs = mapped.get(ours, ours)
     names = {k: tuple(v) for k, v in weights.class_names.items()}
     same = theirs in weights.heads and names.get(theirs) == tuple(class_names[ours])
-    for part, leaf in checkpoints.flatten(parts).items():
+    ours_flat = checkpoints.flatten(parts)
+    if (same or ours in mapped) and set(weights.heads[theirs]) != set(ours_flat):
+      raise UserError(
+        f'{weights.path}: its head {theirs!r} is of another kind than config.heads says of {ours!r} (it has '
+        f'{", ".join(sorted(weights.heads[theirs]))}): take that kind, or name the source otherwise.'
+      )
+    for part, leaf in ours_flat.items():
       shape = tuple(leaf.shape)
       if not same and ours not in mapped:
         rows.append(Row(f'heads/{ours}/{part}', shape, '', None, 'fresh'))
         continue
-      found = weights.heads[theirs].get(part)
-      if found is None:
-        raise UserError(
-          f'{weights.path} has no {part!r} in its head {theirs!r}: its head is of another kind than config.heads says.'
-        )
+      found = weights.heads[theirs][part]
       if '/' in part:
         value, common = found.array, len(class_names[ours])
       else:

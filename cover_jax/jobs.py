@@ -11,7 +11,19 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, frozen, initialise, interop, metrics, processes, resume, settings, sharding, state
+from cover_jax import (
+  checkpoints,
+  finite,
+  frozen,
+  initialise,
+  interop,
+  metrics,
+  processes,
+  resume,
+  settings,
+  sharding,
+  state,
+)
 from cover_jax import evaluate as evaluation
 from cover_jax import experiment as experiments
 from cover_jax import train as training
@@ -341,10 +353,14 @@ def load_params(experiment: Experiment, path: str, mesh: Mesh) -> dict[str, Any]
   """Reads a checkpoint's parameters (raw or averaged, as `config.eval_params` says); see `checkpoints.restore_params`.
 
   Raises:
-    UserError: if they or the classes of their heads do not fit the run, or there is no average.
+    UserError: if they or the classes of their heads do not fit the run, the config would make another function of
+      them, or there is no average.
   """
   abstract, placed = state.params_shardings(experiment, mesh)
+  about = checkpoints.describe(path)['about']
+  resume.check_function(about, experiment.config.to_dict(), path)
   loaded = checkpoints.restore_params(path, experiment.config.eval_params, abstract, placed)
+  finite.check(loaded['params'], loaded['path'])
   checkpoints.check_sources(loaded, experiment.sources)
   return loaded
 

@@ -67,11 +67,11 @@ def check(workdir: str, config: Mapping[str, Any]) -> None:
   if newest is None:
     _check_folder(workdir)
     return
-  about = checkpoints.describe(newest)['about']
+  about = checkpoints.describe(workdir)['about']
   if not isinstance(about.get('config'), Mapping):
     logging.warning('%s does not say with which config it was trained: nothing can be compared with it.', newest)
     return
-  refused, said = compare(about['config'], config)
+  refused, said = _compare(about, config, newest)
   if refused:
     raise UserError(
       f'{workdir} holds another run, at step {about["step"]}, and going on with this config would report its weights '
@@ -82,8 +82,41 @@ def check(workdir: str, config: Mapping[str, Any]) -> None:
     logging.warning('The config changed since the checkpoint: %s', line)
 
 
+# Regexes of keys that say which function the weights are: one that was trained with other values gives other answers.
+_FUNCTION = (
+  r'model\.(?!remat|scan_unroll|tokens_together|drop_path|freeze_statistics).*',
+  r'heads\..*',
+  'pixel_(mean|std)',
+)
+
+
+def check_function(about: Mapping[str, Any], config: Mapping[str, Any], path: str) -> None:
+  """Raises UserError if weights that are only tested would be another function than the one that was trained."""
+  refused, _ = _compare(about, config, path)
+  if other := [line for line in refused if any(re.fullmatch(key, line.split(':')[0]) for key in _FUNCTION)]:
+    raise UserError(
+      f'{path} was trained as another function of clips than this config makes of its weights: {"; ".join(other)}. '
+      'Give these keys their old values.'
+    )
+
+
+def _compare(about: Mapping[str, Any], config: Mapping[str, Any], path: str) -> tuple[list[str], list[str]]:
+  try:
+    return compare(about['config'], config)
+  except (KeyError, TypeError, AttributeError) as error:
+    raise UserError(
+      f'{path} holds a config that this version cannot read ({type(error).__name__}: {error}): use the version that '
+      'wrote it, or take another --workdir.'
+    ) from error
+
+
 def _check_folder(workdir: str) -> None:
-  """Of a workdir without a checkpoint: a run that saved nothing is started anew, what is no run is left alone."""
+  """Of a workdir without a checkpoint: a run that saved nothing is started anew, all else is left alone."""
+  if left := checkpoints.traces(workdir):
+    raise UserError(
+      f'{workdir} has no checkpoint, but {left[0]} shows that one was saved: put a copy of it back, or take another '
+      '--workdir; nothing is started anew over that run.'
+    )
   path = os.path.join(workdir, 'config.json')
   if not os.path.exists(path):
     return

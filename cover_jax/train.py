@@ -157,6 +157,7 @@ def start_state(
     UserError: if there are checkpoints and none is whole, or the newest whole one does not fit the run.
   """
   abstract, placed = state_shardings(experiment, optimizer, mesh)
+  _check_frozen(experiment, abstract.params)
   _, report = jax.eval_shape(make_train_step(experiment, optimizer), abstract, abstract_batch(experiment))
   zeros = lambda: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), report['measures'])
   place = lambda tree: sharding.put(tree, sharding.replicated(mesh))
@@ -333,6 +334,17 @@ def _check_start(state: TrainState, workdir: str, config: Any) -> None:
     where = newest or config.init_from.path or 'The state to start from'
     remedy = 'remove it, to go on from the one before' if newest else 'start from other weights'
     raise UserError(f'{where} holds numbers that are not finite ({", ".join(bad[:3])}, {len(bad)} arrays): {remedy}.')
+
+
+def _check_frozen(experiment: Experiment, params: Mapping[str, Any]) -> None:
+  """Raises a UserError where an encoder whose parameters are all frozen would change with its batch statistics."""
+  statistics = STATISTICS in params['encoder'] and not experiment.model.freeze_statistics
+  learning, _ = optim.split(tuple(experiment.config.optimizer.learning_rate_rules), params)
+  if statistics and not jax.tree.leaves(learning.get('encoder', {})):
+    raise UserError(
+      'config.optimizer.learning_rate_rules freezes the whole encoder, but its batch statistics would move, and its '
+      'features with them: set config.model.freeze_statistics=True.'
+    )
 
 
 def _write_config(workdir: str, config: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import cover_jax
 from configs import defaults
-from cover_jax import checkpoints, export, optim, resume, settings, sharding, state
+from cover_jax import checkpoints, export, initialise, jobs, optim, resume, settings, sharding, state
 from cover_jax import experiment as experiments
 from cover_jax import train as training
 from cover_jax.models import LOGICAL_AXES
@@ -309,6 +309,17 @@ def test_frozen_encoder_stays_to_the_bit():
     ('resnet3d', {'model__depths': (1, 1, 1)}, 'not equally long'),
     ('timesformer', {'heads__all': {'name': 'attention'}}, r'config\.heads\.all\.name'),
     ('timesformer', {'heads__all': {'name': 'attentive', 'heads': 2}}, r"config\.heads\.all has no key 'heads'"),
+    ('timesformer', {'heads__all': {'name': 'attentive', 'num_heads': 5}}, r'config\.heads does not fit.*num_heads 5'),
+    ('timesformer', {'heads__all': {'name': 'attentive'}}, 'num_heads 12'),
+    ('videomae', {'heads__all': {'name': 'attentive_blocks', 'num_heads': 32, 'mlp_dim': 8}}, 'num_heads 32'),
+    ('videomae', {'model__num_heads': 3}, r'config\.model does not make a model: 16 features.*num_heads 3'),
+    ('videoprism', {'model__num_heads': 3}, 'num_heads 3'),
+    ('vjepa2', {'model__num_heads': 4}, 'positions need at least 6'),
+    (
+      'timesformer',
+      {'heads__only': {'acts': 'attentive'}},
+      r"config\.heads\.only\.acts is 'attentive': expected a dict",
+    ),
     ('timesformer', {'heads__only': {'act': {'name': 'linear'}}}, "config.heads.only names 'act'"),
   ],
 )
@@ -324,3 +335,79 @@ def test_attention_is_only_shown_where_there_is_some(tmp_path):
     cover_jax.load(str(tmp_path)).attention(next(batches(0))['video']['clip'][0])
   with pytest.raises(UserError, match='only a TimeSformer'):
     export.export(str(tmp_path), str(tmp_path / 'hf'), 'huggingface', head='acts')
+
+
+def test_an_encoder_that_is_frozen_but_for_its_statistics_is_refused(tmp_path):
+  run, mesh, batches = build(config('resnet3d', optimizer__learning_rate_rules=(('^encoder/', 0.0), ('.*', 1.0))))
+  with pytest.raises(UserError, match='freeze_statistics=True'):
+    training.train(run, batches, str(tmp_path), mesh)
+
+
+def test_a_head_of_an_unlabelled_source_is_refused():
+  c = config('resnet3d')
+  infos = [SourceInfo('acts', 'video', 12, ('a', 'b')), SourceInfo('moves', 'video', 12, ())]
+  with pytest.raises(UserError, match="names 'moves', which has no classes"):
+    experiments.build(c, infos)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """The workdir of a videomae with one attentive head, after a step."""
+  folder = str(tmp_path_factory.mktemp('videomae'))
+  run, mesh, batches = build(config('videomae', total_steps=1))
+  training.train(run, batches, folder, mesh)
+  return folder
+
+
+def seeded(folder, **changes):
+  run, mesh, _ = build(config('videomae', init_from__path=folder, **changes))
+  optimizer, _ = training.make_optimizer(run)
+  _, placed = state.state_shardings(run, optimizer, mesh)
+  return initialise.start(run, optimizer, mesh, placed)
+
+
+def test_another_run_seeds_from_it_and_is_the_same_function(trained):
+  loaded = cover_jax.load(trained)
+  start = jax.device_get(seeded(trained).params)
+  jax.tree.map(np.testing.assert_array_equal, start['encoder'], jax.device_get(loaded.params['encoder']))
+  jax.tree.map(np.testing.assert_array_equal, start['heads'], jax.device_get(loaded.params['heads']))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'heads__only': {}}, "its head 'moves' is of another kind than config.heads says"),
+    ({'heads__all': {'name': 'attentive', 'num_heads': 2}}, "its head 'acts' is of another kind"),
+    ({'model__num_heads': 4}, 'the file has num_heads 2, the model num_heads 4'),
+    ({'model__patch_size': 4, 'model__tubelet_size': 8}, 'patch_size 8, tubelet_size 2, the model patch_size 4'),
+    ({'model__epsilon': 1e-3}, 'the file has epsilon 1e-12'),
+  ],
+)
+def test_another_function_of_the_same_weights_is_refused(trained, changes, message):
+  frames = {'streams__video__num_frames': 8} if 'model__tubelet_size' in changes else {}
+  with pytest.raises(UserError, match=message):
+    seeded(trained, **changes, **frames)
+
+
+def test_weights_are_tested_as_the_function_that_was_trained(trained):
+  run, mesh, _ = build(config('videomae', pixel_std=(5.0, 5.0, 5.0)))
+  with pytest.raises(UserError, match=r'another function.*pixel_std'):
+    jobs.load_params(run, trained, mesh)
+  run, mesh, _ = build(config('videomae', model__remat='full', batch_size=16, eval_every=3))
+  jobs.load_params(run, trained, mesh)
+
+
+def test_a_config_of_another_version_is_one_sentence(trained):
+  about = checkpoints.describe(trained)['about']
+  for model_config in (None, 3, {'name': 'swin'}, {'name': 5}):
+    strange = {'config': about['config'] | {'model': model_config}}
+    with pytest.raises(UserError, match='config that this version cannot read'):
+      resume.check_function(strange, config('videomae').to_dict(), 'here')
+
+
+def test_weights_that_are_no_numbers_are_not_used(trained, tmp_path):
+  export.export(trained, str(tmp_path / 'model.flax'), 'flax')
+  loaded = checkpoints.load(str(tmp_path / 'model.flax'))
+  loaded['state']['params']['encoder']['norm']['scale'] = np.full(16, np.nan, np.float32)
+  with pytest.raises(UserError, match='numbers that are not finite'):
+    export.to_flax(loaded, 'raw')

@@ -186,3 +186,20 @@ def test_a_run_that_saved_nothing_starts_anew_with_any_config(tmp_path, caplog):
   (tmp_path / 'config.json').write_text(json.dumps(config()))
   resume.check(str(tmp_path), config(seed=1))
   assert 'saved no checkpoint: it starts anew' in caplog.text
+
+
+@pytest.mark.parametrize('trace', ['checkpoint', 'ckpt-3.flax.refused', 'best.flax', 'step-4.flax'])
+def test_a_run_whose_checkpoints_are_gone_is_not_started_anew(tmp_path, trace):
+  (tmp_path / 'config.json').write_text(json.dumps(config()))
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'checkpoints' / trace).write_text('model_checkpoint_path: "ckpt-3"')
+  with pytest.raises(UserError, match=f'{trace} shows that one was saved.*nothing is started anew'):
+    resume.check(str(tmp_path), config())
+  assert sorted(os.listdir(tmp_path)) == ['checkpoints', 'config.json']
+
+
+def test_damaged_checkpoints_alone_are_said_to_be_all_there_is(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'checkpoints' / 'ckpt-1.flax').write_bytes(bytes(1000))
+  with pytest.raises(UserError, match=r'no other checkpoint in .* is whole: put a copy of one back'):
+    resume.check(str(tmp_path), config())

@@ -220,10 +220,10 @@ def fuzz(seeds, monkeypatch) -> tuple[int, int]:
   """(accepted, tried); the same model is traced once."""
   known, check = set(), experiment._check_model
 
-  def once(model, streams):
-    if repr((model, streams)) not in known:
-      check(model, streams)
-      known.add(repr((model, streams)))
+  def once(*parts):
+    if repr(parts) not in known:
+      check(*parts)
+      known.add(repr(parts))
 
   monkeypatch.setattr(experiment, '_check_model', once)
   accepted = 0

@@ -472,7 +472,8 @@ def test_attention_is_kept_on_request_and_free_otherwise(attention, trained):
   # One division a probability less in the body of the loop.
   entries = sum(int(np.prod(shape[1:])) for shape in shapes.values())
   assert plain.cost_analysis()['flops'] <= keep.cost_analysis()['flops'] - entries
-  assert plain.memory_analysis().output_size_in_bytes == sum(x.nbytes for x in jax.tree.leaves(encoded))
+  # And a table of two addresses.
+  assert plain.memory_analysis().output_size_in_bytes == sum(x.nbytes for x in jax.tree.leaves(encoded)) + 16
 
 
 def test_kept_attention_survives_rematerialisation(trained):

@@ -107,7 +107,9 @@ def test_weights_of_another_encoder_are_refused_by_name(tmp_path):
   _, params = own_params(layout, fields)
   weights = interop.read(written(tmp_path / 'file', layout, arrays_of(layout, params, '')), 'raw')
   with pytest.raises(UserError, match=r"encoder 'vjepa2', but config\.model\.name is 'timesformer'"):
-    initialise.check_encoder(weights, 'timesformer')
+    initialise.check_encoder(weights, 'timesformer', {})
+  with pytest.raises(UserError, match='has tubelet_size 2, patch_size 8, the model tubelet_size 8, patch_size 4'):
+    initialise.check_encoder(weights, 'vjepa2', {'tubelet_size': 8, 'patch_size': 4, 'num_heads': 2})
 
 
 def test_another_width_is_refused(tmp_path):

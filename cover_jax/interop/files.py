@@ -18,6 +18,13 @@ from data_pipelines.contract import UserError
 
 # Numbers that a file may hold: optimizer states, a tower for text and a head of 21,000 classes are skipped.
 _FACTOR, _SLACK = 8, 1 << 26
+# Fields of an encoder and their names in a Hugging Face config, of encoders whose arrays do not tell them.
+_HF_FIELDS = {
+  'videomae': {'num_heads': 'num_attention_heads', 'patch_size': 'patch_size', 'tubelet_size': 'tubelet_size'},
+  'vjepa2': {'num_heads': 'num_attention_heads', 'patch_size': 'patch_size', 'tubelet_size': 'tubelet_size'},
+}
+# And in a config of this project: two models of the same shapes that differ in one of them compute something else.
+_OWN_FIELDS = ('num_heads', 'patch_size', 'tubelet_size', 'logit_cap', 'epsilon', 'kind', 'factoring', 'gating')
 _TANH_GELU = ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast', 'gelu_python_tanh')
 
 
@@ -152,7 +159,8 @@ def _read_torch(path: str, model_size: int | None) -> dict[str, np.ndarray]:
 
 def _with_config(weights: Weights, path: str) -> Weights:
   """Adds what a Hugging Face `config.json` beside the weights tells and the weights do not."""
-  if not weights.layout.startswith('Hugging Face') or not os.path.exists(path):
+  transformer = weights.model in _HF_FIELDS
+  if not (weights.layout.startswith('Hugging Face') or transformer) or not os.path.exists(path):
     return weights
   try:
     with open(path, encoding='utf-8') as f:
@@ -161,16 +169,30 @@ def _with_config(weights: Weights, path: str) -> Weights:
     class_names = tuple(str(names[str(k)]) for k in range(len(names)))
     num_heads = config.get('num_attention_heads')
     activation = config.get('hidden_act', 'gelu')
+    said = {ours: config[theirs] for ours, theirs in _HF_FIELDS.get(weights.model, {}).items() if theirs in config}
   except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
     raise UserError(f'{path} is not a Hugging Face config ({error}): fetch it again.') from error
   if activation not in ('gelu', *_TANH_GELU):
     raise UserError(f'{path} says hidden_act = {activation!r}: expected a GELU, the only activation of our model.')
+  if transformer and activation != 'gelu':
+    raise UserError(f'{path} says hidden_act = {activation!r}: expected gelu, the only activation of this encoder.')
   return dataclasses.replace(
     weights,
-    num_heads=num_heads,
+    num_heads=None if transformer else num_heads,
     gelu_approximate=activation in _TANH_GELU,
+    fields={**weights.fields, **said},
     class_names=dict.fromkeys(weights.heads, class_names) if class_names else {},
   )
+
+
+def _own_fields(about: Mapping[str, Any], path: str) -> tuple[str, dict[str, Any]]:
+  """(name of the encoder, fields that its shapes do not tell) of a checkpoint's config."""
+  options = about['config'].get('model')
+  try:
+    options = {**encoders.defaults(options), **options}
+  except (KeyError, TypeError, AttributeError) as error:
+    raise UserError(f'{path} names no encoder that this version has: use the version that wrote it.') from error
+  return encoders.name_of(options), {name: options[name] for name in _OWN_FIELDS if name in options}
 
 
 def _read_own(path: str, which: str) -> Weights:
@@ -183,6 +205,7 @@ def _read_own(path: str, which: str) -> Weights:
   encoder = {name.removeprefix('encoder/'): f for name, f in found.items() if name.startswith('encoder/')}
   own = sorted(name for name in found if name.startswith('objectives/'))
   query = encoder.get('blocks/attention_space/query/kernel')
+  name, fields = _own_fields(about, path)
   return Weights(
     path=path,
     layout=f'checkpoint of this project, {which} parameters',
@@ -196,5 +219,6 @@ def _read_own(path: str, which: str) -> Weights:
     class_names={s['name']: tuple(s['class_names']) for s in about['sources']},
     num_heads=query.array.shape[2] if query else None,
     gelu_approximate=about['config']['model'].get('gelu_approximate', False),
-    model=encoders.name_of(about['config']['model']),
+    model=name,
+    fields=fields if name != 'timesformer' else {},  # whose shapes tell all
   )

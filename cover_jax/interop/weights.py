@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Weights:
     num_heads: of attention, where the file or the config beside it tells.
     gelu_approximate: the form of GELU that the weights were trained with, where it is known.
     model: `config.model.name` of the encoder.
+    fields: of the encoder that the file or the config beside it tells, and that must be the model's.
   """
 
   path: str
@@ -57,6 +58,7 @@ class Weights:
   num_heads: int | None = None
   gelu_approximate: bool | None = None
   model: str = 'timesformer'
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def detect(path: str, arrays: Mapping[str, np.ndarray]) -> Layout:
@@ -149,7 +151,20 @@ def convert(path: str, arrays: Mapping[str, np.ndarray], layout: Layout) -> Weig
     num_heads=query.array.shape[2] if query and query.array.ndim == 4 else None,
     gelu_approximate=layout.gelu_approximate,
     model=layout.encoder,
+    fields=_fields(encoder),
   )
+
+
+def _fields(encoder: Mapping[str, Found]) -> dict[str, int]:
+  """What the shapes of another video transformer's arrays tell of its fields."""
+  found: dict[str, int] = {}
+  query = next((f for name, f in encoder.items() if name.endswith('/attention/query/kernel')), None)
+  if query is not None and query.array.ndim == 4:
+    found['num_heads'] = query.array.shape[2]
+  tubelet = encoder.get('patch_embedding/projection/kernel')
+  if tubelet is not None and tubelet.array.ndim == 5:
+    found |= {'tubelet_size': tubelet.array.shape[0], 'patch_size': tubelet.array.shape[1]}
+  return found
 
 
 def _matrix(found: Found) -> Found:

@@ -82,6 +82,8 @@ KINDS = {'linear': linear, 'attentive': attentive, 'attentive_blocks': attentive
 
 def check(options: Mapping[str, Any], where: str) -> None:
   """Raises UserError if there is no head of that name, or it does not take the options."""
+  if not isinstance(options, Mapping):
+    raise UserError(f"{where} is {options!r}: expected a dict such as {{'name': 'attentive', 'num_heads': 12}}.")
   known = {'name': declared.Key('linear', one_of(*KINDS))}
   declared.check({key: value for key, value in options.items() if key == 'name'}, known, where)
   if 'name' not in options:

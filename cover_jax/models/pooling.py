@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cover_jax.models.attention import Projection
-from cover_jax.models.transformer import Mlp, Transformer, layer_norm
+from cover_jax.models.transformer import Mlp, Transformer, heads_of, layer_norm
 
 
 def _look(query_1xHxK: jax.Array, key_BxSxHxK: jax.Array, value_BxSxHxK: jax.Array) -> jax.Array:
@@ -37,7 +37,7 @@ class AttentivePooling(nn.Module):
   def __call__(self, tokens_BxSxD: jax.Array) -> jax.Array:
     """Tokens [B, S, D] to a feature [B, D]."""
     width = tokens_BxSxD.shape[-1]
-    by_head = self.num_heads, width // self.num_heads
+    by_head = heads_of(width, self.num_heads)
     project = lambda name: Projection(
       (width, *by_head), ('embed', 'heads', 'head_dim'), 1, self.dtype, self.init_std, name=name
     )
@@ -82,7 +82,7 @@ class AttentiveBlock(nn.Module):
         self.depth, self.num_heads, self.mlp_dim, self.epsilon, dtype=self.dtype, init_std=self.init_std, name='layers'
       )
       tokens_BxSxD, _ = layers(tokens_BxSxD)
-    by_head = self.num_heads, width // self.num_heads
+    by_head = heads_of(width, self.num_heads)
     project = lambda name: Projection(
       (width, *by_head), ('embed', 'heads', 'head_dim'), 1, self.dtype, self.init_std, name=name
     )

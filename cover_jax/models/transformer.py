@@ -84,6 +84,13 @@ class Mlp(nn.Module):
     return dense('out', x.shape[-1], ('mlp', 'embed'), self.dtype, init)(hidden)
 
 
+def heads_of(width: int, num_heads: int) -> tuple[int, int]:
+  """(number of heads, features of each); raises ValueError where the width cannot be divided so."""
+  if width % num_heads:
+    raise ValueError(f'{width} features cannot be divided over num_heads {num_heads}.')
+  return num_heads, width // num_heads
+
+
 # (queries or keys [R, H, L, K]) -> the same, turned by the positions of their tokens.
 Rotate = Callable[[jax.Array], jax.Array]
 
@@ -109,7 +116,7 @@ class SelfAttention(nn.Module):
   def __call__(self, x_RxLxD: jax.Array, rotate: Rotate | None = None) -> jax.Array:
     """Tokens [R, L, D] to tokens [R, L, D]; `rotate` turns queries and keys."""
     width = x_RxLxD.shape[-1]
-    by_head = self.num_heads, width // self.num_heads
+    by_head = heads_of(width, self.num_heads)
     axes = ('embed', 'heads', 'head_dim')
     query_RxHxLxK, key_RxHxLxK, value_RxHxLxK = (
       Projection((width, *by_head), axes, 1, self.dtype, self.init_std, self.key_bias or name != 'key', name=name)(

@@ -26,6 +26,8 @@ def rotary(grid: tuple[int, int, int], head_dim: int) -> Rotate:
   third's n frequencies.
   """
   part = 2 * (head_dim // 3 // 2)
+  if not part:
+    raise ValueError(f'VJEPA2 has {head_dim} features a head: positions need at least 6, so width 6 num_heads or more.')
   frequency = 10000.0 ** -(np.arange(part // 2) / (part / 2))
   places = np.stack(np.meshgrid(*map(np.arange, grid), indexing='ij'), axis=-1).reshape(-1, 3)
   angle_SxN = np.concatenate([np.tile(places[:, [axis]] * frequency, 2) for axis in range(3)], axis=1)
