@@ -226,8 +226,7 @@ def traces(workdir: str) -> list[str]:
   """Files of a workdir that are there only once a checkpoint was saved; a kill in the first save leaves none."""
   folder = os.path.join(workdir, FOLDER)
   names = os.listdir(folder) if os.path.isdir(folder) else []
-  left = [n for n in names if n == 'checkpoint' or n.endswith(_REFUSED) or re.match(r'(best|step-\d+)\b', n)]
-  return sorted(os.path.join(folder, name) for name in left)
+  return sorted(os.path.join(folder, n) for n in names if n == 'checkpoint' or n.endswith(_REFUSED))
 
 
 def describe(path: str) -> dict[str, Any]:
