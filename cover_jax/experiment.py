@@ -249,7 +249,7 @@ def _check_model(model: Encoder, heads: Heads, streams: Mapping[str, StreamPlan]
 def _check_geometry(model: Encoder, stream: str, frames: int, size: tuple[int, int], view: str = '') -> None:
   if problem := model.limits(frames, size):
     raise UserError(
-      f'config.streams.{stream} has clips of {frames} frames of {size[0]} x {size[1]} pixels {view}and {problem}: '
+      f'config.streams.{stream} has clips of {frames} frames of size {size[0]} x {size[1]} {view}and {problem}: '
       'change the stream or config.model.'
     )
 

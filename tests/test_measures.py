@@ -10,6 +10,7 @@ import pytest
 
 from cover_jax import evaluate, metrics, state
 from cover_jax import train as training
+from cover_jax.models.encoder import Encoded
 from cover_jax.objectives import LossOutput, Objective
 from data_pipelines.contract import SourceInfo, TestSet
 from tests import tiny
@@ -51,11 +52,12 @@ def test_evaluation_counts_labelled_examples_once():
   rng = np.random.default_rng(1)
 
   def apply(variables, pixels, **_):
-    return jnp.mean(pixels, axis=(1, 2, 3))[:, None] @ variables['params']
+    feature_BxD = jnp.mean(pixels, axis=(1, 2, 3)) @ variables['params']['kernel']
+    return Encoded(feature_BxD, feature_BxD[:, None, None, None])
 
   run = dataclasses.replace(run, model=SimpleNamespace(apply=apply, dtype=jnp.float32))
   kernel, head = rng.normal(size=(3, 16)).astype(np.float32), rng.normal(size=(16, 7)).astype(np.float32)
-  params = {'encoder': kernel, 'heads': {'things': {'kernel': 3 * head, 'bias': np.zeros(7, np.float32)}}}
+  params = {'encoder': {'kernel': kernel}, 'heads': {'things': {'kernel': 3 * head, 'bias': np.zeros(7, np.float32)}}}
   label = rng.integers(0, 7, 24).astype(np.int32)
   label[::5] = -1
   mask = np.arange(24) < 21
