@@ -204,7 +204,7 @@ def test_loss_by_hand():
   online = {'encoder': state.params['encoder'], 'head': state.params['objectives']['video']['head']}
 
   def vector(params, clip):
-    cls = np.asarray(jax.jit(experiment.encode)(params['encoder'], clip))[:, 0]
+    cls = np.asarray(jax.jit(experiment.encode)(params['encoder'], clip).feature_BxD)
     y = cls @ np.asarray(params['head']['layer_0']['kernel']) + np.asarray(params['head']['layer_0']['bias'])
     return y / np.linalg.norm(y, axis=-1, keepdims=True)
 
