@@ -294,7 +294,7 @@ SWEPT = ('crops/alone_long', 'crops/videos_images')
 
 def picture(cells: Cells, path: str) -> None:
   """Top-1 by arm for each source and over the size of the target's training set; means, and dots for seeds."""
-  from cover_jax import visualise  # noqa: F401  sets matplotlib's backend
+  from cover_jax.evaluation import visualise  # noqa: F401  sets matplotlib's backend
   import matplotlib.pyplot as plt  # isort: skip
 
   accuracy = accuracies(cells)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import app, flags
 
-from cover_jax import metrics
+from cover_jax.training import metrics
 from data_pipelines.contract import UserError
 
 LEVELS = (0.5, 0.75, 0.9, 1.0)  # of the final accuracy from scratch

@@ -9,15 +9,19 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, evaluate, initialise, metrics, sharding
-from cover_jax import experiment as experiments
-from cover_jax import train as training
-from cover_jax.experiment import Experiment
-from cover_jax.state import TrainState, state_shardings
-from data_pipelines import arrays, subsets, views
+from cover_jax import checkpoints
+from cover_jax.evaluation import classify
+from cover_jax.experiment import build as experiments
+from cover_jax.experiment.build import Experiment
+from cover_jax.experiment.state import TrainState, state_shardings
+from cover_jax.runtime import sharding
+from cover_jax.training import loop as training
+from cover_jax.training import metrics
+from cover_jax.weights import initialise
 from data_pipelines.builders import digits_rendering as rendering
 from data_pipelines.contract import SourceInfo, TestSet, UserError
-from data_pipelines.sources import Source
+from data_pipelines.loading import arrays, views
+from data_pipelines.sources import Source, subsets
 
 Drawn = tuple[list[np.ndarray], list[int]]  # frames uint8 [n, 32, 32, 3] and label of each example
 
@@ -154,7 +158,7 @@ def test_set(experiment: Experiment, source: Source) -> TestSet:
 def make_top1(experiment: Experiment, mesh: Mesh, sources: Sequence[Source]) -> Callable[[Any], dict[str, float]]:
   """params -> {source: share of its examples whose best-scored class is theirs}."""
   sets = {source.name: test_set(experiment, source) for source in sources}
-  run = evaluate.make_evaluate(experiment, sets, mesh)
+  run = classify.make_evaluate(experiment, sets, mesh)
   return lambda params: {name: result.top1 for name, result in run(params).items()}
 
 

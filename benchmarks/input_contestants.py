@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import clips
+from data_pipelines.clips import sampling
 
 FRAMES, STRIDE, SIZE, BATCH = 8, 32, 224, 8
 CROP_SCALE = (0.3, 1.0)
@@ -31,8 +31,9 @@ Reader = Callable[[str, np.random.Generator], np.ndarray]  # (path, rng) -> uint
 
 
 def _ours(folder: Path, start_step: int, dataset: str, count: int = 1) -> Iterator:
-  from data_pipelines import loader, sources
-  from data_pipelines.views import Stream
+  from data_pipelines import sources
+  from data_pipelines.loading import loader
+  from data_pipelines.loading.views import Stream
 
   config = {'dataset': dataset, 'train': 'train', 'data_dir': str(folder / 'tfds'), 'stride': STRIDE}
   config['crop_scale'] = CROP_SCALE
@@ -74,8 +75,8 @@ def tfds_skip_decoding(folder: Path, start_step: int) -> Iterator:
 
   def plan(num_frames, shape):
     rng = np.random.default_rng()
-    box = clips.random_resized_crop(int(shape[0]), int(shape[1]), rng, CROP_SCALE)
-    return clips.dense(int(num_frames), FRAMES, STRIDE, rng), np.array(box, np.int32)
+    box = sampling.random_resized_crop(int(shape[0]), int(shape[1]), rng, CROP_SCALE)
+    return sampling.dense(int(num_frames), FRAMES, STRIDE, rng), np.array(box, np.int32)
 
   def clip(example):
     video = example['video']
@@ -123,7 +124,7 @@ def _cropped(frames, rng: np.random.Generator) -> np.ndarray:
   box = None
   clip = np.empty((FRAMES, SIZE, SIZE, 3), np.uint8)
   for i, frame in enumerate(frames):
-    box = box or clips.random_resized_crop(*frame.shape[:2], rng, CROP_SCALE)
+    box = box or sampling.random_resized_crop(*frame.shape[:2], rng, CROP_SCALE)
     top, left, height, width = box
     cv2.resize(frame[top : top + height, left : left + width], (SIZE, SIZE), clip[i])
   return clip
@@ -137,7 +138,7 @@ def jpeg_folder(folder: Path, start_step: int) -> Iterator:
   def read(path, rng):
     names = counts[path]
     decode = lambda n: cv2.cvtColor(cv2.imread(f'{path}/{names[n]}'), cv2.COLOR_BGR2RGB)
-    return _cropped(map(decode, clips.dense(len(names), FRAMES, STRIDE, rng)), rng)
+    return _cropped(map(decode, sampling.dense(len(names), FRAMES, STRIDE, rng)), rng)
 
   paths = sorted(str(p) for p in (folder / 'frames').iterdir())
   counts = {p: sorted(os.listdir(p)) for p in paths}
@@ -152,7 +153,7 @@ def pyav(folder: Path, start_step: int) -> Iterator:
   def read(path, rng):
     with av.open(path) as container:
       stream = container.streams.video[0]
-      wanted = clips.dense(stream.frames, FRAMES, STRIDE, rng).tolist()
+      wanted = sampling.dense(stream.frames, FRAMES, STRIDE, rng).tolist()
       tick = 1 / (stream.average_rate * stream.time_base)
       container.seek(int(wanted[0] * tick), stream=stream)  # to the key frame before
       found = {}
@@ -174,7 +175,7 @@ def decord(folder: Path, start_step: int) -> Iterator:
 
   def read(path, rng):
     reader = decord.VideoReader(path, num_threads=1)
-    return _cropped(reader.get_batch(clips.dense(len(reader), FRAMES, STRIDE, rng)).asnumpy(), rng)
+    return _cropped(reader.get_batch(sampling.dense(len(reader), FRAMES, STRIDE, rng)).asnumpy(), rng)
 
   return _data_loader(_videos(folder, 'mp4'), read)
 
@@ -184,7 +185,7 @@ def _torchcodec(folder: Path, form: str) -> Iterator:
 
   def read(path, rng):
     decoder = VideoDecoder(path, dimension_order='NHWC', num_ffmpeg_threads=1, seek_mode='approximate')
-    wanted = clips.dense(decoder.metadata.num_frames, FRAMES, STRIDE, rng).tolist()
+    wanted = sampling.dense(decoder.metadata.num_frames, FRAMES, STRIDE, rng).tolist()
     return _cropped(decoder.get_frames_at(wanted).data.numpy(), rng)
 
   return _data_loader(_videos(folder, form), read)

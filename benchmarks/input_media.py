@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_pipelines import compact, video_files
+from data_pipelines.media import compact, video_files
 
 FPS = 30
 HEIGHT, WIDTH = 256, 340

@@ -29,8 +29,8 @@ from benchmarks import documents
 from benchmarks.media_picture_rows import picture_rows
 from benchmarks.media_recordings import Recorded, turns
 from benchmarks.media_rows import Row, video_rows
-from data_pipelines import transcode, video_files
 from data_pipelines.contract import UserError
+from data_pipelines.media import transcode, video_files
 
 HEADER = ('file', 'what went in', 'frames', 'a second', 'shown', 'error to FFmpeg', 'to the scene', 'verdict')
 _LATE = 0.02  # seconds by which a frame may be off: containers round to milliseconds, GIF to hundredths

@@ -18,7 +18,9 @@ import numpy as np
 
 from benchmarks import input_contestants, input_media
 from benchmarks.input import Contestant
-from data_pipelines import clips, crc32c, frame_index, inspect, reading, sources
+from data_pipelines import inspect, sources
+from data_pipelines.clips import sampling
+from data_pipelines.storage import crc32c, frame_index, reading
 
 _KINDS = {'ours': 'bench_frames', 'ours_compact': 'bench_compact'}
 _CLIPS = 200
@@ -40,7 +42,7 @@ def check_of_a_clip(source: sources.Source, rounds: int) -> tuple[float, float]:
   read = []
   for _ in range(_CLIPS):
     example = rng.integers(source.num_examples)
-    numbers = clips.dense(source.num_frames[example], input_contestants.FRAMES, input_contestants.STRIDE, rng)
+    numbers = sampling.dense(source.num_frames[example], input_contestants.FRAMES, input_contestants.STRIDE, rng)
     stored = np.unique(numbers) if source.decode is None else np.zeros(1, np.int64)
     read.append((source.rows[example], stored, source.frames.storage.read(source.frames, source.rows[example], stored)))
 

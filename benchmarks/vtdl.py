@@ -24,9 +24,9 @@ from absl import app, flags
 from benchmarks import documents, in_memory
 from benchmarks.documents import spread
 from configs import finetune_digits, semi_supervised_digits, vtdl_digits
-from cover_jax import frozen
-from cover_jax.experiment import Experiment
-from cover_jax.state import TrainState
+from cover_jax.evaluation import frozen
+from cover_jax.experiment.build import Experiment
+from cover_jax.experiment.state import TrainState
 from data_pipelines.builders import digits_rendering as rendering
 from data_pipelines.contract import UserError
 from data_pipelines.sources import Source
@@ -255,7 +255,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def picture(cells: Sequence[Mapping[str, Any]], path: str) -> None:
   """Fine-tuned top-1 and R@1 of every row: bars are means over the seeds, dots are seeds."""
-  from cover_jax import visualise  # noqa: F401  sets matplotlib's backend
+  from cover_jax.evaluation import visualise  # noqa: F401  sets matplotlib's backend
   import matplotlib.pyplot as plt  # isort: skip
 
   rows = [row for row in ROWS if any(c['row'] == row for c in cells)]

@@ -1,15 +1,15 @@
 """What experiments start from: `get_config()` with every key at its default, and `source` and `stream` for its parts.
 
-What each key means and may be stands beside its default: in `cover_jax/settings.py`, for sources in
-`data_pipelines/settings.py`. A key that is not there cannot be set. Not an experiment itself.
+What each key means and may be stands beside its default: in `cover_jax/experiment/settings.py`, for sources in
+`data_pipelines/clips/settings.py`. A key that is not there cannot be set. Not an experiment itself.
 """
 
 import ml_collections
 
-from cover_jax import settings
+from cover_jax.experiment import settings
 from cover_jax.models import encoder as encoders
+from data_pipelines.clips.settings import SOURCE
 from data_pipelines.contract import UserError
-from data_pipelines.settings import SOURCE
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -57,7 +57,7 @@ def source(dataset: str, **changes) -> ml_collections.ConfigDict:
 
   Args:
     dataset: a TFDS name with config and version as needed, e.g. 'moving_digits/objects'.
-    **changes: to the defaults in `data_pipelines.settings.SOURCE`, which explains them.
+    **changes: to the defaults in `data_pipelines.clips.settings.SOURCE`, which explains them.
 
   Raises:
     UserError: for a key that there is not (the nearest is named) or a value that it may not have.
@@ -70,7 +70,7 @@ def stream(sources: tuple[str, ...], **changes) -> ml_collections.ConfigDict:
 
   Args:
     sources: keys of `config.sources`.
-    **changes: to the defaults in `cover_jax.settings.STREAM`, which explains them.
+    **changes: to the defaults in `cover_jax.experiment.settings.STREAM`, which explains them.
 
   Raises:
     UserError: for a key that there is not (the nearest is named) or a value that it may not have.

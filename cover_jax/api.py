@@ -17,14 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cover_jax import checkpoints, finite, state
-from cover_jax import experiment as experiments
-from cover_jax.experiment import Experiment
+from cover_jax import checkpoints
+from cover_jax.experiment import build as experiments
+from cover_jax.experiment import state
+from cover_jax.experiment.build import Experiment
 from cover_jax.models import encoder as encoders
 from cover_jax.models.encoder import Encoded, Encoder
-from data_pipelines import clips, video_files
+from cover_jax.training import finite
+from data_pipelines.clips import sampling
 from data_pipelines.contract import SourceInfo, UserError
-from data_pipelines.video_files import Cut, Window
+from data_pipelines.media import video_files
+from data_pipelines.media.video_files import Cut, Window
 
 # Clips that go through the model at once. One size, padded, so that a long video is compiled once.
 BATCH = 8
@@ -104,7 +107,7 @@ class Model:
 
     Args:
       pictures: uint8 array (see `Model`), or the path of any video or image; a video is covered by windows
-        (`data_pipelines.video_files.windows`) and their probabilities are averaged.
+        (`data_pipelines.media.video_files.windows`) and their probabilities are averaged.
       top: classes to give for each head; all of a head that has fewer.
 
     Returns:
@@ -178,12 +181,12 @@ class Model:
 
     Args:
       path: of a video or image.
-      hop: frames from one window to the next; see `data_pipelines.video_files.windows`.
+      hop: frames from one window to the next; see `data_pipelines.media.video_files.windows`.
       length: frames that heads which sample segments see as one video.
 
     Raises:
       UserError: if the file cannot be read.
-      data_pipelines.video_files.BrokenOff: if it breaks off; what was decoded has been yielded.
+      data_pipelines.media.video_files.BrokenOff: if it breaks off; what was decoded has been yielded.
     """
     waiting: list[list[Window]] = [[] for _ in self.views]
     broken = None
@@ -343,7 +346,7 @@ def _cut_of(experiment: Experiment, source: SourceInfo) -> Cut:
 
 
 def _cut_evenly(clip_BxTxHxWx3: np.ndarray, cut: Cut) -> np.ndarray:
-  numbers = clips.segments(clip_BxTxHxWx3.shape[1], cut.num_frames)
+  numbers = sampling.segments(clip_BxTxHxWx3.shape[1], cut.num_frames)
   fitted = clip_BxTxHxWx3.shape[2:4] == cut.size
   fit = (lambda frame: frame) if fitted else lambda frame: video_files.fit(frame, cut.size, cut.crop_fraction)
   return np.stack([[fit(clip[i]) for i in numbers] for clip in clip_BxTxHxWx3])

@@ -13,7 +13,7 @@ from ml_collections.config_flags import config_flags as config_files
 
 from data_pipelines.contract import UserError
 
-_KEYS = 'see cover_jax/settings.py for all keys'
+_KEYS = 'see cover_jax/experiment/settings.py for all keys'
 
 
 class _ConfigFile(config_files.ConfigFileFlagParser):
@@ -67,7 +67,7 @@ def read(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
   Raises:
     UserError: for the first key that is unknown, missing or of a value that it may not have.
   """
-  from cover_jax import settings  # here, so that --help answers at once
+  from cover_jax.experiment import settings  # here, so that --help answers at once
 
   settings.check(flag.value)
   return flag.value

@@ -40,7 +40,8 @@ def run(argv: list[str]) -> None:
     raise UserError('--config and --workdir are needed: see `python -m cover_jax.main --help`.')
   config = command_line.read(_CONFIG)
   # Imported here so that --help and a mistyped flag answer at once.
-  from cover_jax import jobs, processes
+  from cover_jax.jobs import jobs
+  from cover_jax.runtime import processes
 
   processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, heartbeat_seconds=_HEARTBEAT.value)
   logging.info('JAX %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
@@ -48,7 +49,7 @@ def run(argv: list[str]) -> None:
 
 
 def _fail(code: int, message: str) -> None:
-  from cover_jax import processes
+  from cover_jax.runtime import processes
 
   print(f'\n{message}', file=sys.stderr)
   processes.leave(code)
@@ -56,9 +57,9 @@ def _fail(code: int, message: str) -> None:
 
 def main() -> None:
   """The command line."""
-  from cover_jax.finite import NonFiniteLoss
-  from cover_jax.processes import leave, lost_peer
-  from cover_jax.train import Preempted
+  from cover_jax.runtime.processes import leave, lost_peer
+  from cover_jax.training.finite import NonFiniteLoss
+  from cover_jax.training.loop import Preempted
 
   try:
     app.run(run, flags_parser=command_line.parse)

@@ -21,12 +21,17 @@ import jax
 import ml_collections
 from absl import app, flags
 
-from cover_jax import chips, command_line, experiment, hlo_costs, plan_costs, plan_report, sharding
-from cover_jax.chips import Slice
-from cover_jax.experiment import Experiment
-from cover_jax.plan_costs import Memory, OutOfMemory
-from data_pipelines import durable, sizes
+from cover_jax import command_line
+from cover_jax.experiment import build as experiment
+from cover_jax.experiment.build import Experiment
+from cover_jax.planning import chips, hlo, report
+from cover_jax.planning import costs as plan_costs
+from cover_jax.planning.chips import Slice
+from cover_jax.planning.costs import Memory, OutOfMemory
+from cover_jax.runtime import sharding
+from data_pipelines import durable
 from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.sources import sizes
 
 _CONFIG = command_line.define_config()
 _OWN = flags.FlagValues()  # so that another module may have flags of these names
@@ -226,7 +231,7 @@ def _lever(
     'product_flops': plan_costs.step_products(run) / mesh.size,
   }
   if not isinstance(compiled, OutOfMemory):
-    with contextlib.suppress(hlo_costs.Unreadable):
+    with contextlib.suppress(hlo.Unreadable):
       row['sent_bytes'] = sum(c.sent_bytes for c in plan_costs.communication(compiled, mesh))
   return row
 
@@ -264,7 +269,7 @@ def plan(
   if isinstance(memory, Memory):
     try:
       result['collectives'] = plan_costs.communication(compiled, mesh)
-    except hlo_costs.Unreadable as error:  # the rest of the plan stands
+    except hlo.Unreadable as error:  # the rest of the plan stands
       result['unreadable'] = str(error)
     save(result)
   if with_costs:
@@ -295,7 +300,7 @@ def run(argv: list[str]) -> None:
   known = {name: sizes.size_of(name, source, given) for name, source in config.sources.items()}
   infos = [sizes.info(name, size) for name, size in known.items()]
   slices = [chips.open_slice(name) for name in _TOPOLOGY.value]
-  print(plan_report.sources(known), flush=True)
+  print(report.sources(known), flush=True)
   done, failed = [], {}
   options = {'with_costs': _COSTS.value, 'with_search': _SEARCH.value, 'with_levers': _LEVERS.value}
   for one in slices:
@@ -309,9 +314,9 @@ def run(argv: list[str]) -> None:
       failed[one.name] = f'the compiler failed: {str(error).splitlines()[0]}'
       continue
     _save(known, done)
-    print(plan_report.slice_report(done[-1]), flush=True)
+    print(report.slice_report(done[-1]), flush=True)
   if len(done) > 1:
-    print(plan_report.comparison(done))
+    print(report.comparison(done))
   if failed:
     raise UserError('\n'.join(f'--topology={name}: {why}' for name, why in failed.items()))
 

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from cover_jax import api
-from data_pipelines import durable, video_files
+from data_pipelines import durable
 from data_pipelines.contract import UserError
+from data_pipelines.media import video_files
 
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
 _LONGEST_NAME = 200  # bytes, of the 255 that file systems have
@@ -65,7 +66,7 @@ def watch(
     model: of `cover_jax.load`.
     path: of a video or image.
     top: classes to keep of each window.
-    hop, length: of the windows; see `data_pipelines.video_files.windows`.
+    hop, length: of the windows; see `data_pipelines.media.video_files.windows`.
     features: keep the class token of each window.
   """
   report = Report(path)
@@ -124,7 +125,7 @@ def write_features(reports: Sequence[Report], path: str) -> None:
 
 def write_attention(model: api.Model, report: Report, path: str) -> None:
   """Draws attention rollout over the window of each view that the heads are surest of."""
-  from cover_jax import visualise
+  from cover_jax.evaluation import visualise
 
   rows = [
     (title, window.clip, model.attention(window.clip, view.sources[0]))
@@ -135,7 +136,7 @@ def write_attention(model: api.Model, report: Report, path: str) -> None:
 
 def write_timeline(report: Report, path: str) -> None:
   """Draws every head's best class over time."""
-  from cover_jax import visualise
+  from cover_jax.evaluation import visualise
 
   rows = {head: [(w['start'], *w['top'][0]) for w in windows] for head, windows in report.windows.items()}
   visualise.timeline(rows, report.seconds, report.path, path)
@@ -161,7 +162,7 @@ def write_annotated(report: Report, path: str, top: int) -> str:
 def _annotated(report: Report, top: int) -> Iterator[np.ndarray]:
   from PIL import Image
 
-  from cover_jax import visualise
+  from cover_jax.evaluation import visualise
 
   at = dict.fromkeys(report.windows, 0)
   size = None

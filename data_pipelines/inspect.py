@@ -24,9 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines import durable, reading, sources
+from data_pipelines import durable, sources
 from data_pipelines.contract import UserError
 from data_pipelines.sources import Source
+from data_pipelines.storage import reading
 
 _CAPTION = 18  # pixels
 _WIDEST = 8  # times the height of a frame

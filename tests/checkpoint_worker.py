@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cover_jax import checkpoints, processes, sharding
+from cover_jax import checkpoints
+from cover_jax.runtime import processes, sharding
 from tests.test_checkpoints import SOURCES
 
 

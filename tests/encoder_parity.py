@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cover_jax.interop.huggingface import nest
-from cover_jax.interop.layouts import Rule
 from cover_jax.models.encoder import Encoded
+from cover_jax.weights.huggingface import nest
+from cover_jax.weights.layouts import Rule
 
 
 def sequence(encoded: Encoded) -> jax.Array:

@@ -13,10 +13,12 @@ import time
 
 import numpy as np
 
-from cover_jax import evaluate as evaluation
-from cover_jax import jobs, main, processes
-from cover_jax import train as training
-from cover_jax import workdir as workdirs
+from cover_jax import main
+from cover_jax.checkpoints import workdir as workdirs
+from cover_jax.evaluation import classify as evaluation
+from cover_jax.jobs import jobs
+from cover_jax.runtime import processes
+from cover_jax.training import loop as training
 from tests import tiny
 
 

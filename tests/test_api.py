@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import cover_jax
-from cover_jax import api, checkpoints, evaluate
+from cover_jax import api, checkpoints
+from cover_jax.evaluation import classify
 from cover_jax.models import attention_rollout
-from data_pipelines import video_files
 from data_pipelines.contract import UserError
+from data_pipelines.media import video_files
 from tests import tiny, tiny_checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -46,7 +47,7 @@ def test_batch_predictions_are_those_of_evaluation(model):
   for name in model.heads:
     stream = experiment.stream_of(name)
     clip = random_clip(11, stream.num_frames, *stream.size)  # more than a batch, not a multiple of it
-    expected_BxK = np.asarray(evaluate.predict(experiment, model.params, name, clip[:, None]))
+    expected_BxK = np.asarray(classify.predict(experiment, model.params, name, clip[:, None]))
     found = model.predict(clip, top=99)
     assert len(found) == 11
     for p_K, ranking in zip(expected_BxK, found, strict=True):

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from cover_jax import augment, colour, rand_augment, sharding
+from cover_jax.augment import colour, photometric, rand_augment
 from cover_jax.objectives import LossOutput, Objective
-from data_pipelines import affine
+from cover_jax.runtime import sharding
+from data_pipelines.clips import affine
 from data_pipelines.contract import UserError
 
 B, T, H, W = 4, 3, 24, 20
@@ -33,7 +34,7 @@ def stills(clip=CLIP):
 
 @pytest.mark.parametrize('name', EVERYTHING)
 def test_a_clip_that_stands_still_goes_on_standing_still(name):
-  change = jax.jit(augment.make({name: EVERYTHING[name]}, 'here').photometric)
+  change = jax.jit(photometric.make({name: EVERYTHING[name]}, 'here').photometric)
   changed = 0
   for seed in range(2):
     out = np.asarray(change(jax.random.key(seed), stills(LEVELS)))
@@ -46,21 +47,21 @@ def test_a_clip_that_stands_still_goes_on_standing_still(name):
 def test_no_strength_changes_nothing():
   key = jax.random.key(0)
   still = {
-    'jitter': augment.color_jitter(key, CLIP, brightness=0, contrast=0, saturation=0, hue=0),
-    'jitter never': augment.color_jitter(key, CLIP, brightness=0.9, hue=0.5, probability=0),
-    'grey never': augment.grayscale(key, CLIP, 0.0),
-    'blur never': augment.gaussian_blur(key, CLIP, probability=0.0),
-    'erase never': augment.random_erasing(key, CLIP, probability=0.0),
+    'jitter': photometric.color_jitter(key, CLIP, brightness=0, contrast=0, saturation=0, hue=0),
+    'jitter never': photometric.color_jitter(key, CLIP, brightness=0.9, hue=0.5, probability=0),
+    'grey never': photometric.grayscale(key, CLIP, 0.0),
+    'blur never': photometric.gaussian_blur(key, CLIP, probability=0.0),
+    'erase never': photometric.random_erasing(key, CLIP, probability=0.0),
     'no operations': rand_augment.photometric(key, CLIP, num_ops=0),
   }
   for name, out in still.items():
     np.testing.assert_array_equal(out, CLIP, err_msg=name)
-  assert augment.make({}, 'here').photometric is None
+  assert photometric.make({}, 'here').photometric is None
 
 
 def test_each_clip_has_its_own_draw_and_the_key_decides():
   same = np.repeat(CLIP[:1], B, axis=0)
-  change = augment.make({'color_jitter': EVERYTHING['color_jitter']}, 'here').photometric
+  change = photometric.make({'color_jitter': EVERYTHING['color_jitter']}, 'here').photometric
   out = np.asarray(change(jax.random.key(1), same))
   assert all(np.abs(out[i] - out[j]).max() > 0.01 for i in range(B) for j in range(i))
   np.testing.assert_array_equal(out, change(jax.random.key(1), same))
@@ -68,7 +69,7 @@ def test_each_clip_has_its_own_draw_and_the_key_decides():
 
 
 def test_many_devices_draw_what_one_draws():
-  change = jax.jit(augment.make(EVERYTHING | {'rand_augment': {'num_ops': 1}}, 'here').photometric)
+  change = jax.jit(photometric.make(EVERYTHING | {'rand_augment': {'num_ops': 1}}, 'here').photometric)
   levels = np.concatenate([LEVELS, LEVELS[::-1]])
   one = change(jax.random.key(3), levels)
   mesh = sharding.make_mesh({'data': 8, 'fsdp': 1, 'tensor': 1})
@@ -179,11 +180,11 @@ def test_hue_holds_beyond_the_range_of_pixels():
 
 def test_jitter_draws_over_the_whole_range():
   grey = np.full((400, 1, 1, 1, 3), 0.5, np.float32)
-  factor = np.asarray(augment.color_jitter(jax.random.key(0), grey, brightness=0.4))[:, 0, 0, 0, 0] / 0.5
+  factor = np.asarray(photometric.color_jitter(jax.random.key(0), grey, brightness=0.4))[:, 0, 0, 0, 0] / 0.5
   assert factor.min() == pytest.approx(0.6, abs=0.02) and factor.max() == pytest.approx(1.4, abs=0.02)
-  wide = np.asarray(augment.color_jitter(jax.random.key(0), grey, brightness=1.5, clamp=False))
+  wide = np.asarray(photometric.color_jitter(jax.random.key(0), grey, brightness=1.5, clamp=False))
   assert wide.min() >= 0 and wide.max() == pytest.approx(1.25, abs=0.03)
-  changed = np.asarray(augment.color_jitter(jax.random.key(0), grey, brightness=0.4, probability=0.3)) != grey
+  changed = np.asarray(photometric.color_jitter(jax.random.key(0), grey, brightness=0.4, probability=0.3)) != grey
   assert changed[:, 0, 0, 0, 0].mean() == pytest.approx(0.3, abs=0.07)
 
 
@@ -192,32 +193,36 @@ def test_without_clamp_the_jitter_is_one_affine_map_for_all_frames(order):
   """Differences in time go through the linear part alone; with the mean of each frame they would not."""
   key, jitter = jax.random.key(5), {'brightness': 0.5, 'contrast': 0.5, 'saturation': 0.25, 'clamp': False}
   clip = CLIP * np.linspace(0.5, 1.5, T)[:, None, None, None].astype(np.float32)
-  out = augment.color_jitter(key, clip, **jitter)
-  zero = augment.color_jitter(key, np.zeros_like(clip), **jitter)
+  out = photometric.color_jitter(key, clip, **jitter)
+  zero = photometric.color_jitter(key, np.zeros_like(clip), **jitter)
   np.testing.assert_allclose(zero, 0, atol=1e-6)
   found = np.diff(out, n=order, axis=1)
   # The linear part, from a clip whose mean grey is zero: contrast is then a factor.
   centred = np.diff(clip, n=order, axis=1)
   pad = np.concatenate([centred, -centred], axis=1)
-  np.testing.assert_allclose(np.asarray(augment.color_jitter(key, pad, **jitter))[:, : T - order], found, atol=1e-5)
+  np.testing.assert_allclose(np.asarray(photometric.color_jitter(key, pad, **jitter))[:, : T - order], found, atol=1e-5)
 
 
 def test_greyscale_and_blur():
-  grey = np.asarray(augment.grayscale(jax.random.key(0), CLIP, 1.0)) * 255
+  grey = np.asarray(photometric.grayscale(jax.random.key(0), CLIP, 1.0)) * 255
   assert np.abs(grey[..., 0] - pil(LEVELS, lambda x: x.convert('L'))).max() <= 1.01
   np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
   flat = np.full((B, T, H, W, 3), 0.3, np.float32)
-  np.testing.assert_allclose(augment.gaussian_blur(jax.random.key(0), flat, probability=1.0), flat, atol=1e-6)
+  np.testing.assert_allclose(photometric.gaussian_blur(jax.random.key(0), flat, probability=1.0), flat, atol=1e-6)
   dot = np.zeros((1, 1, 15, 15, 3), np.float32)
   dot[:, :, 7, 7] = 1
-  blurred = np.asarray(augment.gaussian_blur(jax.random.key(0), dot, probability=1.0, sigma=(1.0, 1.0)))[0, 0, ..., 0]
+  blurred = np.asarray(photometric.gaussian_blur(jax.random.key(0), dot, probability=1.0, sigma=(1.0, 1.0)))[
+    0, 0, ..., 0
+  ]
   weight = np.exp(-0.5 * np.arange(-2, 3) ** 2)
   np.testing.assert_allclose(blurred[5:10, 5:10], np.outer(weight, weight) / weight.sum() ** 2, rtol=1e-4)
 
 
 def test_erasing_fills_one_box_of_the_size_asked_for():
   flat = np.full((200, 2, 40, 40, 3), -1.0, np.float32)
-  out = np.asarray(augment.random_erasing(jax.random.key(0), flat, probability=1.0, area=(0.1, 0.3), ratio=(0.5, 2.0)))
+  out = np.asarray(
+    photometric.random_erasing(jax.random.key(0), flat, probability=1.0, area=(0.1, 0.3), ratio=(0.5, 2.0))
+  )
   np.testing.assert_array_equal(out[:, 0], out[:, 1])
   erased = (out[:, 0] >= 0).all(axis=-1)
   for mask in erased:
@@ -236,19 +241,19 @@ def test_every_view_of_an_objective_is_augmented_by_itself_and_the_rest_is_left_
     seen.update(batch)
     return LossOutput(jnp.zeros(()), state, {})
 
-  kind = augment.make({'color_jitter': {'brightness': 0.5}}, 'here')
+  kind = photometric.make({'color_jitter': {'brightness': 0.5}}, 'here')
   batch = {'a': LEVELS, 'b': LEVELS, 'label': np.arange(B), 'source': np.zeros(B, np.int32)}
   kind.before(Objective(loss=loss)).loss({}, {}, batch, jax.random.key(0))
   assert seen['label'] is batch['label'] and seen['source'] is batch['source']
   assert np.abs(np.asarray(seen['a']) - np.asarray(seen['b'])).max() > 1
   plain = Objective(loss=loss)
-  assert augment.make({'mixup': 0.5}, 'here').before(plain) is plain
+  assert photometric.make({'mixup': 0.5}, 'here').before(plain) is plain
 
 
 def test_what_belongs_to_whom():
-  made = augment.make({'rand_augment': {'num_ops': 3}, 'mixup': 0.8, 'cutmix': 0}, 'here')
+  made = photometric.make({'rand_augment': {'num_ops': 3}, 'mixup': 0.8, 'cutmix': 0}, 'here')
   assert made.geometry == affine.RandAugment(3, 9.0, 0.5) and made.mixing == {'mixup': 0.8}
-  assert augment.make({}, 'here') == augment.Augment(None, None, {})
+  assert photometric.make({}, 'here') == photometric.Augment(None, None, {})
 
 
 @pytest.mark.parametrize(
@@ -272,5 +277,5 @@ def test_what_belongs_to_whom():
 )
 def test_mistakes_are_one_sentence(options, message):
   with pytest.raises(UserError, match=message) as error:
-    augment.make(options, 'here')
+    photometric.make(options, 'here')
   assert '\n' not in str(error.value)

@@ -15,8 +15,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from cover_jax import checkpoints, checkpoints_clu, checkpoints_orbax, metrics, sharding
-from cover_jax import train as training
+from cover_jax import checkpoints
+from cover_jax.checkpoints import clu_file, orbax_folder
+from cover_jax.runtime import sharding
+from cover_jax.training import loop as training
+from cover_jax.training import metrics
 from data_pipelines import durable
 from data_pipelines.contract import UserError
 from tests import tiny
@@ -106,7 +109,7 @@ def test_the_newest_whole_checkpoint_is_gone_on_from_and_the_damaged_one_put_asi
   saver.save(tree(4))
   saver.wait()
   assert step_of(tmp_path) == 4 and os.path.exists(newest + '.refused')
-  kept = checkpoints_clu.kept(str(tmp_path / 'checkpoints')) + checkpoints_orbax.kept(str(tmp_path / 'checkpoints'))
+  kept = clu_file.kept(str(tmp_path / 'checkpoints')) + orbax_folder.kept(str(tmp_path / 'checkpoints'))
   assert [step_of(path) for path in kept] == [4, 3]
 
 
@@ -118,8 +121,8 @@ def test_a_machine_that_cannot_read_is_no_reason_to_go_back(make_saver, tmp_path
   def fails(path):
     raise error
 
-  monkeypatch.setattr(checkpoints_clu, 'read', fails)
-  monkeypatch.setattr(checkpoints_orbax, 'check', fails)
+  monkeypatch.setattr(clu_file, 'read', fails)
+  monkeypatch.setattr(orbax_folder, 'check', fails)
   for read in (checkpoints.load, restore):
     with pytest.raises(UserError, match='try again'):
       read(str(tmp_path))
@@ -172,7 +175,7 @@ def test_the_pointer_file_is_not_needed(tmp_path, caplog, case):
   if case == 'a folder':
     return
   assert saver.save(tree(3)).endswith('ckpt-3.flax')
-  assert checkpoints_clu.kept(str(tmp_path / 'checkpoints')) == [newest.replace('-2', '-3'), newest]
+  assert clu_file.kept(str(tmp_path / 'checkpoints')) == [newest.replace('-2', '-3'), newest]
   assert 'model_checkpoint_path: "ckpt-3"' in pointer.read_text()
 
 
@@ -215,7 +218,7 @@ def test_a_workdir_may_have_any_name_that_can_be_printed(make_saver, tmp_path, r
   make_saver(str(workdir), 2).keep('best')
   assert step_of(workdir) == 3 == step_of(workdir / 'checkpoints' / 'best')
   folder = str(workdir / 'checkpoints')
-  assert len(checkpoints_clu.kept(folder) + checkpoints_orbax.kept(folder)) == 2
+  assert len(clu_file.kept(folder) + orbax_folder.kept(folder)) == 2
   assert os.listdir(tmp_path) == [name]
 
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cover_jax import checkpoints, checkpoints_clu, checkpoints_orbax, sharding
+from cover_jax import checkpoints
+from cover_jax.checkpoints import clu_file, orbax_folder
+from cover_jax.runtime import sharding
 from data_pipelines.contract import SourceInfo, UserError
 
 SOURCES = (SourceInfo('acts', 'video', 10, ('run', 'jump')),)
@@ -96,7 +98,7 @@ def test_fit_names_a_parameter_before_the_optimizer(tmp_path):
     checkpoints.fit(loaded, loaded['state'], template)
 
 
-KINDS = [checkpoints_clu, checkpoints_orbax]
+KINDS = [clu_file, orbax_folder]
 
 
 @pytest.fixture(params=['clu', 'orbax'])

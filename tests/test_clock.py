@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import transcode, video_files
-from data_pipelines.clock import LONGEST_STEP, FrameClock, PacketClock
+from data_pipelines.media import transcode, video_files
+from data_pipelines.media.clock import LONGEST_STEP, FrameClock, PacketClock
 from tests.test_video_files import grey, numbers, write
 
 MILLISECOND = Fraction(1, 1000)

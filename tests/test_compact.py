@@ -13,9 +13,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data_pipelines import build, compact, loader, sources
+from data_pipelines import build, sources
 from data_pipelines.contract import UserError
-from data_pipelines.views import Stream
+from data_pipelines.loading import loader
+from data_pipelines.loading.views import Stream
+from data_pipelines.media import compact
 
 H, W = 48, 66
 CONFIG = {'dataset': 'tiny_test_compact', 'train': 'train'}

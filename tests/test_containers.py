@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import container_bytes, container_streams, transcode
-from data_pipelines.containers import damage
 from data_pipelines.contract import UserError
-from data_pipelines.video_files import frames, header
+from data_pipelines.media import container_bytes, container_streams, transcode
+from data_pipelines.media.containers import damage
+from data_pipelines.media.video_files import frames, header
 from tests.test_video_files import write
 
 PICTURE = transcode.Settings('image', short_side=0, fps=0, jpeg_quality=95)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cover_jax import contrastive
-from cover_jax.contrastive import Negatives, Queue
 from cover_jax.models.encoder import Encoded
+from cover_jax.objectives import contrastive
+from cover_jax.objectives.contrastive import Negatives, Queue
 
 push, usable = jax.jit(contrastive.push), jax.jit(contrastive.usable)
 

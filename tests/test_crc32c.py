@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_pipelines import crc32c
+from data_pipelines.storage import crc32c
 
 
 def bitwise(data):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data_pipelines import decode
+from data_pipelines.clips import decode
 
 SIZE = (20, 24)
 

@@ -23,13 +23,14 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from configs import defaults, digits_cover, timesformer_k400
-from cover_jax import command_line, experiment, settings
+from cover_jax import command_line
 from cover_jax import export as export_command
 from cover_jax import main as main_command
+from cover_jax.experiment import build, settings
 from cover_jax.models import encoder as encoders
 from data_pipelines import declared
+from data_pipelines.clips.settings import SOURCE
 from data_pipelines.contract import SourceInfo
-from data_pipelines.settings import SOURCE
 from tests import miniature
 from tests.test_video_files import write
 
@@ -342,11 +343,11 @@ def test_readme_is_run(embedded_data, tmp_path, monkeypatch):
   assert set(run_python(load)['model'].heads) == set(model.heads)
 
 
-def check_and_build(config) -> experiment.Experiment:
+def check_and_build(config) -> build.Experiment:
   """A config is whole, and makes a run of sources that are made up."""
   settings.check(config)
   info = lambda name: SourceInfo(name, 'image' if name == 'imagenet' else 'video', 1000, ('left', 'right'))
-  return experiment.build(config, [info(name) for name in config.sources])
+  return build.build(config, [info(name) for name in config.sources])
 
 
 def test_readmes_config_is_one():

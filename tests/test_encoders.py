@@ -12,13 +12,18 @@ import pytest
 
 import cover_jax
 from configs import defaults
-from cover_jax import checkpoints, export, initialise, jobs, optim, resume, settings, sharding, state
-from cover_jax import experiment as experiments
-from cover_jax import train as training
+from cover_jax import checkpoints, export
+from cover_jax.experiment import build as experiments
+from cover_jax.experiment import optim, settings, state
+from cover_jax.jobs import jobs, resume
 from cover_jax.models import LOGICAL_AXES
 from cover_jax.models import encoder as encoders
-from data_pipelines import arrays, declared, views
+from cover_jax.runtime import sharding
+from cover_jax.training import loop as training
+from cover_jax.weights import initialise
+from data_pipelines import declared
 from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.loading import arrays, views
 
 # Clips of the tests: long enough for the encoders that pool time.
 FRAMES = {'s3d': 8, 'c3d': 8}

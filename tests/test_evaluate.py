@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cover_jax import evaluate, experiment, jobs, state, visualise
-from cover_jax import train as training
+from cover_jax.evaluation import classify, visualise
+from cover_jax.experiment import build, state
+from cover_jax.jobs import jobs
+from cover_jax.training import loop as training
 from data_pipelines.contract import SourceInfo
 from tests import tiny
 
@@ -29,7 +31,7 @@ def results_with(mesh, batch_size, eval_missing='leave_out', **protocol):
   key = jax.random.key(1)
   heads = {n: {k: jax.random.normal(key, v.shape) for k, v in h.items()} for n, h in params['heads'].items()}
   params = {**params, 'heads': jax.device_put(heads, placed.params['heads'])}
-  return run, params, tests, evaluate.make_evaluate(run, tests, devices)(params)
+  return run, params, tests, classify.make_evaluate(run, tests, devices)(params)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +44,7 @@ def test_against_numpy(reference):
   for name, source in zip(('acts', 'moves', 'things'), tiny.sources(), strict=True):
     seen, right, top5, loss = [], 0, 0, 0.0
     for batch in tests[name].batches():
-      probabilities = np.asarray(evaluate.predict(run, params, name, batch['clip']), np.float64)
+      probabilities = np.asarray(classify.predict(run, params, name, batch['clip']), np.float64)
       for p_K, label, used, example in zip(
         probabilities, batch['label'], batch['mask'], batch['example_id'], strict=True
       ):
@@ -82,9 +84,9 @@ def of_many_views():
 @pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2)])
 def test_every_source_is_traced_once(mesh, monkeypatch):
   traced = []
-  whole = evaluate._log_probabilities
+  whole = classify._log_probabilities
   monkeypatch.setattr(
-    evaluate, '_log_probabilities', lambda run, name, *args: traced.append(name) or whole(run, name, *args)
+    classify, '_log_probabilities', lambda run, name, *args: traced.append(name) or whole(run, name, *args)
   )
   _, _, tests, _ = results_with(mesh, 8)
   assert all(len(list(test.batches())) > 1 for test in tests.values())
@@ -95,16 +97,16 @@ def test_views_are_averaged_as_probabilities(of_many_views, reference):
   run, params, tests, results = of_many_views
   batch = next(tests['acts'].batches())
   assert batch['clip'].shape == (4, 9, 4, 16, 16, 3)  # 36 clips at once
-  view_by_view = [evaluate.predict(run, params, 'acts', batch['clip'][:, v : v + 1]) for v in range(9)]
+  view_by_view = [classify.predict(run, params, 'acts', batch['clip'][:, v : v + 1]) for v in range(9)]
   assert np.ptp(view_by_view, axis=0).max() > 1e-3
-  averaged = evaluate.predict(run, params, 'acts', batch['clip'])
+  averaged = classify.predict(run, params, 'acts', batch['clip'])
   np.testing.assert_allclose(averaged, np.mean(view_by_view, axis=0), rtol=1e-4)
   assert results['acts'].protocol == (
     '3 clips x 3 crops, 4 frames, one a segment, 16x16 of 0.75 of the short side, softmax averaged'
   )
   assert results['things'].protocol == '1 clip x 1 crop, 1 frame, 16x16'
   assert results['acts'].examples == 40 and results['acts'].loss != reference[3]['acts'].loss
-  loss = [-np.log(np.asarray(evaluate.predict(run, params, 'acts', b['clip']))[np.arange(4), b['label']])
+  loss = [-np.log(np.asarray(classify.predict(run, params, 'acts', b['clip']))[np.arange(4), b['label']])
           for b in tests['acts'].batches()]  # fmt: skip
   assert results['acts'].loss == pytest.approx(np.mean(loss), rel=1e-4)  # 40 examples: no padding
 
@@ -120,16 +122,16 @@ def test_batch_size_and_devices_do_not_matter_with_many_views(of_many_views, mes
 
 def test_missing_examples_are_counted():
   confusion = np.array([[6, 1, 1], [2, 4, 0], [0, 1, 5]])
-  out, wrong = (evaluate.SourceResult(confusion, 0.5, 18, 'p', 5, missing_wrong) for missing_wrong in (False, True))
+  out, wrong = (classify.SourceResult(confusion, 0.5, 18, 'p', 5, missing_wrong) for missing_wrong in (False, True))
   assert (out.examples, out.expected, wrong.expected) == (20, 25, 25)
   assert (out.top1, out.top5, wrong.top1, wrong.top5) == (0.75, 0.9, 0.6, 0.72)
   assert out.summary()['mean_class_accuracy'] == wrong.summary()['mean_class_accuracy']
   assert (out.summary()['missing'], wrong.summary()['missing']) == ('leave_out', 'wrong')
-  table = evaluate.table({'a': out, 'b': wrong})
+  table = classify.table({'a': out, 'b': wrong})
   assert '20 of 25 (the missing left out)' in table and '20 of 25 (the missing wrong)' in table
-  large = evaluate.SourceResult(np.array([[19761]]), 0.5, 19761, 'p', 35)
-  assert '19,761 of 19,796' in evaluate.table({'kinetics': large})
-  assert ' of ' not in evaluate.table({'a': evaluate.SourceResult(confusion, 0.5, 18, 'p')})
+  large = classify.SourceResult(np.array([[19761]]), 0.5, 19761, 'p', 35)
+  assert '19,761 of 19,796' in classify.table({'kinetics': large})
+  assert ' of ' not in classify.table({'a': classify.SourceResult(confusion, 0.5, 18, 'p')})
 
 
 def test_expected_travels_from_the_source_to_the_report():
@@ -141,24 +143,24 @@ def test_expected_travels_from_the_source_to_the_report():
 
 def test_two_reports_differ_only_in_what_differs(reference, tmp_path):
   run, params, _, results = reference
-  about = {'step': 3, 'params': 'raw', 'params_sha256': evaluate.params_sha256(jax.device_get(params))}
+  about = {'step': 3, 'params': 'raw', 'params_sha256': classify.params_sha256(jax.device_get(params))}
   texts = []
   for folder in ('one', 'another'):
-    path = evaluate.write_report(dict(reversed(results.items())), run, str(tmp_path / folder), about=about)
+    path = classify.write_report(dict(reversed(results.items())), run, str(tmp_path / folder), about=about)
     texts.append(pathlib.Path(path).read_text())
     results = dict(reversed(results.items()))
   assert texts[0] == texts[1] and str(tmp_path) not in texts[0]
   other = {**params, 'heads': jax.tree.map(lambda x: x + 1e-6, params['heads'])}
-  assert evaluate.params_sha256(jax.device_get(other)) != about['params_sha256']
+  assert classify.params_sha256(jax.device_get(other)) != about['params_sha256']
   same = {k: params[k] for k in reversed(params)}
-  assert evaluate.params_sha256(jax.device_get(same)) == about['params_sha256']
+  assert classify.params_sha256(jax.device_get(same)) == about['params_sha256']
 
 
 def test_most_confused_pairs():
   confusion = np.array([[9, 3, 0], [1, 7, 0], [0, 5, 2]])
-  assert evaluate.most_confused(confusion) == [(2, 1, 5), (0, 1, 3), (1, 0, 1)]
-  assert evaluate.most_confused(confusion, 1) == [(2, 1, 5)]
-  assert evaluate.most_confused(np.eye(3, dtype=int)) == []
+  assert classify.most_confused(confusion) == [(2, 1, 5), (0, 1, 3), (1, 0, 1)]
+  assert classify.most_confused(confusion, 1) == [(2, 1, 5)]
+  assert classify.most_confused(np.eye(3, dtype=int)) == []
 
 
 @pytest.mark.parametrize('classes', [3, 400])
@@ -168,14 +170,14 @@ def test_confusion_picture(classes, tmp_path):
   names = [f'a class with quite a long name, number {k}' for k in range(classes)]
   for count, kind in ((20, 'some'), (0, 'none')):  # without confusions there is no enlarged part
     path = tmp_path / f'{kind}.png'
-    visualise.confusion_matrix(confusion, names, evaluate.most_confused(confusion, count), 'title', str(path))
+    visualise.confusion_matrix(confusion, names, classify.most_confused(confusion, count), 'title', str(path))
     width, height = Image.open(path).size
     assert 300 < height < 2000 and 600 < width < 4000
 
 
 def test_report_files(reference, tmp_path):
   run, _, _, results = reference
-  path = evaluate.write_report(results, run, str(tmp_path), about={'step': 3})
+  path = classify.write_report(results, run, str(tmp_path), about={'step': 3})
   report = json.loads(pathlib.Path(path).read_text())
   assert report['step'] == 3
   assert report['sources']['acts']['examples'] == 40
@@ -186,14 +188,14 @@ def test_report_files(reference, tmp_path):
   assert sum(int(row['examples']) for row in rows) == 40
   assert sum(int(row['correct']) for row in rows) == np.trace(results['acts'].confusion_KxK)
   worst = report['sources']['acts']['most_confused'][0]
-  assert worst['times'] == evaluate.most_confused(results['acts'].confusion_KxK)[0][2] and 0 < worst['share'] <= 1
+  assert worst['times'] == classify.most_confused(results['acts'].confusion_KxK)[0][2] and 0 < worst['share'] <= 1
   assert (tmp_path / 'confusion_acts.png').read_bytes()[:4] == b'\x89PNG'
-  for line, name in zip(evaluate.table(results).splitlines()[2:], results, strict=True):
+  for line, name in zip(classify.table(results).splitlines()[2:], results, strict=True):
     assert line.startswith(name)
 
 
 def test_class_without_examples_is_not_a_zero():
-  result = evaluate.SourceResult(np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]), 0.5, 6, '')
+  result = classify.SourceResult(np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]), 0.5, 6, '')
   np.testing.assert_allclose(result.class_accuracy_K, [0.75, 1.0, np.nan])
   assert result.summary()['mean_class_accuracy'] == pytest.approx(0.875)
   assert result.top1 == pytest.approx(5 / 6)
@@ -202,7 +204,7 @@ def test_class_without_examples_is_not_a_zero():
 def test_temperature_and_explicit_weights_reach_the_run():
   config = tiny.config(mixture__temperature=float('inf'))
   infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()]
-  run = experiment.build(config, infos)
+  run = build.build(config, infos)
   assert run.weights == pytest.approx(dict.fromkeys(('acts', 'moves', 'things'), 1 / 3))
   assert run.streams['image'].loss_weight == pytest.approx(1 / 3)
 

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from configs import digits_cover
-from cover_jax import checkpoints, checkpoints_orbax, frozen, jobs, sharding, state
-from cover_jax import train as training
+from cover_jax import checkpoints
+from cover_jax.checkpoints import orbax_folder
+from cover_jax.evaluation import frozen
+from cover_jax.experiment import state
+from cover_jax.jobs import jobs
+from cover_jax.runtime import sharding
+from cover_jax.training import loop as training
 from data_pipelines import sources
 from data_pipelines.contract import UserError
 from tests import tiny
@@ -100,14 +105,14 @@ def test_only_parameters_are_read_and_placed(tmp_path, monkeypatch, kind, which)
   whole = whole.replace(ema=jax.tree.map(lambda x: x + 1, whole.params))
   tree = {'about': checkpoints.about(run.config.to_dict(), run.sources, 0), 'state': whole, 'interval': {}}
   if kind == 'several':
-    monkeypatch.setattr(checkpoints, '_kinds', lambda: (checkpoints_orbax, checkpoints.checkpoints_clu))
+    monkeypatch.setattr(checkpoints, '_kinds', lambda: (orbax_folder, checkpoints.checkpoints_clu))
   saver = checkpoints.Saver(str(tmp_path), 1)
   path = saver.save(tree)
   saver.wait()
   assert os.path.isdir(path) == (kind == 'several')
   read, put = [], []
-  restore, place = checkpoints_orbax._restore, sharding.put
-  monkeypatch.setattr(checkpoints_orbax, '_restore', lambda p, tree, *a: read.append(tree) or restore(p, tree, *a))
+  restore, place = orbax_folder._restore, sharding.put
+  monkeypatch.setattr(orbax_folder, '_restore', lambda p, tree, *a: read.append(tree) or restore(p, tree, *a))
   monkeypatch.setattr(sharding, 'put', lambda tree, *a: put.append(tree) or place(tree, *a))
   template, where = state.params_shardings(run, mesh)
   found = checkpoints.restore_params(str(tmp_path), which, template, where)

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from cover_jax import experiment, plan_costs
-from cover_jax import train as training
+from cover_jax.experiment import build as experiment
 from cover_jax.objectives import LossOutput, Objective
-from data_pipelines import arrays, mixture
+from cover_jax.planning import costs
+from cover_jax.training import loop as training
 from data_pipelines.contract import UserError
-from data_pipelines.views import Stream
+from data_pipelines.loading import arrays, mixture
+from data_pipelines.loading.views import Stream
 from tests import tiny
 
 
@@ -73,7 +74,7 @@ def test_views_have_the_lengths_that_the_objective_says():
   for name, expected in training.abstract_batch(run).items():
     assert shapes(expected) == shapes(batch[name])
   optimizer, _ = training.make_optimizer(run)
-  abstract, shaped = plan_costs._abstract(run, mesh)
+  abstract, shaped = costs._abstract(run, mesh)
   _, report = jax.eval_shape(training.make_train_step(run, optimizer), abstract, shaped)
   assert set(report['losses']) == {'video', 'image'}
 

@@ -15,8 +15,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipelines import array_cache, frame_index
 from data_pipelines.contract import UserError
+from data_pipelines.storage import array_cache, frame_index
 from tests import tiny_datasets
 from tests.tiny_datasets import frame
 

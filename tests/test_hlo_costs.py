@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cover_jax import hlo_costs
+from cover_jax.planning import hlo
 
 # Counting products.
 
@@ -16,15 +16,15 @@ def test_products_of_loops_convolutions_and_recomputation():
   def loop(x, w):
     return jax.lax.scan(lambda c, w: (c @ w, None), x, w)[0].sum()
 
-  assert hlo_costs.product_flops(loop, x, w) == 3 * one
+  assert hlo.product_flops(loop, x, w) == 3 * one
   # Forwards one product, backwards two; the gradient of the first block's input is not wanted.
-  assert hlo_costs.product_flops(jax.grad(loop, argnums=(0, 1)), x, w) == 3 * 3 * one
+  assert hlo.product_flops(jax.grad(loop, argnums=(0, 1)), x, w) == 3 * 3 * one
 
   def twice(x, w):
     return jax.checkpoint(lambda x: jnp.sin(x @ w[0]) @ w[1])(x).sum()
 
   without, recomputed = (
-    hlo_costs.product_flops(jax.value_and_grad(f), x, w) for f in (lambda x, w: (jnp.sin(x @ w[0]) @ w[1]).sum(), twice)
+    hlo.product_flops(jax.value_and_grad(f), x, w) for f in (lambda x, w: (jnp.sin(x @ w[0]) @ w[1]).sum(), twice)
   )
   assert recomputed == without + one  # the first product again; nothing needs the second one
 
@@ -33,10 +33,10 @@ def test_products_of_loops_convolutions_and_recomputation():
     image, kernel, (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
   patches = 2 * (2 * 2 * 2) * (4 * 4 * 3) * 5
-  assert hlo_costs.product_flops(convolve, image, kernel) == patches
+  assert hlo.product_flops(convolve, image, kernel) == patches
   both = jax.grad(lambda image, kernel: convolve(image, kernel).sum() ** 2, argnums=(0, 1))
-  assert hlo_costs.product_flops(both, image, kernel) == pytest.approx(3 * patches, rel=0.01)
-  assert hlo_costs.product_flops(lambda x, w: ((x @ w[0]), x)[1], x, w) == 0  # nothing uses it
+  assert hlo.product_flops(both, image, kernel) == pytest.approx(3 * patches, rel=0.01)
+  assert hlo.product_flops(lambda x, w: ((x @ w[0]), x)[1], x, w) == 0  # nothing uses it
 
 
 # Counting communication.
@@ -82,7 +82,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_collectives_by_hand():
-  gather, reduce, scatter = hlo_costs.collectives(HLO, 8)
+  gather, reduce, scatter = hlo.collectives(HLO, 8)
   assert (gather.kind, gather.count) == ('all-gather', 12)
   assert gather.result_bytes == 6 * (16 * 4 * 2) + 6 * (8 * 4)
   assert gather.sent_bytes == gather.result_bytes / 2  # two take part
@@ -95,7 +95,7 @@ def test_an_asynchronous_collective_in_several_fusions_is_one():
   """The TPU's compiler repeats it, under one channel, in its start, in fusions that move it on and in its end."""
   call = '  %{0} = f32[100] fusion(%rs), kind=kCustom, calls=%gather\n'
   fused = HLO.replace('  ROOT %r =', call.format('first') + call.format('second') + '  ROOT %r =')
-  before, after = (hlo_costs.collectives(text, 8)[0] for text in (HLO, fused))
+  before, after = (hlo.collectives(text, 8)[0] for text in (HLO, fused))
   assert after.count == before.count + 1
   assert after.result_bytes == before.result_bytes + 400
   assert after.sent_bytes == before.sent_bytes + 300
@@ -112,9 +112,9 @@ def test_an_asynchronous_collective_in_several_fusions_is_one():
   ],
 )
 def test_groups_in_every_way_of_writing(groups, size):
-  assert hlo_costs._group_size(f'%x), channel_id=1, replica_groups={groups}', 256) == size
-  with pytest.raises(hlo_costs.Unreadable, match='unknown way'):
-    hlo_costs._group_size(f'%x), replica_groups=<{groups}', 256)
+  assert hlo._group_size(f'%x), channel_id=1, replica_groups={groups}', 256) == size
+  with pytest.raises(hlo.Unreadable, match='unknown way'):
+    hlo._group_size(f'%x), replica_groups=<{groups}', 256)
 
 
 def test_a_reduction_of_which_each_keeps_a_part_is_a_scatter():
@@ -127,8 +127,8 @@ def test_a_reduction_of_which_each_keeps_a_part_is_a_scatter():
 ENTRY """
   call = '  %mine = f32[25] fusion(%rs), kind=kCustom, calls=%scatter\n  ROOT %r ='
   fused = HLO.replace('ENTRY ', fusion).replace('  ROOT %r =', call)
-  *same, before = hlo_costs.collectives(HLO, 8)
-  *others, after = hlo_costs.collectives(fused, 8)
+  *same, before = hlo.collectives(HLO, 8)
+  *others, after = hlo.collectives(fused, 8)
   assert others == same and after.count == before.count + 1
   assert after.sent_bytes == before.sent_bytes + 300
 
@@ -145,7 +145,7 @@ ENTRY """
   ],
 )
 def test_turns_of_a_loop(old, new, turns):
-  assert hlo_costs.collectives(HLO.replace(old, new), 8)[0].count == 2 * turns
+  assert hlo.collectives(HLO.replace(old, new), 8)[0].count == 2 * turns
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_turns_of_a_loop(old, new, turns):
   ],
 )
 def test_a_loop_of_unknown_length_is_not_guessed(old, new):
-  with pytest.raises(hlo_costs.Unreadable, match='not known'):
-    hlo_costs.collectives(HLO.replace(old, new), 8)
+  with pytest.raises(hlo.Unreadable, match='not known'):
+    hlo.collectives(HLO.replace(old, new), 8)
 
 
 def test_loops_of_a_real_program():
@@ -173,5 +173,5 @@ def test_loops_of_a_real_program():
     return jax.lax.fori_loop(0, 5, lambda _, x: jax.lax.fori_loop(0, 3, inner, x) + 1, x)
 
   text = jax.jit(shift).lower(jnp.ones((8, 16), jnp.float32)).compile().as_text()
-  (found,) = hlo_costs.collectives(text, 4)
+  (found,) = hlo.collectives(text, 4)
   assert (found.kind, found.count, found.sent_bytes) == ('collective-permute', 15, 15 * 2 * 16 * 4)

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cover_jax import checkpoints, initialise, interop
-from cover_jax import train as training
+from cover_jax import checkpoints
+from cover_jax import weights as interop
 from cover_jax.models import TimeSformer
+from cover_jax.training import loop as training
+from cover_jax.weights import initialise
 from data_pipelines.contract import UserError
 from tests import tiny
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from configs import defaults
-from cover_jax import augment, state
-from cover_jax import train as training
+from cover_jax.augment import photometric
+from cover_jax.experiment import state
 from cover_jax.objectives import LossOutput, Objective
+from cover_jax.training import loop as training
 from tests import tiny
 
 JITTER = {'color_jitter': {'brightness': 0.9, 'contrast': 0.9}}
@@ -51,7 +52,7 @@ def drawn(options, views):
 
   clip = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
   batch = dict.fromkeys(views, clip)
-  augment.make(options, 'here').before(Objective(loss)).loss({}, {}, batch, jax.random.key(0))
+  photometric.make(options, 'here').before(Objective(loss)).loss({}, {}, batch, jax.random.key(0))
   return np.asarray(seen['video'])
 
 

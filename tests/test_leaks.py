@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import digits_cover, timesformer_k400
-from data_pipelines import arrays, build, leaks, sources
+from data_pipelines import build, sources
 from data_pipelines.builders import shards
 from data_pipelines.contract import UserError
+from data_pipelines.loading import arrays
+from data_pipelines.sources import leaks
 from tests import tiny_datasets
 from tests.test_video_files import write
 
@@ -331,7 +333,8 @@ def _config(data_dir, *variants, **options):
 
 
 def test_a_run_that_tests_what_it_trains_on_does_not_start(kinetics):
-  from cover_jax import jobs, sharding
+  from cover_jax.jobs import jobs
+  from cover_jax.runtime import sharding
 
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
   with pytest.raises(UserError, match=r"^Source 'k700' trains on 1 examples .* 'k400' has too \(bbbbbbbbbbb\)"):
@@ -345,7 +348,8 @@ def test_a_run_that_tests_what_it_trains_on_does_not_start(kinetics):
 
 
 def test_a_run_that_starts_from_weights_trained_on_its_test_split_does_not_start(kinetics, tmp_path, caplog):
-  from cover_jax import jobs, sharding
+  from cover_jax.jobs import jobs
+  from cover_jax.runtime import sharding
 
   before = _config(kinetics, '700')
   jobs.train(before, str(tmp_path / 'before'))
@@ -381,7 +385,8 @@ def test_a_run_that_starts_from_weights_trained_on_its_test_split_does_not_start
 
 
 def test_training_and_evaluation_report_what_was_trained_on(tmp_path, capsys):
-  from cover_jax import jobs, sharding
+  from cover_jax.jobs import jobs
+  from cover_jax.runtime import sharding
 
   config = digits_cover.get_config('debug')
   config.sources = {'digits': config.sources.digits}

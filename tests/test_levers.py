@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cover_jax import accumulation, metrics, optim, sharding
-from cover_jax import train as training
+from cover_jax.experiment import optim
+from cover_jax.experiment.state import create, state_shardings
 from cover_jax.models.timesformer import TimeSformer
 from cover_jax.objectives import LossOutput
-from cover_jax.state import create, state_shardings
+from cover_jax.runtime import sharding
+from cover_jax.training import accumulation, metrics
+from cover_jax.training import loop as training
 from data_pipelines.contract import UserError
 from tests import tiny
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines import arrays, loader, sources
+from data_pipelines import sources
 from data_pipelines.contract import UserError, view_names
-from data_pipelines.views import Stream, plan
+from data_pipelines.loading import arrays, loader
+from data_pipelines.loading.views import Stream, plan
 from tests import tiny_datasets
 
 H, W = tiny_datasets.HEIGHT, tiny_datasets.WIDTH
@@ -226,7 +227,7 @@ def test_array_batches_agree_with_the_rows_and_resume():
 
 
 def test_arrays_need_no_tensorflow():
-  code = 'import sys; from data_pipelines import arrays; sys.exit("tensorflow" in sys.modules)'
+  code = 'import sys; from data_pipelines.loading import arrays; sys.exit("tensorflow" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parent.parent, check=False).returncode == 0
 
 

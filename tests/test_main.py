@@ -14,8 +14,9 @@ import ml_collections
 import pytest
 
 from configs import digits_cover
-from cover_jax import checkpoints, jobs
+from cover_jax import checkpoints
 from cover_jax import main as command_line
+from cover_jax.jobs import jobs
 from data_pipelines.contract import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -309,7 +310,8 @@ def test_no_checkpoint_to_evaluate(tmp_path):
 
 def test_import_needs_no_tensorflow():
   code = (
-    'import sys; import cover_jax, cover_jax.train, cover_jax.evaluate, cover_jax.checkpoints, cover_jax.jobs; '
+    'import sys; import cover_jax, cover_jax.training.loop, cover_jax.evaluation.classify, cover_jax.checkpoints; '
+    'import cover_jax.jobs.jobs; '
     "assert 'tensorflow' not in sys.modules and 'tensorflow_datasets' not in sys.modules"
   )
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)

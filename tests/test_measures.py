@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cover_jax import evaluate, metrics, state
-from cover_jax import train as training
+from cover_jax.evaluation import classify
+from cover_jax.experiment import state
 from cover_jax.models.encoder import Encoded
 from cover_jax.objectives import LossOutput, Objective
+from cover_jax.training import loop as training
+from cover_jax.training import metrics
 from data_pipelines.contract import SourceInfo, TestSet
 from tests import tiny
 
@@ -71,7 +73,7 @@ def test_evaluation_counts_labelled_examples_once():
   }
   parts = [{key: x[i : i + 8] for key, x in batch.items()} for i in (0, 8, 16)]
   test_set = TestSet(lambda: iter(parts), 24, 0, 'by hand', '', lambda: '')
-  found = evaluate.make_evaluate(run, {'things': test_set}, mesh)(params)['things']
+  found = classify.make_evaluate(run, {'things': test_set}, mesh)(params)['things']
 
   counted = mask & (label >= 0)
   pixels = (batch['clip'][counted, 0, 0, 0, 0] / 255.0 - 0.5) / 0.5

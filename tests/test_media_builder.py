@@ -26,7 +26,7 @@ from data_pipelines.builders.listing import Clip, Listing
 from data_pipelines.builders.media import MediaBuilder, MediaConfig
 from data_pipelines.builders.video_folder import VideoFolder
 from data_pipelines.contract import UserError
-from data_pipelines.transcode import Interrupted, Settings
+from data_pipelines.media.transcode import Interrupted, Settings
 from tests.test_video_files import write
 
 SETTINGS = Settings('video', 256, 0, 85)
@@ -356,7 +356,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch):
   # The killed one decodes slowly, so that the kill comes in its middle.
   (tmp_path / 'python').mkdir()
   (tmp_path / 'python/sitecustomize.py').write_text(
-    'import time\nfrom data_pipelines import video_files\nreal = video_files.frames\n'
+    'import time\nfrom data_pipelines.media import video_files\nreal = video_files.frames\n'
     'def frames(path, threads=0):\n  time.sleep(0.05)\n  return real(path, threads)\n'
     'video_files.frames = frames\n'
   )
@@ -487,7 +487,7 @@ def test_a_decoder_that_is_told_to_stop_leaves_no_failures(tmp_path, monkeypatch
   """Ctrl-C or a cluster's SIGTERM reaches the decoders first; the videos are not to blame."""
   root = folder_of(tmp_path, train=2)
   (tmp_path / 'sitecustomize.py').write_text(
-    'import os, signal\nfrom data_pipelines import video_files\n'
+    'import os, signal\nfrom data_pipelines.media import video_files\n'
     'video_files.frames = lambda path, threads=0: os.kill(os.getpid(), signal.SIGTERM)\n'
   )
   monkeypatch.setenv('PYTHONPATH', str(tmp_path))

@@ -21,10 +21,10 @@ import pytest
 
 from benchmarks.media_picture_rows import picture_rows
 from benchmarks.media_rows import video_rows
-from data_pipelines import transcode, video_files
 from data_pipelines.builders import folders, media
 from data_pipelines.builders.listing import VIDEO_EXTENSIONS
 from data_pipelines.contract import UserError
+from data_pipelines.media import transcode, video_files
 from tests.test_annotations import mutate
 from tests.test_transcode import mutations
 

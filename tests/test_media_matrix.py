@@ -10,7 +10,7 @@ from benchmarks import media_matrix
 from benchmarks.media_picture_rows import picture_rows
 from benchmarks.media_recordings import Recorded
 from benchmarks.media_rows import video_rows
-from data_pipelines import video_files
+from data_pipelines.media import video_files
 
 # With the name of a program all rows are listed; none is made by that.
 ROWS = {row.name: row for row in (*video_rows('ffmpeg'), *picture_rows('ffmpeg'))}

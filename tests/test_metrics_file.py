@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from cover_jax import metrics, visualise
+from cover_jax.evaluation import visualise
+from cover_jax.training import metrics
 
 GOOD = [b'{"step": 4, "train/loss": 1.5}', b'{"step": 8, "train/loss": 1.25}', b'{"step": 8, "test/acts/top1": 0.5}']
 BAD = {

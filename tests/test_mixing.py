@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cover_jax import mixing, sharding
+from cover_jax.augment import mixing
 from cover_jax.models.encoder import Encoded
 from cover_jax.models.heads import Heads
 from cover_jax.objectives import classification
+from cover_jax.runtime import sharding
 from data_pipelines.contract import SourceInfo, UserError
 from tests import tiny
 from tests.test_train import ONE_DEVICE, run_steps

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import arrays, views
 from data_pipelines.contract import UserError
-from data_pipelines.mixture import MERGED, Mixture, philox, quotas, sampling_weights
+from data_pipelines.loading import arrays, views
+from data_pipelines.loading.mixture import MERGED, Mixture, philox, quotas, sampling_weights
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 SEEDS = st.integers(0, 2**63)

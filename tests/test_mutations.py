@@ -33,187 +33,196 @@ _STEP = 'test_optim.py::test_step_is_what_is_written_out[{}]'
 MUTATIONS = {
   # The optimizer.
   'decay negated': Mutation(
-    'cover_jax/optim.py', 'u + config.weight_decay * f * p', 'u - config.weight_decay * f * p', _OPTAX
+    'cover_jax/experiment/optim.py', 'u + config.weight_decay * f * p', 'u - config.weight_decay * f * p', _OPTAX
   ),
   'decay without its rules': Mutation(
-    'cover_jax/optim.py', 'config.weight_decay * f * p', 'config.weight_decay * p', _OPTAX
+    'cover_jax/experiment/optim.py', 'config.weight_decay * f * p', 'config.weight_decay * p', _OPTAX
   ),
   'decay before the scaler': Mutation(
-    'cover_jax/optim.py',
+    'cover_jax/experiment/optim.py',
     '  chain.append(scaler)\n  if config.weight_decay:\n    chain.append(optax.stateless(decay))\n',
     '  if config.weight_decay:\n    chain.append(optax.stateless(decay))\n  chain.append(scaler)\n',
     _OPTAX,
   ),
   'no clipping': Mutation(
-    'cover_jax/optim.py',
+    'cover_jax/experiment/optim.py',
     'optax.clip_by_global_norm(config.clip_norm)',
     'optax.identity()',
     'test_optim.py::test_clipping_is_by_the_norm_of_all_gradients_and_leaves_short_ones_to_the_bit',
   ),
   'clipping by element': Mutation(
-    'cover_jax/optim.py',
+    'cover_jax/experiment/optim.py',
     'optax.clip_by_global_norm(config.clip_norm)',
     'optax.clip(config.clip_norm)',
     'test_optim.py::test_clipping_is_by_the_norm_of_all_gradients_and_leaves_short_ones_to_the_bit',
   ),
   'layer decay off by one': Mutation(
-    'cover_jax/optim.py', 'np.power(decay, behind)', 'np.power(decay, behind - 1)', _CHAIN.format('sgd-options1')
+    'cover_jax/experiment/optim.py',
+    'np.power(decay, behind)',
+    'np.power(decay, behind - 1)',
+    _CHAIN.format('sgd-options1'),
   ),
   'embeddings learn as the first block': Mutation(
-    'cover_jax/optim.py', 'return decay**behind', 'return decay ** min(behind, 2)', _CHAIN.format('sgd-options1')
+    'cover_jax/experiment/optim.py',
+    'return decay**behind',
+    'return decay ** min(behind, 2)',
+    _CHAIN.format('sgd-options1'),
   ),
   'no factors of the learning rate': Mutation(
-    'cover_jax/optim.py',
+    'cover_jax/experiment/optim.py',
     'lambda u, rate: u * rate, updates',
     'lambda u, rate: u, updates',
     _CHAIN.format('sgd-options1'),
   ),
   'options dropped': Mutation(
-    'cover_jax/optim.py',
+    'cover_jax/experiment/optim.py',
     '.make(**config.options)',
     '.make(**dict.fromkeys(config.options, 0.5))',
     _OPTAX,
   ),
   'rules only at the start of a name': Mutation(
-    'cover_jax/optim.py',
+    'cover_jax/experiment/optim.py',
     're.search(pattern, name)',
     're.match(pattern, name)',
     'test_train.py::test_weight_decay_and_rates_by_rule',
   ),
   'nothing is frozen': Mutation(
-    'cover_jax/optim.py',
+    'cover_jax/experiment/optim.py',
     '_value(rules, name) == 0',
     '_value(rules, name) < 0',
     _STEP.format('frozen parts and padding'),
   ),
   'warm-up one step longer': Mutation(
-    'cover_jax/optim.py', 'main], [warmup])', 'main], [warmup + 1])', 'test_optim.py::test_cosine'
+    'cover_jax/experiment/optim.py', 'main], [warmup])', 'main], [warmup + 1])', 'test_optim.py::test_cosine'
   ),
   'cosine as long as the run': Mutation(
-    'cover_jax/optim.py', 'after = total_steps - warmup', 'after = total_steps', 'test_optim.py::test_cosine'
+    'cover_jax/experiment/optim.py', 'after = total_steps - warmup', 'after = total_steps', 'test_optim.py::test_cosine'
   ),
   'cosine to zero': Mutation(
-    'cover_jax/optim.py', 'alpha=config.final_fraction', 'alpha=0.0', 'test_optim.py::test_cosine'
+    'cover_jax/experiment/optim.py', 'alpha=config.final_fraction', 'alpha=0.0', 'test_optim.py::test_cosine'
   ),
   'steps down counted from the warm-up': Mutation(
-    'cover_jax/optim.py',
+    'cover_jax/experiment/optim.py',
     'round(epoch * steps_per_epoch) - warmup',
     'round(epoch * steps_per_epoch)',
     'test_optim.py::test_steps_down_at_whole_epochs_whatever_the_warmup',
   ),
   # The step.
   'weights of the streams dropped': Mutation(
-    'cover_jax/train.py',
+    'cover_jax/training/loop.py',
     'experiment.streams[name].loss_weight * out.loss',
     'out.loss',
     _STEP.format('sgd, weighted streams'),
   ),
   'average warms up otherwise': Mutation(
-    'cover_jax/train.py', '(10.0 + step)', '(11.0 + step)', _STEP.format('adam, shares of the mixture')
+    'cover_jax/training/loop.py', '(10.0 + step)', '(11.0 + step)', _STEP.format('adam, shares of the mixture')
   ),
   'average the wrong way round': Mutation(
-    'cover_jax/train.py', 'averaged, 1.0 - decay', 'averaged, decay', _STEP.format('adam, shares of the mixture')
+    'cover_jax/training/loop.py',
+    'averaged, 1.0 - decay',
+    'averaged, decay',
+    _STEP.format('adam, shares of the mixture'),
   ),
   'every step draws the same': Mutation(
-    'cover_jax/train.py',
+    'cover_jax/training/loop.py',
     'jax.random.fold_in(jax.random.key(config.seed), state.step)',
     'jax.random.key(config.seed)',
     'test_measures.py::test_every_step_stream_microbatch_and_seed_draws_its_own_numbers',
   ),
   'learning rate of the next step is logged': Mutation(
-    'cover_jax/train.py',
+    'cover_jax/training/loop.py',
     'schedule(step - 1)',
     'schedule(step)',
     'test_train.py::test_metrics_are_averages_over_the_interval',
   ),
   'gradients of the last microbatch only': Mutation(
-    'cover_jax/accumulation.py',
+    'cover_jax/training/accumulation.py',
     'jax.tree.map(jnp.add, gradients, more)',
     'more',
     _STEP.format('accumulation, frozen parts and padding'),
   ),
   'microbatches count alike': Mutation(
-    'cover_jax/accumulation.py',
+    'cover_jax/training/accumulation.py',
     'n / jnp.maximum(jnp.sum(n), 1)',
     'jnp.ones_like(n) / steps',
     _STEP.format('accumulation, frozen parts and padding'),
   ),
   'microbatches draw the same': Mutation(
-    'cover_jax/accumulation.py',
+    'cover_jax/training/accumulation.py',
     'jax.random.fold_in(rng, j)',
     'rng',
     'test_measures.py::test_every_step_stream_microbatch_and_seed_draws_its_own_numbers',
   ),
   # Mixing: clips on the device, sources in the order of examples.
   'label shares swapped': Mutation(
-    'cover_jax/mixing.py',
+    'cover_jax/augment/mixing.py',
     'mix.share_B * own_B + (1.0 - mix.share_B) * partner_B',
     '(1.0 - mix.share_B) * own_B + mix.share_B * partner_B',
     'test_mixing.py::test_loss_is_the_mixture_of_both_labels_losses',
   ),
   'partners leave their group': Mutation(
-    'cover_jax/mixing.py',
+    'cover_jax/augment/mixing.py',
     'jnp.where(place_B < after_B, place_B, first_B)',
     'jnp.where(place_B < len(group_B), place_B, 0)',
     'test_mixing.py::test_partners_are_a_permutation_within_the_group_without_the_clip_itself',
   ),
   'temperature the wrong way up': Mutation(
-    'data_pipelines/mixture.py',
+    'data_pipelines/loading/mixture.py',
     'weights.max()) ** (1 / temperature)',
     'weights.max()) ** temperature',
     'test_mixture.py::test_temperature_flattens',
   ),
   'passes drift': Mutation(
-    'data_pipelines/mixture.py',
+    'data_pipelines/loading/mixture.py',
     'turn // self._blocks.sum() *',
     'turn // (self._blocks.sum() + 1) *',
     'test_mixture.py::test_any_weights_see_each_example_once_per_pass',
   ),
   # Metrics and evaluation.
   'measures of all sources together': Mutation(
-    'cover_jax/metrics.py',
+    'cover_jax/training/metrics.py',
     'mask_B & (source_B == index)',
     'mask_B',
     'test_measures.py::test_measures_are_means_over_the_examples_of_their_source',
   ),
   'measures of padding': Mutation(
-    'cover_jax/metrics.py',
+    'cover_jax/training/metrics.py',
     'mask_B & (source_B == index)',
     'source_B == index',
     'test_measures.py::test_measures_are_means_over_the_examples_of_their_source',
   ),
   'measures of the last step only': Mutation(
-    'cover_jax/metrics.py',
+    'cover_jax/training/metrics.py',
     'x.merge(y)',
     'y',
     'test_measures.py::test_measures_are_means_over_the_examples_of_their_source',
   ),
   'unlabelled examples are evaluated': Mutation(
-    'cover_jax/evaluate.py',
+    'cover_jax/evaluation/classify.py',
     "batch['mask'] & (label_B >= 0)",
     "batch['mask']",
     'test_measures.py::test_evaluation_counts_labelled_examples_once',
   ),
   'top-4 for top-5': Mutation(
-    'cover_jax/evaluate.py',
+    'cover_jax/evaluation/classify.py',
     'rank_B < 5',
     'rank_B < 4',
     'test_measures.py::test_evaluation_counts_labelled_examples_once',
   ),
   'confusion transposed': Mutation(
-    'cover_jax/evaluate.py',
+    'cover_jax/evaluation/classify.py',
     '.at[label_B, predicted_B]',
     '.at[predicted_B, label_B]',
     'test_measures.py::test_evaluation_counts_labelled_examples_once',
   ),
   'missing examples the other way': Mutation(
-    'cover_jax/evaluate.py',
+    'cover_jax/evaluation/classify.py',
     'self.expected if self.missing_wrong else self.examples',
     'self.examples if self.missing_wrong else self.expected',
     'test_evaluate.py::test_missing_examples_are_counted',
   ),
   'views averaged as logarithms': Mutation(
-    'cover_jax/evaluate.py',
+    'cover_jax/evaluation/classify.py',
     'jax.nn.logsumexp(views_BxVxK, axis=1) - jnp.log(count)',
     'jnp.mean(views_BxVxK, axis=1)',
     'test_evaluate.py::test_views_are_averaged_as_probabilities',
@@ -239,79 +248,79 @@ MUTATIONS = {
   ),
   # From the config to the run.
   'device augmentation dropped': Mutation(
-    'cover_jax/experiment.py',
+    'cover_jax/experiment/build.py',
     'augments[name].before(task)',
     'task',
     'test_wiring.py::test_augmentation_on_the_device_comes_before_the_objective',
   ),
   'mixup dropped': Mutation(
-    'cover_jax/experiment.py',
+    'cover_jax/experiment/build.py',
     ', **augments[name].mixing}',
     '}',
     'test_wiring.py::test_clips_are_mixed_where_the_config_says',
   ),
   'geometry dropped in the plan': Mutation(
-    'cover_jax/experiment.py',
+    'cover_jax/experiment/build.py',
     'rand_augment=augments[name].geometry',
     'rand_augment=None',
     'test_wiring.py::test_rand_augments_geometry_is_done_by_the_host',
   ),
   'no drop paths in training': Mutation(
-    'cover_jax/experiment.py',
+    'cover_jax/experiment/build.py',
     'normal, train=True',
     'normal, train=False',
     'test_wiring.py::test_pixels_and_drop_paths_of_the_encoder',
   ),
   'pixels divided before the mean': Mutation(
-    'cover_jax/experiment.py',
+    'cover_jax/experiment/build.py',
     '(pixels - mean) / std',
     'pixels / std - mean',
     'test_wiring.py::test_pixels_and_drop_paths_of_the_encoder',
   ),
   'weights of the config dropped': Mutation(
-    'cover_jax/experiment.py',
+    'cover_jax/experiment/build.py',
     'explicit=explicit)',
     'explicit=None)',
     'test_wiring.py::test_weights_of_the_streams_losses',
   ),
   'geometry dropped on the way to the loader': Mutation(
-    'cover_jax/jobs.py',
+    'cover_jax/jobs/jobs.py',
     'rand_augment=stream.rand_augment',
     'rand_augment=None',
     'test_wiring.py::test_rand_augments_geometry_is_done_by_the_host',
   ),
   'one source a step dropped': Mutation(
-    'cover_jax/jobs.py',
+    'cover_jax/jobs/jobs.py',
     'one_source_a_step=config.mixture.one_source_a_step',
     'one_source_a_step=False',
     'test_wiring.py::test_one_source_a_step',
   ),
   'weights dropped on the way to the loader': Mutation(
-    'cover_jax/jobs.py',
+    'cover_jax/jobs/jobs.py',
     'experiment.weights[experiment.sources[i].name]',
     'experiment.sources[i].num_examples',
     'test_wiring.py::test_weights_of_the_mixture_choose_the_examples',
   ),
   'views of the objective dropped': Mutation(
-    'cover_jax/jobs.py',
+    'cover_jax/jobs/jobs.py',
     'views=experiment.objectives[name].views',
     'views=None',
     'test_wiring.py::test_an_objectives_views_are_loaded',
   ),
   'share of the labels dropped': Mutation(
-    'cover_jax/jobs.py',
+    'cover_jax/jobs/jobs.py',
     "subsets.few_labels(source, source_config['label_fraction'])",
     'source',
     'test_wiring.py::test_some_of_the_training_examples',
   ),
   'other parameters evaluated': Mutation(
-    'cover_jax/jobs.py',
+    'cover_jax/jobs/jobs.py',
     "{'raw': current.params, 'ema': current.ema}",
     "{'raw': current.ema, 'ema': current.params}",
     'test_wiring.py::test_parameters_that_are_evaluated',
   ),
   'always the same initial weights': Mutation(
-    'cover_jax/state.py',
+    'cover_jax/experiment/state.py',
     'jax.random.key(experiment.config.seed)',
     'jax.random.key(0)',
     'test_wiring.py::test_seed_of_the_initial_weights',

@@ -1,7 +1,7 @@
 """The optimizer and the step around it against the same arithmetic written out in numpy, and against optax's own.
 
-The reference knows nothing of `cover_jax.optim`: no regexes, no trees, float64. What decays and how fast each
-parameter learns is said once as the config says it and once as a function of the parameter's name.
+The reference knows nothing of `cover_jax.experiment.optim`: no regexes, no trees, float64. What decays and how fast
+each parameter learns is said once as the config says it and once as a function of the parameter's name.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ import optax
 import pytest
 from flax import linen, traverse_util
 
-from cover_jax import optim, state
-from cover_jax import train as training
+from cover_jax.experiment import optim, state
 from cover_jax.models.timesformer import TimeSformer
 from cover_jax.objectives import LossOutput, Objective
+from cover_jax.training import loop as training
 from data_pipelines.contract import UserError
 from tests import tiny
 

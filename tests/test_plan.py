@@ -15,11 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cover_jax import chips, hlo_costs, plan, plan_costs, plan_report, sharding
+from cover_jax import plan
 from cover_jax.models.timesformer import TimeSformer
-from cover_jax.plan_costs import Memory, OutOfMemory
-from data_pipelines import sizes
+from cover_jax.planning import chips, hlo, report
+from cover_jax.planning import costs as plan_costs
+from cover_jax.planning.costs import Memory, OutOfMemory
+from cover_jax.runtime import sharding
 from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.sources import sizes
 from tests import tiny
 
 GiB = 2**30
@@ -90,7 +93,7 @@ def test_out_of_memory_is_a_result(text, needed, available):
   assert (found.needed / GiB, found.available / GiB) == pytest.approx((needed, available))
   found = dataclasses.replace(found, kinds={'parameters': GiB})
   result = {'memory': found, 'chip': {'hbm_bytes': found.available}}
-  assert f'needs {needed:.2f} of {available:.2f} GiB' in plan_report.verdict(result)
+  assert f'needs {needed:.2f} of {available:.2f} GiB' in report.verdict(result)
   with pytest.raises(jax.errors.JaxRuntimeError):
     plan_costs._compile(_Refused('INTERNAL: something else'))
 
@@ -159,7 +162,7 @@ def test_products_of_the_published_models(fields, frames, gmac):
   clip = jax.ShapeDtypeStruct((1, frames, *size, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), clip)
   # The model may do somewhat more than the paper's products, never less.
-  assert 0.999 * counted < hlo_costs.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
+  assert 0.999 * counted < hlo.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
 
 
 @pytest.mark.parametrize('fields', [{'attention': 'joint'}, {'attention': 'space'}, {'image_temporal': 'skip'}, {}])
@@ -169,7 +172,7 @@ def test_products_of_the_variants(fields, frames):
   clip = jax.ShapeDtypeStruct((1, frames, 224, 224, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), clip)
   counted = model.products(frames, (224, 224))
-  assert 0.999 * counted < hlo_costs.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
+  assert 0.999 * counted < hlo.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
 
 
 def test_costs_of_deep_models_from_shallow_ones():
@@ -208,7 +211,7 @@ def test_accumulation_does_not_change_costs(monkeypatch):
 def test_time_from_the_data_sheet():
   run, mesh = planner().build()
   costs = plan_costs.StepCosts({}, update_bytes=0.0, flops=2e12, bytes=3e11, model_flops=8e12)
-  links = [hlo_costs.Collective('all-reduce', 1, 1e9, 2e9)]
+  links = [hlo.Collective('all-reduce', 1, 1e9, 2e9)]
   time = plan_costs.step_time(costs, links, chips.CPU, run, mesh)
   assert (time['compute'], time['memory'], time['links']) == pytest.approx((2.0, 3.0, 0.2))
   assert (time['at_least'], time['estimate']) == pytest.approx((3.0, 5.2))
@@ -266,28 +269,28 @@ def test_levers_that_change_nothing_or_cannot_be_are_said(monkeypatch):
   assert names[0] == 'as configured' and 'remat full' not in names and 'fsdp 1' not in names
   refused = {row['lever']: row['refused'] for row in rows if 'refused' in row}
   assert 'fsdp 8' in refused and 'devices' in refused['fsdp 8']
-  assert 'fsdp 8' in plan_report._levers(rows)
+  assert 'fsdp 8' in report._levers(rows)
 
 
 def test_config_for_fewer_devices_says_what_to_change(monkeypatch):
   monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: OutOfMemory(2 * GiB, GiB))
   options = {'with_costs': False, 'with_search': False, 'with_levers': False}
   result = plan.plan(planner(8, batch_multiple=4, batch_size=64), **options)
-  assert 'set config.batch_multiple=8' in plan_report.slice_report(result)
-  assert not result['fits'] and '| the rest |' in plan_report.slice_report(result)
-  assert '| cpu:8 | 8 | 2.00 | no |' in plan_report.comparison([result, result])
+  assert 'set config.batch_multiple=8' in report.slice_report(result)
+  assert not result['fits'] and '| the rest |' in report.slice_report(result)
+  assert '| cpu:8 | 8 | 2.00 | no |' in report.comparison([result, result])
 
 
 def test_a_program_whose_communication_cannot_be_read_keeps_the_rest(monkeypatch):
   def unreadable(compiled, mesh):
-    raise hlo_costs.Unreadable('all-gather in a loop')
+    raise hlo.Unreadable('all-gather in a loop')
 
   monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: 'compiled')
   monkeypatch.setattr(plan_costs, 'memory', lambda *_: Memory(0, 0, 0, 0, 0, 0, 1, 0))
   monkeypatch.setattr(plan_costs, 'communication', unreadable)
   result = plan.plan(planner(8), with_costs=False, with_search=False, with_levers=True)
   assert result['fits'] and 'time' not in result and len(result['levers']) > 3
-  assert 'cannot be counted, so there is no time of a step: all-gather in a loop.' in plan_report.slice_report(result)
+  assert 'cannot be counted, so there is no time of a step: all-gather in a loop.' in report.slice_report(result)
 
 
 def test_what_is_known_is_saved_at_once(monkeypatch):

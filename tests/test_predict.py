@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cover_jax import api, predict, visualise
+from cover_jax import api, predict
+from cover_jax.evaluation import visualise
 from tests import tiny_checkpoint
 from tests.test_video_files import MEDIA, write
 
@@ -95,7 +96,7 @@ def test_annotation_shows_the_window_of_its_time(tmp_path):
   shown = []
   picture = lambda image, lines: shown.append(lines) or image
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('cover_jax.visualise.annotate', picture)
+    patch.setattr('cover_jax.evaluation.visualise.annotate', picture)
     assert predict.write_annotated(report, str(tmp_path / 'out'), 1).endswith('out.mp4')
   assert shown[:20] == [['acts', '  50% first']] * 20 and shown[20:] == [['acts', '  50% second']] * 10
 

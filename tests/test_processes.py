@@ -16,9 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from cover_jax import checkpoints, metrics, processes
-from cover_jax import evaluate as evaluation
-from cover_jax import train as training
+from cover_jax import checkpoints
+from cover_jax.evaluation import classify as evaluation
+from cover_jax.runtime import processes
+from cover_jax.training import loop as training
+from cover_jax.training import metrics
 from data_pipelines.contract import UserError
 from tests import tiny
 from tests.test_main import ROOT

@@ -11,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from cover_jax import evaluate, experiment, frozen, protocols, sharding, state
-from cover_jax import train as training
-from data_pipelines import arrays, sources, subsets, views
+from cover_jax.evaluation import classify, frozen, protocols
+from cover_jax.experiment import build, state
+from cover_jax.runtime import sharding
+from cover_jax.training import loop as training
+from data_pipelines import sources
 from data_pipelines.contract import UserError
+from data_pipelines.loading import arrays, views
+from data_pipelines.sources import subsets
 from tests import tiny, tiny_datasets
 
 
@@ -208,7 +212,7 @@ def keys_of(changes=None, source_changes=None, frames=None):
   source = dataclasses.replace(tiny.sources()[0], **(source_changes or {}))
   if frames is not None:
     source = dataclasses.replace(source, frames=frames)
-  run = experiment.build(tiny.config(**(changes or {})), [s.info for s in tiny.sources()])
+  run = build.build(tiny.config(**(changes or {})), [s.info for s in tiny.sources()])
   plan = run.stream_of('acts')
   test_set = views.make_test_set(source, views.Stream((0,), plan.num_frames, plan.size, 8), iter)
   return frozen._key(run, 'weights', test_set, 'cls')
@@ -291,15 +295,15 @@ def test_damaged_features_are_made_again_and_that_is_said(tmp_path, damage, capl
 
 
 def test_evaluations_tell_how_far_they_are(monkeypatch, caplog, tmp_path):
-  """In training, in --mode=evaluate and for frozen features: they share `evaluate.reported`."""
-  monkeypatch.setattr(evaluate, 'REPORT_EVERY', 0.0)
+  """In training, in --mode=evaluate and for frozen features: they share `classify.reported`."""
+  monkeypatch.setattr(classify, 'REPORT_EVERY', 0.0)
   with caplog.at_level('INFO'):
     run, encoder, tests, _ = features_on((1, 1, 1), 16)
     _, mesh, _, _ = tiny.build(run.config, jax.devices()[:1])
     frozen.cached(str(tmp_path), run, encoder, 'weights', 'frozen', tests['acts'], mesh, 'cls')
     optimizer, _ = training.make_optimizer(run)
     params = state.create(run, optimizer, mesh, state.state_shardings(run, optimizer, mesh)[1]).params
-    evaluate.make_evaluate(run, tests, mesh)(params)
+    classify.make_evaluate(run, tests, mesh)(params)
   lines = [r.getMessage() for r in caplog.records]
   for name, count in (('acts', 40), ('moves', 24), ('things', 64), ('frozen', 40)):
     told = [line for line in lines if line.startswith(f'{name}: ')]
@@ -354,7 +358,7 @@ def test_judge():
 def test_command_leaves_a_report_and_a_picture(embedded_data, tmp_path, capsys):
   """The job as the command line runs it; R@1 is computed again from the features that it keeps."""
   from configs import frozen_digits
-  from cover_jax import jobs
+  from cover_jax.jobs import jobs
 
   config = frozen_digits.get_config('debug')
   config.frozen.clips = 2
@@ -375,7 +379,8 @@ def test_command_leaves_a_report_and_a_picture(embedded_data, tmp_path, capsys):
 def test_commands_from_pretraining_to_few_labels(embedded_data, tmp_path):
   """VTDL, then fine-tuning on 5 % of the labels and frozen features of it, as docs/vtdl.md has them."""
   from configs import finetune_digits, frozen_digits, vtdl_digits
-  from cover_jax import checkpoints, jobs
+  from cover_jax import checkpoints
+  from cover_jax.jobs import jobs
 
   jobs.train(vtdl_digits.get_config('debug'), str(tmp_path / 'vtdl'))
   pretrained = checkpoints.load(str(tmp_path / 'vtdl'))['state']
@@ -399,7 +404,8 @@ def test_commands_from_pretraining_to_few_labels(embedded_data, tmp_path):
 def test_semi_supervised_command(embedded_data, tmp_path):
   """A labelled and an unlabelled stream train one encoder; only the labelled source is tested."""
   from configs import semi_supervised_digits
-  from cover_jax import jobs, metrics
+  from cover_jax.jobs import jobs
+  from cover_jax.training import metrics
 
   jobs.train(semi_supervised_digits.get_config('debug'), str(tmp_path))
   (last,) = [

@@ -11,10 +11,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data_pipelines import frame_index, loader, reading, sources
+from data_pipelines import sources
 from data_pipelines.contract import UserError
-from data_pipelines.mixture import MERGED
-from data_pipelines.views import Stream
+from data_pipelines.loading import loader
+from data_pipelines.loading.mixture import MERGED
+from data_pipelines.loading.views import Stream
+from data_pipelines.storage import frame_index, reading
 from tests import tiny_datasets
 
 CLIPS = {'dataset': 'tiny_test_clips', 'train': 'train'}

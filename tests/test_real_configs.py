@@ -111,7 +111,7 @@ def prepared(media, tmp_path_factory):
   ],
 )
 def test_trains_two_steps_on_the_official_formats(experiment, prepared, tmp_path):
-  from cover_jax import jobs
+  from cover_jax.jobs import jobs
 
   name, _, variant = experiment.partition(':')
   config = _FULL[name][0].get_config(f'{variant},debug')
@@ -129,7 +129,8 @@ def test_trains_two_steps_on_the_official_formats(experiment, prepared, tmp_path
 
 def test_my_own_videos_as_the_docs_say(media, tmp_path):
   """The four commands of docs/datasets.md, with `:debug` for `:tiny`."""
-  from cover_jax import jobs, predict
+  from cover_jax import predict
+  from cover_jax.jobs import jobs
   from data_pipelines import build, inspect
 
   miniature.folder(media, tmp_path / 'videos')
@@ -154,8 +155,8 @@ def _all_variants():
 @pytest.mark.parametrize(('module', 'variant'), _all_variants())
 def test_full_size_configs_build(module, variant):
   """What a config says at full size makes a run: models, streams, batch sizes; nothing is computed."""
-  from cover_jax import experiment as experiments
-  from cover_jax import settings
+  from cover_jax.experiment import build as experiments
+  from cover_jax.experiment import settings
   from data_pipelines.contract import SourceInfo
 
   config = module.get_config(variant)

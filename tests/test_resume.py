@@ -6,7 +6,8 @@ import os
 import pytest
 
 from configs import defaults, digits_cover
-from cover_jax import checkpoints, jobs, resume
+from cover_jax import checkpoints
+from cover_jax.jobs import jobs, resume
 from data_pipelines.contract import UserError
 from tests.test_train_loop import run, saved  # noqa: F401  a fixture
 
@@ -168,7 +169,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_config_json(run, tmp_path, monkey
   def misfit(*_):
     raise UserError('does not fit')
 
-  monkeypatch.setattr('cover_jax.train.start_state', misfit)
+  monkeypatch.setattr('cover_jax.training.loop.start_state', misfit)
   with pytest.raises(UserError, match='does not fit'):
     run(total_steps=7)
   assert (tmp_path / 'config.json').read_bytes() == before and saved(tmp_path)[0] == 5

@@ -7,9 +7,13 @@ import av
 import numpy as np
 import pytest
 
-from cover_jax import api, experiment, jobs
-from data_pipelines import build, clips, sources, video_files
+from cover_jax import api
+from cover_jax.experiment import build as experiment
+from cover_jax.jobs import jobs
+from data_pipelines import build, sources
+from data_pipelines.clips import sampling
 from data_pipelines.contract import UserError
+from data_pipelines.media import video_files
 from tests import tiny
 from tests.test_video_files import cut_of, grey
 
@@ -114,8 +118,8 @@ def test_every_window_is_a_dense_clip_from_its_start(monkeypatch, seed):
   count, length, stride = rng.integers(1, 90), rng.integers(2, 9), rng.integers(1, 5)
   fps, target = rng.choice([10.0, 24.0, 25.0, 29.97, 30.0, 60.0]), rng.choice([0.0, 8.0, 12.0, 25.0, 30.0])
   loop, hop = bool(rng.integers(2)), [None, int(rng.integers(1, 40))][rng.integers(2)]
-  step = clips.step_of(stride, fps, target)
-  span = int(clips.offsets(length, step)[-1])
+  step = sampling.step_of(stride, fps, target)
+  span = int(sampling.offsets(length, step)[-1])
 
   def frames(path):
     for i in range(count):
@@ -127,10 +131,10 @@ def test_every_window_is_a_dense_clip_from_its_start(monkeypatch, seed):
   found = [w.clip[:, 0, 0, 0].tolist() for w in video_files.windows('v', [cut], hop)]
   starts = [clip[0] for clip in found]
   if count <= span + 1:
-    assert found == [clips.dense(count, length, step, loop=loop).tolist()]
+    assert found == [sampling.dense(count, length, step, loop=loop).tolist()]
     return
   for clip in found:
-    assert clip == (clip[0] + clips.offsets(length, step)).tolist() and clip[-1] < count
+    assert clip == (clip[0] + sampling.offsets(length, step)).tolist() and clip[-1] < count
   assert starts == sorted(set(starts)) and starts[0] == 0
   # It ends as near to the video's end as a clip can that starts on the grid of the stride.
   assert count - 1 - found[-1][-1] <= int(np.ceil(step))

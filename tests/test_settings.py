@@ -13,11 +13,13 @@ import pytest
 from absl import flags
 
 from configs import defaults, digits_cover
-from cover_jax import command_line, experiment, settings, state
-from cover_jax import train as training
+from cover_jax import command_line
+from cover_jax.experiment import build as experiment
+from cover_jax.experiment import settings, state
+from cover_jax.training import loop as training
 from data_pipelines import declared
+from data_pipelines.clips.settings import SOURCE
 from data_pipelines.contract import SourceInfo, UserError
-from data_pipelines.settings import SOURCE
 
 NAN, INF = float('nan'), float('inf')
 

@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from configs import defaults
-from cover_jax import experiment as experiments
-from cover_jax import sharding
-from cover_jax import train as training
-from cover_jax.state import state_shardings
+from cover_jax.experiment import build as experiments
+from cover_jax.experiment.state import state_shardings
+from cover_jax.runtime import sharding
+from cover_jax.training import loop as training
 from data_pipelines.contract import SourceInfo, UserError
 from tests import tiny
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import transcode, video_files
 from data_pipelines.contract import UserError
-from data_pipelines.transcode import Failure, Settings
+from data_pipelines.media import transcode, video_files
+from data_pipelines.media.transcode import Failure, Settings
 
 SETTINGS = Settings('image', short_side=0, fps=0, jpeg_quality=95)
 # From black to white in steps of 8 rows, as shares of white.

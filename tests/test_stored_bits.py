@@ -16,9 +16,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipelines import compact, frame_index, inspect, loader, reading, sources
+from data_pipelines import inspect, sources
 from data_pipelines.contract import UserError
-from data_pipelines.views import Stream
+from data_pipelines.loading import loader
+from data_pipelines.loading.views import Stream
+from data_pipelines.media import compact
+from data_pipelines.storage import frame_index, reading
 from tests import tiny_datasets
 
 FLIPS = 200

@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cover_jax import checkpoints, metrics, optim, sharding
-from cover_jax import train as training
-from cover_jax.finite import NonFiniteLoss
-from cover_jax.state import create, state_shardings
+from cover_jax import checkpoints
+from cover_jax.experiment import optim
+from cover_jax.experiment.state import create, state_shardings
+from cover_jax.runtime import sharding
+from cover_jax.training import loop as training
+from cover_jax.training import metrics
+from cover_jax.training.finite import NonFiniteLoss
 from data_pipelines.contract import UserError
 from tests import tiny
 

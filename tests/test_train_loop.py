@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cover_jax import checkpoints, metrics, visualise
-from cover_jax import train as training
-from cover_jax import workdir as workdirs
-from cover_jax.finite import NonFiniteLoss
-from cover_jax.state import TrainState
+from cover_jax import checkpoints
+from cover_jax.checkpoints import workdir as workdirs
+from cover_jax.evaluation import visualise
+from cover_jax.experiment.state import TrainState
+from cover_jax.training import loop as training
+from cover_jax.training import metrics
+from cover_jax.training.finite import NonFiniteLoss
 from data_pipelines import durable
 from data_pipelines.contract import UserError
 from tests import tiny

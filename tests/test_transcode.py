@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines import compact, transcode, video_files
-from data_pipelines.transcode import Decoder, Failure, Interrupted, Settings
+from data_pipelines.media import compact, transcode, video_files
+from data_pipelines.media.transcode import Decoder, Failure, Interrupted, Settings
 from tests.test_video_files import packet_places, write, write_at
 
 NATIVE = Settings('video', short_side=256, fps=0, jpeg_quality=85)
@@ -310,7 +310,7 @@ def test_a_stopped_child_is_no_failure_of_the_file(sabotaged):
 def test_slow_but_steady_decoding_is_no_hang(tmp_path, monkeypatch):
   """The limit is on the time without a frame, not on the length of a video; and not on a slow reader."""
   (tmp_path / 'sitecustomize.py').write_text(
-    'import time\nfrom data_pipelines import video_files\nreal = video_files.frames\n'
+    'import time\nfrom data_pipelines.media import video_files\nreal = video_files.frames\n'
     'def frames(path, threads=0):\n  for frame in real(path, threads):\n    time.sleep(0.3)\n    yield frame\n'
     'video_files.frames = frames\n'
   )
@@ -321,7 +321,7 @@ def test_slow_but_steady_decoding_is_no_hang(tmp_path, monkeypatch):
 
 def test_a_child_ends_with_its_parent(tmp_path):
   code = (
-    'import os, sys\nfrom data_pipelines.transcode import Decoder, Settings\n'
+    'import os, sys\nfrom data_pipelines.media.transcode import Decoder, Settings\n'
     'd = Decoder().__enter__()\nd(sys.argv[1], Settings("video", 0, 0, 85))\n'
     'print(d._child.pid, flush=True)\nos.kill(os.getpid(), 9)\n'
   )
@@ -337,7 +337,9 @@ def test_a_child_ends_with_its_parent(tmp_path):
 
 
 def test_the_child_needs_no_tensorflow():
-  code = 'import sys, data_pipelines.transcode; print(sorted(m for m in sys.modules if m in ("tensorflow", "jax")))'
+  code = (
+    'import sys, data_pipelines.media.transcode; print(sorted(m for m in sys.modules if m in ("tensorflow", "jax")))'
+  )
   assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import clips, video_files
+from data_pipelines.clips import sampling
 from data_pipelines.contract import UserError
-from data_pipelines.video_files import BrokenOff, Cut, Damaged
+from data_pipelines.media import video_files
+from data_pipelines.media.video_files import BrokenOff, Cut, Damaged
 
 # Frames that each file of the media folder decodes to, and its upright (height, width).
 MEDIA = {
@@ -215,16 +216,16 @@ def test_dense_windows_cover_the_video_and_the_last_ends_with_it(tmp_path):
 @pytest.mark.parametrize(('count', 'length', 'stride'), [(1, 4, 1), (3, 4, 1), (5, 4, 2), (6, 2, 9), (7, 4, 2)])
 def test_a_short_video_gives_the_frames_that_evaluation_takes(tmp_path, count, length, stride):
   path = write(tmp_path / 'v.avi', count)
-  assert clips_of(path, cut_of(length, stride=stride)) == [clips.dense(count, length, stride).tolist()]
-  segments = [clips.segments(count, length).tolist()]
+  assert clips_of(path, cut_of(length, stride=stride)) == [sampling.dense(count, length, stride).tolist()]
+  segments = [sampling.segments(count, length).tolist()]
   assert clips_of(path, cut_of(length, 'segments')) == segments
 
 
 def test_segments_of_a_long_video_are_several_windows(tmp_path):
   path = write(tmp_path / 'v.mkv', 24)
-  expected = [start + clips.segments(10, 4) for start in (0, 10, 14)]
+  expected = [start + sampling.segments(10, 4) for start in (0, 10, 14)]
   assert clips_of(path, cut_of(4, 'segments'), length=10) == [e.tolist() for e in expected]
-  overlapping = [start + clips.segments(10, 4) for start in (0, 7, 14)]
+  overlapping = [start + sampling.segments(10, 4) for start in (0, 7, 14)]
   assert clips_of(path, cut_of(4, 'segments'), length=10, hop=7) == [e.tolist() for e in overlapping]
 
 
@@ -257,7 +258,7 @@ def test_memory_holds_one_window_however_long_the_video(tmp_path):
 def test_fit_gives_the_pixels_of_the_training_pipeline(shape, size):
   tf = pytest.importorskip('tensorflow')
   image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-  top, left, height, width = clips.center_crop(*shape, size)
+  top, left, height, width = sampling.center_crop(*shape, size)
   expected = tf.image.resize(image[top : top + height, left : left + width], size)
   expected = tf.cast(tf.round(expected), tf.uint8).numpy()
   found = video_files.fit(image, size)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cover_jax.interop import video_layouts as layouts
-from cover_jax.interop.weights import convert, detect
 from cover_jax.models.pooling import AttentiveBlock
 from cover_jax.models.videomae import VideoMAE, sine_positions
 from cover_jax.models.vjepa2 import VJEPA2
+from cover_jax.weights import video_layouts as layouts
+from cover_jax.weights.common import convert, detect
 from tests import encoder_parity as parity
 
 FIELDS = {'patch_size': 8, 'width': 48, 'depth': 3, 'num_heads': 4, 'mlp_dim': 96}

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cover_jax import checkpoints, initialise, interop
-from cover_jax.interop import convolution_layouts, video_layouts
+from cover_jax import checkpoints
+from cover_jax import weights as interop
 from cover_jax.models import encoder as encoders
+from cover_jax.weights import convolution_layouts, initialise, video_layouts
 from data_pipelines.contract import UserError
 
 SMALL = {

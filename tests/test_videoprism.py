@@ -11,11 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from cover_jax.interop.layouts import Rule
-from cover_jax.interop.video_layouts import VIDEOPRISM
-from cover_jax.interop.weights import convert
 from cover_jax.models.pooling import AttentivePooling
 from cover_jax.models.videoprism import VideoPrism
+from cover_jax.weights.common import convert
+from cover_jax.weights.layouts import Rule
+from cover_jax.weights.video_layouts import VIDEOPRISM
 from tests import encoder_parity as parity
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / 'data' / 'videoprism_small.json').read_text())

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines import affine, arrays, clips, loader, sources
+from data_pipelines import sources
+from data_pipelines.clips import affine, sampling
 from data_pipelines.contract import UserError
-from data_pipelines.mixture import philox
-from data_pipelines.views import Stream, check, examples_per_step, label_of, make_test_set, plan, protocol
+from data_pipelines.loading import arrays, loader
+from data_pipelines.loading.mixture import philox
+from data_pipelines.loading.views import Stream, check, examples_per_step, label_of, make_test_set, plan, protocol
 from tests import tiny_datasets
 
 CLIPS = {'dataset': 'tiny_test_clips', 'train': 'train', 'test': 'validation'}
@@ -64,7 +66,7 @@ def test_unknown_rate_is_refused():
 def test_dense_places_are_in_the_video_and_differ_where_there_is_room(num_frames, length, stride, count, loop):
   starts = []
   for place in np.linspace(0, 1, count):
-    frames = clips.dense(num_frames, length, stride, place=place, loop=loop)
+    frames = sampling.dense(num_frames, length, stride, place=place, loop=loop)
     assert frames.min() >= 0 and frames.max() < num_frames
     starts.append(int(frames[0]))
   free = num_frames - 1 - math.floor(stride * (length - 1) + 0.5)
@@ -95,8 +97,8 @@ def test_loop_and_clamp_of_short_videos():
 
 
 def test_protocol_crops():
-  boxes = lambda count, h=240, w=320, **k: clips.protocol_crops(h, w, (224, 224), count, **k)
-  assert boxes(1) == [(clips.center_crop(240, 320, (224, 224)), False)]
+  boxes = lambda count, h=240, w=320, **k: sampling.protocol_crops(h, w, (224, 224), count, **k)
+  assert boxes(1) == [(sampling.center_crop(240, 320, (224, 224)), False)]
   assert [b.left for b, _ in boxes(3)] == [0, 40, 80] and {b.top for b, _ in boxes(3)} == {0}
   assert [b.top for b, _ in boxes(3, 320, 240)] == [0, 40, 80]
   assert [(b.top, b.left) for b, _ in boxes(5, fraction=0.5)] == [(0, 0), (0, 200), (120, 0), (120, 200), (60, 100)]
@@ -117,7 +119,7 @@ def test_views_are_clips_times_crops():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(50, 700), st.integers(50, 700), st.integers(0, 2**32))
 def test_short_side_crop_is_within_and_square(height, width, seed):
-  box = clips.short_side_crop(height, width, philox(1, seed), (256, 320), (224, 224))
+  box = sampling.short_side_crop(height, width, philox(1, seed), (256, 320), (224, 224))
   assert box.top >= 0 and box.left >= 0 and box.top + box.height <= height and box.left + box.width <= width
   assert abs(box.height - box.width) <= 1
   assert 224 / 320 - 0.02 <= box.height / min(height, width) <= 224 / 256 + 0.02
@@ -155,7 +157,7 @@ def test_rotation_is_pillows():
 
 def mapped(clip, map_2x3):
   """A clip under a map, by TensorFlow; Pillow's way of `arrays` must agree but at the border."""
-  from data_pipelines import decode
+  from data_pipelines.clips import decode
 
   size = clip.shape[1:3]
   found = decode.warp(np.asarray(clip), affine.projective(map_2x3).astype(np.float32)).numpy()
@@ -171,9 +173,9 @@ def mapped(clip, map_2x3):
 
 
 def loader_view(length, size, map_2x3):
-  from data_pipelines.views import View
+  from data_pipelines.loading.views import View
 
-  return View(np.arange(length), clips.Box(0, 0, *size), False, map_2x3)
+  return View(np.arange(length), sampling.Box(0, 0, *size), False, map_2x3)
 
 
 def test_maps_are_applied_in_order_and_alike_to_all_frames():

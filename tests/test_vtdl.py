@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cover_jax import augment, checkpoints, contrastive, sharding
-from cover_jax import experiment as experiments
-from cover_jax import train as training
-from cover_jax.objectives import vtdl
-from cover_jax.state import create, state_shardings
-from data_pipelines import arrays, sources
+from cover_jax import checkpoints
+from cover_jax.augment import photometric
+from cover_jax.experiment import build as experiments
+from cover_jax.experiment.state import create, state_shardings
+from cover_jax.objectives import contrastive, vtdl
+from cover_jax.runtime import sharding
+from cover_jax.training import loop as training
+from data_pipelines import sources
 from data_pipelines.contract import SourceInfo, UserError
-from data_pipelines.views import Stream
+from data_pipelines.loading import arrays
+from data_pipelines.loading.views import Stream
 from tests import tiny
 from tests.test_train import Stopped, bits
 
@@ -79,7 +82,7 @@ def test_contrast_about_each_frames_mean_and_cutting_break_it():
 
 def test_colours_as_the_configs_use_them_keep_it():
   clip = moving_clip() / 255
-  changed = augment.color_jitter(jax.random.key(1), clip, brightness=0.5, contrast=0.5, clamp=False)
+  changed = photometric.color_jitter(jax.random.key(1), clip, brightness=0.5, contrast=0.5, clamp=False)
   before, after = np.diff(clip, axis=1), np.diff(changed, axis=1)
   for b in range(3):
     ratio = (after[b] * before[b]).sum() / (before[b] ** 2).sum()
@@ -342,7 +345,7 @@ def test_resumed_run_is_bit_equal(tmp_path):
   assert read('parts') == read('whole')
   assert 'train/video/acts/negative' in read('whole') and 'train/video/moves/queue' in read('whole')
   # Its checkpoint seeds a labelled run: encoder loaded, projection head dropped, fresh heads.
-  from cover_jax import initialise
+  from cover_jax.weights import initialise
 
   c = tiny.config(init_from__path=str(tmp_path / 'whole'))
   experiment, mesh, _, _ = tiny.build(c)

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from cover_jax import train as training
+from cover_jax.training import loop as training
 from tests import test_processes as processes
 from tests import tiny
 

@@ -18,11 +18,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import defaults
-from cover_jax import experiment as experiments
-from cover_jax import initialise, jobs, sharding
-from cover_jax import train as training
+from cover_jax.experiment import build as experiments
+from cover_jax.experiment.state import create, init_params
+from cover_jax.jobs import jobs
 from cover_jax.models.encoder import Encoded
-from cover_jax.state import create, init_params
+from cover_jax.runtime import sharding
+from cover_jax.training import loop as training
+from cover_jax.weights import initialise
 from data_pipelines.contract import SourceInfo, view_names
 from tests import tiny
 

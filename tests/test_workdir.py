@@ -14,8 +14,8 @@ import uuid
 import pytest
 
 from configs import digits_cover
-from cover_jax import jobs
-from cover_jax import workdir as workdirs
+from cover_jax.checkpoints import workdir as workdirs
+from cover_jax.jobs import jobs
 from data_pipelines import durable
 from data_pipelines.contract import UserError
 from tests.test_main import ROOT

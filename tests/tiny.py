@@ -7,10 +7,10 @@ import ml_collections
 import numpy as np
 
 from configs import defaults
-from cover_jax import experiment as experiments
-from cover_jax import sharding
-from data_pipelines import arrays, views
+from cover_jax.experiment import build as experiments
+from cover_jax.runtime import sharding
 from data_pipelines.contract import SourceInfo
+from data_pipelines.loading import arrays, views
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import functools
 import shutil
 import tempfile
 
-from cover_jax import train as training
+from cover_jax.training import loop as training
 from tests import tiny
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from cover_jax import mixing
+from cover_jax.augment import mixing
 from cover_jax.models.heads import Heads, cross_entropy, head_columns, is_labelled, rank_of_label
 from cover_jax.objectives import Encode, LossOutput, Objective
 from data_pipelines.contract import SourceInfo, UserError

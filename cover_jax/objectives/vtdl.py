@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cover_jax import contrastive
-from cover_jax.contrastive import Negatives
-from cover_jax.objectives import Encode, LossOutput, Objective
+from cover_jax.objectives import Encode, LossOutput, Objective, contrastive
+from cover_jax.objectives.contrastive import Negatives
 from data_pipelines.contract import UserError
 from data_pipelines.declared import flag, number, one_of, whole
 

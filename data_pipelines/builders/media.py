@@ -29,7 +29,7 @@ from data_pipelines.builders.listing import Clip as Clip
 from data_pipelines.builders.listing import Listing as Listing
 from data_pipelines.builders.lists import SPLITS
 from data_pipelines.contract import UserError
-from data_pipelines.transcode import Interrupted, Settings
+from data_pipelines.media.transcode import Interrupted, Settings
 
 FAILURES = 'failures.csv'
 _BREAKS = ('Cc', 'Zl', 'Zp')  # Unicode's control characters and separators of lines
@@ -45,7 +45,7 @@ class MediaConfig(tfds.core.BuilderConfig):
     fps: frames a second of videos, resampled by time; 0: as they are.
     jpeg_quality: 1 to 95.
     storage: of videos; 'jpeg': every frame a JPEG, read fast; 'mp4': one small video each, a seventh of the disk and
-      several times the CPU a clip (`data_pipelines.compact`).
+      several times the CPU a clip (`data_pipelines.media.compact`).
   """
 
   short_side: int = 256

@@ -20,9 +20,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_pipelines import compact
 from data_pipelines.builders.listing import Clip
-from data_pipelines.transcode import Decoder, Failure, Media, Settings
+from data_pipelines.media import compact
+from data_pipelines.media.transcode import Decoder, Failure, Media, Settings
 
 NOTES = 'shards'  # folder of specs and outcomes
 

@@ -1,0 +1,159 @@
+"""The folder of a run: one run writes into it at a time, and what cannot be written is told in one sentence.
+
+Locks are the kernel's (`flock`) on files named `.lock`: they end with the process, however that ends. Where a file
+system has none, that is logged and nothing is locked; gcsfuse has them within one host only.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+from absl import logging
+
+from cover_jax import checkpoints
+from cover_jax.runtime import processes
+from data_pipelines import durable
+from data_pipelines.contract import UserError
+
+LOCK = '.lock'
+
+
+def prepare(workdir: str) -> None:
+  """Makes the folder if it is missing.
+
+  Raises:
+    UserError: if it is no folder, or cannot be written.
+  """
+  if '://' in workdir:
+    raise UserError(
+      f'--workdir={workdir} is not a folder: mount the bucket (gcsfuse), on every host, and name its folder.'
+    )
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir):  # it has no name, so a kill leaves none
+      pass
+  except OSError as error:
+    raise UserError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another folder.') from error
+
+
+@contextlib.contextmanager
+def hold(workdir: str) -> Iterator[None]:
+  """Within the block no other run trains in this workdir. What killed runs left half-written there is removed first.
+
+  Process 0 holds the lock, for all processes of the run; every process must enter.
+
+  Raises:
+    UserError: in every process, if another run holds it; says which.
+  """
+  lock = processes.first(lambda: _take(workdir))
+  try:
+    yield
+  finally:
+    if lock:
+      lock.close()
+
+
+def _take(workdir: str) -> IO[str]:
+  """The open lock file, whose closing gives the workdir free."""
+  with contextlib.ExitStack() as failed:
+    with writing(workdir, 'the lock of the workdir'):
+      lock = failed.enter_context(open(os.path.join(workdir, LOCK), 'a+', encoding='utf-8', errors='replace'))
+      try:
+        locked = _lock(lock, wait=False)
+      except BlockingIOError as error:
+        raise UserError(
+          f'{workdir} is in use: {_holder(lock)}. Wait for it or stop it, or take another --workdir.'
+        ) from error
+      _sign(lock)
+      if locked:
+        _sweep(workdir)
+        _sweep(os.path.join(workdir, checkpoints.FOLDER))
+    failed.pop_all()
+  return lock
+
+
+def _sign(lock: IO[str]) -> None:
+  """Says in the lock file who holds it. The file stays: whoever removed it might remove another's."""
+  lock.truncate(0)
+  now = datetime.datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')
+  json.dump(
+    {'host': socket.gethostname(), 'pid': os.getpid(), 'since': now, 'command': shlex.join(sys.orig_argv)}, lock
+  )
+  lock.flush()
+
+
+def _holder(lock: IO[str]) -> str:
+  lock.seek(0)
+  try:
+    by = json.loads(lock.read())
+    who = f'process {by["pid"]} on {by["host"]} has been writing into it since {by["since"]} ({by["command"]})'
+  except (ValueError, KeyError, TypeError):  # it has only just taken the lock
+    who = 'another run is writing into it'
+  return ' '.join(who.split())
+
+
+@contextlib.contextmanager
+def turn(folder: str) -> Iterator[None]:
+  """Waits for the turn to write into a folder, so that the files of two reports do not mix; makes it if missing.
+
+  What killed processes left half-written there is removed first. For one process of a run.
+  """
+  os.makedirs(folder, exist_ok=True)
+  with open(os.path.join(folder, LOCK), 'a', encoding='utf-8') as lock:
+    if _lock(lock, wait=True):
+      _sweep(folder)
+    yield
+
+
+def _lock(file: IO[str], *, wait: bool) -> bool:
+  """Locks an open file, and says whether the file system can; raises BlockingIOError if another has it locked."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except BlockingIOError:
+    raise
+  except OSError as error:
+    logging.warning(
+      'The file system has no locks (%s: %s): nothing keeps two runs from writing into one folder.',
+      file.name,
+      error.strerror,
+    )
+    return False
+  return True
+
+
+def _sweep(folder: str) -> None:
+  left = durable.sweep(folder) if os.path.isdir(folder) else 0
+  if left:
+    logging.info('Removed %d files that killed processes left half-written in %s', left, folder)
+
+
+@contextlib.contextmanager
+def writing(workdir: str, what: str, kind: type[Exception] = OSError) -> Iterator[None]:
+  """Makes a failure to write, such as a full disk, a UserError that names what a later run goes on from.
+
+  Args:
+    workdir: of the run.
+    what: is written.
+    kind: of exception that says so.
+  """
+  try:
+    yield
+  except kind as error:
+    newest = checkpoints.latest(workdir)
+    kept = f'the last whole checkpoint is {newest}' if newest else 'there is no checkpoint yet'
+    # TensorFlow puts the name of its function before what it says.
+    reason = getattr(error, 'strerror', None) or re.sub(r'\{\{.*?\}\} *', '', str(error)) or type(error).__name__
+    reason = reason.splitlines()[0]
+    raise UserError(
+      f'Could not write {what} in {workdir} ({reason}); {kept}. Mend that (is the disk full?), then run the same '
+      'command again.'
+    ) from error

@@ -1,0 +1,329 @@
+"""Evaluation: all sources of one model in one table, each example counted exactly once."""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from cover_jax.experiment.build import Experiment
+from cover_jax.models.heads import cross_entropy, head_columns, rank_of_label
+from cover_jax.runtime import sharding
+from data_pipelines import durable
+from data_pipelines.contract import SubBatch, TestSet, UserError
+
+REPORT_EVERY = 10.0  # seconds
+
+# {source: its test split}; see `data_pipelines/contract.py`.
+TestSets = Mapping[str, TestSet]
+MEASURES = ('top1', 'top5', 'mean_class_accuracy', 'loss')  # of a source, as metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceResult:
+  """What one head does on its own source's test split.
+
+  Attributes:
+    confusion_KxK: int64, true class by predicted class. Everything but the loss and top-5 follows from it.
+    loss: mean cross-entropy.
+    top5_correct: how many examples have their class among the best five.
+    protocol: what a number means: views, frames, size.
+    missing: examples that the data set should have and lacks.
+    missing_wrong: top-1 and top-5 count these as wrong. Loss and class accuracy never do: nobody knows what a model
+      would say, nor, from what is there, how many a class lacks.
+    fingerprint: of the examples, see `TestSet`.
+  """
+
+  confusion_KxK: np.ndarray
+  loss: float
+  top5_correct: int
+  protocol: str
+  missing: int = 0
+  missing_wrong: bool = False
+  fingerprint: str = ''
+
+  @property
+  def examples(self) -> int:
+    return int(self.confusion_KxK.sum())
+
+  @property
+  def expected(self) -> int:
+    return self.examples + self.missing
+
+  @property
+  def top1(self) -> float:
+    return self._share(int(np.trace(self.confusion_KxK)))
+
+  @property
+  def top5(self) -> float:
+    return self._share(self.top5_correct)
+
+  def _share(self, correct: int) -> float:
+    return correct / max(self.expected if self.missing_wrong else self.examples, 1)
+
+  @property
+  def class_accuracy_K(self) -> np.ndarray:
+    """Top-1 of each class; NaN for a class without examples."""
+    total_K = self.confusion_KxK.sum(axis=1)
+    return np.divide(np.diag(self.confusion_KxK), total_K, where=total_K > 0, out=np.full(len(total_K), np.nan))
+
+  def summary(self) -> dict[str, Any]:
+    classes = len(self.confusion_KxK)
+    return {
+      'top1': self.top1,
+      'top5': self.top5,
+      'mean_class_accuracy': float(np.nanmean(self.class_accuracy_K)),
+      'loss': self.loss,
+      'examples': self.examples,
+      'expected': self.expected,
+      'missing': 'wrong' if self.missing_wrong else 'leave_out',
+      'classes': classes,
+      'chance': 1.0 / classes,
+      'protocol': self.protocol,
+      'data_sha256': self.fingerprint,
+    }
+
+
+def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Callable[[Any], dict[str, SourceResult]]:
+  """Makes `evaluate(params) -> {source: result}`, which runs every test set through its own source's head.
+
+  Args:
+    experiment: the run.
+    test_sets: the data.
+    mesh: the devices.
+
+  Returns:
+    A function of the run's parameters (raw or averaged, on the mesh), compiled once a source; its results are
+    the same on every process. It raises UserError for a test set without a labelled example.
+  """
+  steps = {name: _eval_step(experiment, name, mesh) for name in test_sets}
+
+  def evaluate(params: Any) -> dict[str, SourceResult]:
+    return {name: _run(name, params) for name in test_sets}
+
+  def _run(name, params):
+    # Placed as the step returns them, or it would be traced and compiled a second time.
+    zero = _zero_totals(len(experiment.sources[experiment.source_id(name)].class_names))
+    totals = sharding.put(zero, sharding.replicated(mesh))
+    with sharding.use(mesh, experiment.config.logical_axis_rules):
+      for batch in reported(name, test_sets[name], mesh):
+        before, totals = totals, steps[name](params, sharding.to_global(batch, mesh), totals)
+        jax.block_until_ready(before)  # one batch ahead of the devices, or the report would be of what was only asked
+    totals = jax.device_get(totals)
+    count = int(totals['confusion'].sum())
+    if count == 0:
+      raise UserError(f'config.sources.{name}.test holds no labelled example: nothing to evaluate.')
+    return SourceResult(
+      confusion_KxK=totals['confusion'].astype(np.int64),
+      loss=float(totals['loss']) / count,
+      top5_correct=int(totals['top5']),
+      protocol=test_sets[name].protocol,
+      missing=test_sets[name].missing,
+      missing_wrong=experiment.config.eval_missing == 'wrong',
+      fingerprint=test_sets[name].fingerprint,
+    )
+
+  return evaluate
+
+
+def reported(name: str, test_set: TestSet, mesh: Mesh) -> Iterator[SubBatch]:
+  """The batches of a test set, with a line in the log every `REPORT_EVERY` seconds and at the end.
+
+  Args:
+    name: of the source, for the log.
+    test_set: the data.
+    mesh: the devices.
+  """
+  parts, done = sharding.data_part(mesh)[1], 0
+  begun = last = time.monotonic()
+  rate = lambda: done / max(time.monotonic() - begun, 1e-9)
+  for batch in test_set.batches():
+    yield batch  # comes back when the next one is asked for
+    done = min(done + parts * len(batch['mask']), test_set.examples)
+    if time.monotonic() - last >= REPORT_EVERY:
+      last = time.monotonic()
+      logging.info('%s: %d of %d examples (%.1f/s)', name, done, test_set.examples, rate())
+  logging.info('%s: all %d examples in %.1f s (%.1f/s)', name, done, time.monotonic() - begun, rate())
+
+
+def _zero_totals(classes: int) -> dict[str, np.ndarray]:
+  return {
+    'loss': np.zeros((), np.float32),
+    'top5': np.zeros((), np.int32),
+    'confusion': np.zeros((classes, classes), np.int32),
+  }
+
+
+def _eval_step(experiment: Experiment, name: str, mesh: Mesh) -> Callable[[Any, Any, Any], Any]:
+  """One jitted pass: adds a batch to the totals, leaving padding out."""
+  columns = head_columns(experiment.heads.only(name).class_counts, [s.name for s in experiment.sources])
+
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  def step(params, batch, totals):
+    logits_BxK = _log_probabilities(experiment, name, params, batch['clip'])
+    label_B, source_B = batch['label'], batch['source']
+    counted_B = batch['mask'] & (label_B >= 0)
+    loss_B = cross_entropy(logits_BxK, label_B, source_B, columns)
+    rank_B = rank_of_label(logits_BxK, label_B, source_B, columns)
+    predicted_B = jnp.argmax(logits_BxK, axis=-1)
+    return {
+      'loss': totals['loss'] + jnp.sum(loss_B, where=counted_B),
+      'top5': totals['top5'] + jnp.sum((rank_B < 5) & counted_B),
+      'confusion': totals['confusion'].at[label_B, predicted_B].add(counted_B.astype(jnp.int32)),
+    }
+
+  return step
+
+
+def _log_probabilities(experiment: Experiment, name: str, params: Any, clip_BxVxTxHxWx3: jax.Array) -> jax.Array:
+  """f32 [B, K]: the logarithm of the class probabilities averaged over the V views.
+
+  At most `config.eval_batch_size` clips (or B, where that is more) are in the encoder at once: memory does not grow
+  with the number of views.
+  """
+  heads = experiment.heads.only(name)
+  batch, count = clip_BxVxTxHxWx3.shape[:2]
+
+  def log_probabilities(clip_NxTxHxWx3):
+    encoded = experiment.encode(params['encoder'], clip_NxTxHxWx3)
+    return jax.nn.log_softmax(heads.apply({'params': params['heads']}, encoded))
+
+  if batch * count <= experiment.config.eval_batch_size:
+    folded = log_probabilities(clip_BxVxTxHxWx3.reshape(batch * count, *clip_BxVxTxHxWx3.shape[2:]))
+    views_BxVxK = folded.reshape(batch, count, -1)
+  else:
+    views_BxVxK = jnp.moveaxis(jax.lax.map(log_probabilities, jnp.moveaxis(clip_BxVxTxHxWx3, 1, 0)), 0, 1)
+  return jax.nn.logsumexp(views_BxVxK, axis=1) - jnp.log(count)
+
+
+def predict(experiment: Experiment, params: Any, name: str, clip_BxVxTxHxWx3: Any) -> jax.Array:
+  """Class probabilities f32 [B, K] under one source's head, averaged over the V views of uint8 [B, V, T, H, W, 3]."""
+  run = jax.jit(lambda params, clip: jnp.exp(_log_probabilities(experiment, name, params, clip)))
+  return run(params, clip_BxVxTxHxWx3)
+
+
+def table(results: Mapping[str, SourceResult]) -> str:
+  """The results as text, one source a line."""
+  counts = {name: _count(result) for name, result in results.items()}
+  wide = max([len('examples'), *map(len, counts.values())])
+  header = f'{"source":<16}{"top-1":>8}{"top-5":>8}{"class acc":>11}{"chance":>8}{"loss":>8}  '
+  header += f'{"examples":>{wide}}  protocol'
+  lines = [header, '-' * len(header)]
+  for name, result in results.items():
+    s = result.summary()
+    lines.append(
+      f'{name:<16}{s["top1"]:>8.1%}{s["top5"]:>8.1%}{s["mean_class_accuracy"]:>11.1%}{s["chance"]:>8.1%}'
+      f'{s["loss"]:>8.3f}  {counts[name]:>{wide}}  {s["protocol"]}'
+    )
+  return '\n'.join(lines)
+
+
+def _count(result: SourceResult) -> str:
+  if not result.missing:
+    return f'{result.examples:,}'
+  treated = 'the missing wrong' if result.missing_wrong else 'the missing left out'
+  return f'{result.examples:,} of {result.expected:,} ({treated})'
+
+
+def most_confused(confusion_KxK: np.ndarray, count: int = 20) -> list[tuple[int, int, int]]:
+  """(true class, predicted class, times) of the pairs that are confused most often, at most `count` of them."""
+  off_KxK = np.where(np.eye(len(confusion_KxK), dtype=bool), 0, confusion_KxK)
+  worst = np.argsort(-off_KxK, axis=None, kind='stable')[:count]
+  pairs = [divmod(int(i), len(off_KxK)) for i in worst]
+  return [(true, predicted, int(off_KxK[true, predicted])) for true, predicted in pairs if off_KxK[true, predicted]]
+
+
+MEASURES = ('top1', 'top5', 'mean_class_accuracy', 'loss')
+
+
+def scalars(results: Mapping[str, SourceResult]) -> dict[str, float]:
+  """The results as metrics: 'test/<source>/<measure>'."""
+  return {f'test/{name}/{m}': r.summary()[m] for name, r in results.items() for m in MEASURES}
+
+
+def check_keep_best(keep_best: str, test_sets: TestSets) -> None:
+  """Raises a UserError if `config.keep_best` names none of the `scalars` that evaluations of these sets give."""
+  names = [f'test/{name}/{m}' for name in test_sets for m in MEASURES]
+  if keep_best and keep_best not in names:
+    known = f'one of {", ".join(names)}' if names else "'', since no source has a test split with labels"
+    raise UserError(f'config.keep_best is {keep_best!r}: expected {known}.')
+
+
+def write_report(
+  results: Mapping[str, SourceResult], experiment: Experiment, folder: str, *, about: Mapping[str, Any]
+) -> str:
+  """Writes `report.json`, `per_class_<source>.csv` and `confusion_<source>.png` into a folder.
+
+  Args:
+    results: of `evaluate`.
+    experiment: the run.
+    folder: made if it is missing.
+    about: step and parameters that were evaluated; goes into the JSON.
+
+  Returns:
+    The path of the JSON. It holds no times and no paths, and its keys are sorted: those of two people can be compared
+    line by line.
+  """
+  from cover_jax.evaluation import visualise  # matplotlib, which training itself does not need
+
+  os.makedirs(folder, exist_ok=True)
+  summaries, pictures = {}, {}
+  for name, result in results.items():
+    class_names = experiment.sources[experiment.source_id(name)].class_names
+    with durable.replacing(os.path.join(folder, f'per_class_{name}.csv'), 'w') as f:
+      rows = csv.writer(f)
+      rows.writerow(['class', 'examples', 'correct', 'accuracy', 'most confused with'])
+      for k, class_name in enumerate(class_names):
+        row_K = result.confusion_KxK[k]
+        others_K = np.where(np.arange(len(row_K)) == k, 0, row_K)
+        worst = class_names[int(np.argmax(others_K))] if others_K.any() else ''
+        accuracy = f'{row_K[k] / row_K.sum():.4f}' if row_K.any() else ''
+        rows.writerow([class_name, int(row_K.sum()), int(row_K[k]), accuracy, worst])
+    pairs = most_confused(result.confusion_KxK)
+    worst = [
+      {'true': class_names[t], 'predicted': class_names[p], 'times': n, 'share': n / int(result.confusion_KxK[t].sum())}
+      for t, p, n in pairs
+    ]
+    summaries[name] = result.summary() | {'most_confused': worst}
+    pictures[f'confusion_{name}.png'] = functools.partial(
+      visualise.confusion_matrix,
+      result.confusion_KxK,
+      class_names,
+      pairs,
+      f'{name}: top-1 {result.top1:.1%}',
+      os.path.join(folder, f'confusion_{name}.png'),
+    )
+  path = os.path.join(folder, 'report.json')
+  text = json.dumps(_rounded({**about, 'sources': summaries}), indent=2, sort_keys=True, ensure_ascii=False)
+  durable.write(path, text + '\n')
+  visualise.each(pictures)  # last: what cannot be drawn costs no number
+  return path
+
+
+def params_sha256(params: Any) -> str:
+  """SHA-256 (hex) of parameters on the host: their names, shapes and bits, wherever they were saved."""
+  digest = hashlib.sha256()
+  for path, array in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(array)
+    digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n'.encode())
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
+
+
+def _rounded(tree: Any) -> Any:
+  # Six digits: the last bits of a sum are the machine's, not the model's.
+  if isinstance(tree, Mapping):
+    return {k: _rounded(v) for k, v in tree.items()}
+  if isinstance(tree, list):
+    return [_rounded(v) for v in tree]
+  return round(tree, 6) if isinstance(tree, float) else tree

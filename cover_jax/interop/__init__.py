@@ -1,7 +1,0 @@
-"""Weights of other codebases as our parameters and back, in numpy only. Nothing that is read can run code."""
-
-from cover_jax.interop.files import is_own, read
-from cover_jax.interop.huggingface import from_hf_timesformer, to_hf_timesformer
-from cover_jax.interop.weights import Found, Weights
-
-__all__ = ['Found', 'Weights', 'from_hf_timesformer', 'is_own', 'read', 'to_hf_timesformer']

@@ -1,0 +1,1 @@
+"""The loop, its microbatches, its metrics, and numbers that are none."""

@@ -1,0 +1,272 @@
+"""What a run reports: one CLU collection per source, and where its numbers are written."""
+
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from clu import metrics as clu_metrics
+
+from cover_jax.checkpoints import workdir as workdirs
+from cover_jax.runtime import processes
+from data_pipelines import durable
+from data_pipelines.contract import SourceInfo, UserError
+
+FILE = 'metrics.jsonl'
+Collections = Mapping[str, clu_metrics.Collection]
+
+
+def collection(names: Sequence[str]) -> type[clu_metrics.Collection]:
+  """A CLU collection class of averages of per-example values with these names."""
+  return clu_metrics.Collection.create(**{n: clu_metrics.Average.from_output(n) for n in names})
+
+
+def per_source(
+  measures: Mapping[str, jax.Array],
+  source_B: jax.Array,
+  mask_B: jax.Array,
+  sources: Sequence[SourceInfo],
+  members: Sequence[int],
+) -> Collections:
+  """Averages per-example values over the examples of each source.
+
+  Args:
+    measures: {name: [B]}; cast to f32, since CLU accumulates in the dtype it is given.
+    source_B: int32, index into `sources`.
+    mask_B: bool, False for padding.
+    sources: the run's sources.
+    members: the indices that occur in this stream.
+
+  Returns:
+    {source name: collection}. A source without an example in the batch has count 0.
+  """
+  kind = collection(sorted(measures))
+  values = {name: value.astype(jnp.float32) for name, value in measures.items()}
+  result = {}
+  for index in members:
+    mask = mask_B & (source_B == index)
+    for name, value in values.items():
+      if value.shape != mask.shape:  # CLU would ignore such a mask with a log line
+        raise ValueError(f'measure {name!r} has shape {value.shape}, expected {mask.shape}')
+    result[sources[index].name] = kind.single_from_model_output(**values, mask=mask)
+  return result
+
+
+@jax.jit
+def merge(a: Any, b: Any) -> Any:
+  """Merges two trees of collections."""
+  is_leaf = lambda x: isinstance(x, clu_metrics.Collection)
+  return jax.tree.map(lambda x, y: x.merge(y), a, b, is_leaf=is_leaf)
+
+
+def compute(collections: Mapping[str, Collections]) -> dict[str, float]:
+  """Reads collections into '<stream>/<source>/<measure>' scalars; averages over nothing are left out."""
+  scalars = {}
+  for stream, by_source in jax.device_get(collections).items():
+    for source, value in by_source.items():
+      for name in type(value).__annotations__:
+        average = getattr(value, name)
+        if average.count > 0:
+          scalars[f'{stream}/{source}/{name}'] = float(average.total) / float(average.count)
+  return scalars
+
+
+def summary(scalars: Mapping[str, float]) -> str:
+  """One line: the total loss, and loss and top-1 of each source."""
+  parts = [f'loss {scalars["train/loss"]:.4f}'] if 'train/loss' in scalars else []
+  for key, top1 in scalars.items():
+    if key.endswith('/top1'):
+      *where, source, _ = key.split('/')
+      split = 'test ' if where[0] == 'test' else ''
+      parts.append(f'{split}{source} {scalars[key.removesuffix("top1") + "loss"]:.3f} ({top1:.1%})')
+  return ' | '.join(parts)
+
+
+class Writer:
+  """Writes scalars on process 0 to `metrics.jsonl`, TensorBoard and the log; a context manager.
+
+  `metrics.jsonl` has one object a line: {"step": 100, "train/loss": 1.2, ...}. After a resume the lines past the
+  restored step are dropped first, so the file is that of an uninterrupted run. Lines that are no such object are moved
+  to `metrics.jsonl.damaged`. Where there is nothing to drop or to move, the file is left as it is.
+
+  What cannot be written raises a UserError, from the next call at the latest.
+  """
+
+  def __init__(self, workdir: str, *, first_step: int, tests_again: bool):
+    """Opens the files, in process 0; every process must make one.
+
+    Args:
+      workdir: where they lie.
+      first_step: the restored step, 0 for a new run.
+      tests_again: whether that step is evaluated again, so that its lines of tests are dropped, too.
+    """
+    self._workdir, self._file, self._events = workdir, None, None
+    processes.first(lambda: self._open(first_step, tests_again))
+
+  def _open(self, first_step: int, tests_again: bool) -> None:
+    path = os.path.join(self._workdir, FILE)
+    with workdirs.writing(self._workdir, FILE):
+      _cut_back(path, first_step, tests_again)
+      self._file = open(path, 'ab', buffering=0)  # noqa: SIM115  held for the run
+    try:
+      from clu import metric_writers  # imports TensorFlow
+    except ImportError:
+      logging.warning('TensorFlow is not installed: metrics go to metrics.jsonl and the log only.')
+      return
+    with self._writing_events():
+      self._events = _Events(metric_writers.SummaryWriter(self._workdir))
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, kind, error, traceback) -> None:
+    try:
+      self.close()
+    except UserError as also:
+      if kind is None:
+        raise
+      logging.error('%s', also)  # the first one is what the run ends with
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes the scalars of a step; safe to call on every process."""
+    if self._file is None:
+      return
+    line = {'step': step} | {k: (v if math.isfinite(v) else str(v)) for k, v in scalars.items()}
+    with workdirs.writing(self._workdir, FILE):
+      _append(self._file, (json.dumps(line) + '\n').encode())
+    logging.info('Step %d: %s', step, summary(scalars))
+    if self._events is not None:
+      with self._writing_events():
+        self._events.write(step, dict(scalars))
+
+  def flush(self) -> None:
+    """Returns when the lines of `metrics.jsonl` are on disk, to outlast what is saved after them."""
+    if self._file is not None:
+      with workdirs.writing(self._workdir, FILE):
+        os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+    if self._events is not None:
+      with self._writing_events():
+        self._events.close()
+
+  def _writing_events(self) -> contextlib.AbstractContextManager:
+    return workdirs.writing(self._workdir, 'TensorBoard events', Exception)  # TensorFlow raises its own
+
+
+class _Events:
+  """Scalars for TensorBoard, written in a thread: a slow disk does not hold up a step."""
+
+  def __init__(self, writer: Any):
+    self._writer = writer
+    self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    self._writing: list[concurrent.futures.Future] = []
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Raises what went wrong with an earlier call, too."""
+    self._writing.append(self._thread.submit(self._writer.write_scalars, step, scalars))
+    self._raise([w for w in self._writing if w.done()])
+
+  def close(self) -> None:
+    self._thread.shutdown()
+    try:
+      self._raise(self._writing)
+    finally:
+      self._writer.close()
+
+  def _raise(self, done: Sequence[concurrent.futures.Future]) -> None:
+    self._writing = [w for w in self._writing if w not in done]
+    for written in done:
+      written.result()
+
+
+def _append(file: IO[bytes], line: bytes) -> None:
+  """Appends a line to an unbuffered file, or leaves the file as it was."""
+  before = os.fstat(file.fileno()).st_size
+  try:
+    while line:
+      line = line[file.write(line) :]
+  except OSError:
+    with contextlib.suppress(OSError):
+      file.truncate(before)
+    raise
+
+
+class _Line(NamedTuple):
+  number: int
+  text: bytes
+  row: dict[str, Any] | None  # None: it is no row
+
+
+def read_jsonl(path: str) -> list[dict[str, Any]]:
+  """The rows of a metrics file, [] if there is none; lines that are no rows are left out, and named in the log."""
+  if not os.path.exists(path):
+    return []
+  lines = _lines(pathlib.Path(path).read_bytes())
+  _report_damage(path, lines, 'left out')
+  return [line.row for line in lines if line.row is not None]
+
+
+def _lines(text: bytes) -> list[_Line]:
+  return [_Line(number, line, _row(line)) for number, line in enumerate(text.split(b'\n'), 1) if line.strip()]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+  """{'step': int, ...}, or None."""
+  try:
+    row = json.loads(line.decode())
+  except (ValueError, RecursionError):
+    return None
+  step = row.get('step') if isinstance(row, dict) else None
+  return row if type(step) is int and 0 <= step < 2**31 else None
+
+
+def _report_damage(path: str, lines: Sequence[_Line], fate: str) -> None:
+  if numbers := [str(line.number) for line in lines if line.row is None]:
+    logging.warning(
+      '%s: %d of %d lines cannot be read and are %s: line %s. A kill or a full disk cuts the last line off; other '
+      'lines were changed by something else.',
+      path,
+      len(numbers),
+      len(lines),
+      fate,
+      ', '.join(numbers[:20]) + (', ...' if len(numbers) > 20 else ''),
+    )
+
+
+def _cut_back(path: str, step: int, tests_again: bool) -> None:
+  """Makes a metrics file that of a run which has come to `step`."""
+  text = pathlib.Path(path).read_bytes() if os.path.exists(path) else b''
+  lines = _lines(text)
+  if damaged := [line for line in lines if line.row is None]:
+    beside = path + '.damaged'
+    _report_damage(path, lines, f'moved to {beside}')
+    earlier = pathlib.Path(beside).read_bytes() if os.path.exists(beside) else b''
+    durable.write(beside, earlier + _joined(damaged))
+  rows = [line for line in lines if line.row is not None]
+  if back := [b.number for a, b in itertools.pairwise(rows) if b.row['step'] < a.row['step']]:
+    logging.warning('%s: steps go back at line %d, as if two runs had written: all are kept', path, back[0])
+  kept = [line for line in rows if not _is_past(line.row, step, tests_again)]
+  if len(kept) < len(rows):
+    logging.info('%s: dropped %d rows of what is done again from step %d', path, len(rows) - len(kept), step)
+  if damaged or len(kept) < len(rows) or (text and not text.endswith(b'\n')):
+    durable.write(path, _joined(kept))
+
+
+def _is_past(row: Mapping[str, Any], step: int, tests_again: bool) -> bool:
+  is_test = any(key.startswith('test/') for key in row)
+  return row['step'] > step or (row['step'] == step and is_test and tests_again)
+
+
+def _joined(lines: Sequence[_Line]) -> bytes:
+  return b''.join(line.text + b'\n' for line in lines)

@@ -1,0 +1,1 @@
+"""From positions in the endless sequence of examples to batches."""

@@ -1,0 +1,1 @@
+"""Video and image files as people have them: containers, timestamps, orientation, how they are stored."""
