@@ -21,6 +21,7 @@ from benchmarks.input import Contestant
 from data_pipelines import inspect, sources
 from data_pipelines.clips import sampling
 from data_pipelines.storage import crc32c, frame_index, reading
+from data_pipelines.storage.layout import FrameIndex
 
 _KINDS = {'ours': 'bench_frames', 'ours_compact': 'bench_compact'}
 _CLIPS = 200
@@ -84,7 +85,7 @@ def measure(folder: Path, name: str, rounds: int) -> dict[str, float]:
   }
 
 
-def _all(index: frame_index.FrameIndex, row: int) -> np.ndarray:
+def _all(index: FrameIndex, row: int) -> np.ndarray:
   return np.arange(index.pointer[row + 1] - index.pointer[row])
 
 

@@ -28,6 +28,7 @@ from data_pipelines import durable, sources
 from data_pipelines.contract import UserError
 from data_pipelines.sources import Source
 from data_pipelines.storage import reading
+from data_pipelines.storage.layout import Malformed
 
 _CAPTION = 18  # pixels
 _WIDEST = 8  # times the height of a frame
@@ -114,13 +115,13 @@ def _check(file: str, expected: int) -> tuple[int, list[str]]:
   whole, damage, number = 0, [], 0
   try:
     for number, record in enumerate(reading.storage_of([file]).records(file), 1):
-      if isinstance(record, reading.Malformed):
+      if isinstance(record, Malformed):
         damage.append(f'{file}, record {number - 1}, byte {record.args[0]}: {record.args[1]}')
       else:
         whole += 1
     if number != expected:
       damage.append(f'{file}: {number} records; dataset_info.json says {expected}')
-  except reading.Malformed as e:
+  except Malformed as e:
     damage.append(f'{file}, record {number}, byte {e.args[0]}: {e.args[1]}; nothing behind it can be read')
   except Exception as e:  # a disk raises OSError, ArrayRecord RuntimeError, TensorFlow's file systems their own
     damage.append(f'{file} cannot be read: {(str(e) or type(e).__name__).splitlines()[0]}')

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from cover_jax.augment import colour, photometric, rand_augment
-from cover_jax.objectives import LossOutput, Objective
+from cover_jax.objectives import LossOutput, Objective, augmented
 from cover_jax.runtime import sharding
 from data_pipelines.clips import affine
 from data_pipelines.contract import UserError
@@ -243,11 +243,11 @@ def test_every_view_of_an_objective_is_augmented_by_itself_and_the_rest_is_left_
 
   kind = photometric.make({'color_jitter': {'brightness': 0.5}}, 'here')
   batch = {'a': LEVELS, 'b': LEVELS, 'label': np.arange(B), 'source': np.zeros(B, np.int32)}
-  kind.before(Objective(loss=loss)).loss({}, {}, batch, jax.random.key(0))
+  augmented(Objective(loss=loss), kind.photometric).loss({}, {}, batch, jax.random.key(0))
   assert seen['label'] is batch['label'] and seen['source'] is batch['source']
   assert np.abs(np.asarray(seen['a']) - np.asarray(seen['b'])).max() > 1
   plain = Objective(loss=loss)
-  assert photometric.make({'mixup': 0.5}, 'here').before(plain) is plain
+  assert augmented(plain, photometric.make({'mixup': 0.5}, 'here').photometric) is plain
 
 
 def test_what_belongs_to_whom():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from cover_jax.models.products import product_flops
 from cover_jax.planning import hlo
 
 # Counting products.
@@ -16,15 +17,15 @@ def test_products_of_loops_convolutions_and_recomputation():
   def loop(x, w):
     return jax.lax.scan(lambda c, w: (c @ w, None), x, w)[0].sum()
 
-  assert hlo.product_flops(loop, x, w) == 3 * one
+  assert product_flops(loop, x, w) == 3 * one
   # Forwards one product, backwards two; the gradient of the first block's input is not wanted.
-  assert hlo.product_flops(jax.grad(loop, argnums=(0, 1)), x, w) == 3 * 3 * one
+  assert product_flops(jax.grad(loop, argnums=(0, 1)), x, w) == 3 * 3 * one
 
   def twice(x, w):
     return jax.checkpoint(lambda x: jnp.sin(x @ w[0]) @ w[1])(x).sum()
 
   without, recomputed = (
-    hlo.product_flops(jax.value_and_grad(f), x, w) for f in (lambda x, w: (jnp.sin(x @ w[0]) @ w[1]).sum(), twice)
+    product_flops(jax.value_and_grad(f), x, w) for f in (lambda x, w: (jnp.sin(x @ w[0]) @ w[1]).sum(), twice)
   )
   assert recomputed == without + one  # the first product again; nothing needs the second one
 
@@ -33,10 +34,10 @@ def test_products_of_loops_convolutions_and_recomputation():
     image, kernel, (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
   patches = 2 * (2 * 2 * 2) * (4 * 4 * 3) * 5
-  assert hlo.product_flops(convolve, image, kernel) == patches
+  assert product_flops(convolve, image, kernel) == patches
   both = jax.grad(lambda image, kernel: convolve(image, kernel).sum() ** 2, argnums=(0, 1))
-  assert hlo.product_flops(both, image, kernel) == pytest.approx(3 * patches, rel=0.01)
-  assert hlo.product_flops(lambda x, w: ((x @ w[0]), x)[1], x, w) == 0  # nothing uses it
+  assert product_flops(both, image, kernel) == pytest.approx(3 * patches, rel=0.01)
+  assert product_flops(lambda x, w: ((x @ w[0]), x)[1], x, w) == 0  # nothing uses it
 
 
 # Counting communication.

@@ -8,7 +8,7 @@ import pytest
 from configs import defaults
 from cover_jax.augment import photometric
 from cover_jax.experiment import state
-from cover_jax.objectives import LossOutput, Objective
+from cover_jax.objectives import LossOutput, Objective, augmented
 from cover_jax.training import loop as training
 from tests import tiny
 
@@ -52,7 +52,7 @@ def drawn(options, views):
 
   clip = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
   batch = dict.fromkeys(views, clip)
-  photometric.make(options, 'here').before(Objective(loss)).loss({}, {}, batch, jax.random.key(0))
+  augmented(Objective(loss), photometric.make(options, 'here').photometric).loss({}, {}, batch, jax.random.key(0))
   return np.asarray(seen['video'])
 
 

@@ -249,7 +249,7 @@ MUTATIONS = {
   # From the config to the run.
   'device augmentation dropped': Mutation(
     'cover_jax/experiment/build.py',
-    'augments[name].before(task)',
+    'objectives.augmented(task, augments[name].photometric)',
     'task',
     'test_wiring.py::test_augmentation_on_the_device_comes_before_the_objective',
   ),

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cover_jax import plan
+from cover_jax.models.products import product_flops
 from cover_jax.models.timesformer import TimeSformer
 from cover_jax.planning import chips, hlo, report
 from cover_jax.planning import costs as plan_costs
@@ -162,7 +163,7 @@ def test_products_of_the_published_models(fields, frames, gmac):
   clip = jax.ShapeDtypeStruct((1, frames, *size, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), clip)
   # The model may do somewhat more than the paper's products, never less.
-  assert 0.999 * counted < hlo.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
+  assert 0.999 * counted < product_flops(model.apply, params, clip) / 2 < 1.15 * counted
 
 
 @pytest.mark.parametrize('fields', [{'attention': 'joint'}, {'attention': 'space'}, {'image_temporal': 'skip'}, {}])
@@ -172,7 +173,7 @@ def test_products_of_the_variants(fields, frames):
   clip = jax.ShapeDtypeStruct((1, frames, 224, 224, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), clip)
   counted = model.products(frames, (224, 224))
-  assert 0.999 * counted < hlo.product_flops(model.apply, params, clip) / 2 < 1.15 * counted
+  assert 0.999 * counted < product_flops(model.apply, params, clip) / 2 < 1.15 * counted
 
 
 def test_costs_of_deep_models_from_shallow_ones():

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 
 from cover_jax.augment import rand_augment
 from cover_jax.augment.colour import blend, luma, shift_hue
-from cover_jax.objectives import Objective
 from cover_jax.runtime import keys
 from data_pipelines import declared
 from data_pipelines.clips import affine
-from data_pipelines.contract import UserError, view_names
+from data_pipelines.contract import UserError
 from data_pipelines.declared import flag, number, span
 
 _Amount = Annotated[float, number(0)]
@@ -146,18 +145,6 @@ class Augment:
   photometric: Callable[[jax.Array, jax.Array], jax.Array] | None
   geometry: affine.RandAugment | None
   mixing: Mapping[str, float]
-
-  def before(self, objective: Objective) -> Objective:
-    """The objective on augmented clips: each of its views has draws of its own."""
-    if self.photometric is None:
-      return objective
-
-    def loss(params, state, batch, rng):
-      rng, own_rng = jax.random.split(rng)
-      views = {name: self.photometric(keys.of(own_rng, name), batch[name]) for name in view_names(batch)}
-      return objective.loss(params, state, {**batch, **views}, rng)
-
-    return dataclasses.replace(objective, loss=loss)
 
 
 def make(options: Mapping[str, Any], where: str) -> Augment:

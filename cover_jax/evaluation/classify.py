@@ -17,6 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from cover_jax.experiment.build import Experiment
+from cover_jax.experiment.settings import MEASURES
 from cover_jax.models.heads import cross_entropy, head_columns, rank_of_label
 from cover_jax.runtime import sharding
 from data_pipelines import durable
@@ -26,7 +27,6 @@ REPORT_EVERY = 10.0  # seconds
 
 # {source: its test split}; see `data_pipelines/contract.py`.
 TestSets = Mapping[str, TestSet]
-MEASURES = ('top1', 'top5', 'mean_class_accuracy', 'loss')  # of a source, as metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,9 +241,6 @@ def most_confused(confusion_KxK: np.ndarray, count: int = 20) -> list[tuple[int,
   worst = np.argsort(-off_KxK, axis=None, kind='stable')[:count]
   pairs = [divmod(int(i), len(off_KxK)) for i in worst]
   return [(true, predicted, int(off_KxK[true, predicted])) for true, predicted in pairs if off_KxK[true, predicted]]
-
-
-MEASURES = ('top1', 'top5', 'mean_class_accuracy', 'loss')
 
 
 def scalars(results: Mapping[str, SourceResult]) -> dict[str, float]:

@@ -200,7 +200,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
     )
     for name, stream in config.streams.items()
   }
-  tasks = {name: augments[name].before(task) for name, task in tasks.items()}
+  tasks = {name: objectives.augmented(task, augments[name].photometric) for name, task in tasks.items()}
   for name, task in tasks.items():
     for view, frames in _view_lengths(task, streams[name]).items():
       _check_geometry(model, name, frames, streams[name].size, f'in the view {view!r} ')

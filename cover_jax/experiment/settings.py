@@ -12,7 +12,6 @@ import ml_collections
 
 from cover_jax import objectives
 from cover_jax.augment import photometric
-from cover_jax.evaluation import classify
 from cover_jax.experiment import optim
 from cover_jax.models import encoder as encoders
 from cover_jax.models import heads
@@ -61,6 +60,8 @@ def _is_axis_rule(value: Any) -> bool:
   axes = value[1] if isinstance(value[1], tuple | list) else (value[1],)
   return value[1] is None or all(isinstance(axis, str) and axis in sharding.AXES for axis in axes)
 
+
+MEASURES = ('top1', 'top5', 'mean_class_accuracy', 'loss')  # of a source's test split, as metrics
 
 RUN = {
   # Of the order of the data, the initial weights and the augmentation.
@@ -256,7 +257,7 @@ def _check_together(values: Mapping[str, Any]) -> None:
   if values['eval_params'] == 'ema' and not values['ema_decay']:
     raise UserError('config.eval_params is "ema" but config.ema_decay is 0, so there is no average: set one of them.')
   tested = [n for n, source in values['sources'].items() if source['test'] and source.get('label_key', '') is not None]
-  best = [f'test/{name}/{measure}' for name in tested for measure in classify.MEASURES]
+  best = [f'test/{name}/{measure}' for name in tested for measure in MEASURES]
   if values['keep_best'] and values['keep_best'] not in best:
     choices = f'one of {", ".join(best)}' if best else "'', since no source is tested"
     raise UserError(f'config.keep_best is {values["keep_best"]!r}: expected {choices}.')

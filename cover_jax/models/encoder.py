@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cover_jax.planning.hlo import product_flops
+from cover_jax.models.products import product_flops
 from data_pipelines import declared
 from data_pipelines.declared import number, one_of, whole
 

@@ -18,8 +18,9 @@ import jax
 
 from cover_jax.models.encoder import Encoded
 from cover_jax.models.heads import Heads
+from cover_jax.runtime import keys
 from data_pipelines import declared
-from data_pipelines.contract import SourceInfo, ViewSampler
+from data_pipelines.contract import SourceInfo, ViewSampler, view_names
 
 Params = Mapping[str, Any]
 
@@ -96,7 +97,8 @@ def check(options: Mapping[str, Any], where: str) -> None:
 
 
 def _names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__))
+  """The files that make an objective; the others are what several of them share."""
+  return sorted(m.name for m in pkgutil.iter_modules(__path__) if hasattr(_module(m.name), 'make'))
 
 
 def _module(name: str) -> Any:
@@ -138,3 +140,21 @@ def make(
   own = _module(options['name']).make
   needed = {key: value for key, value in of_run.items() if key in inspect.signature(own).parameters}
   return own(**needed, **{key: value for key, value in options.items() if key != 'name'})
+
+
+def augmented(objective: Objective, change: Callable[[jax.Array, jax.Array], jax.Array] | None) -> Objective:
+  """The objective on augmented clips: each of its views has draws of its own.
+
+  Args:
+    objective: of a stream.
+    change: (rng, pixels 0..255 of any dtype [B, T, H, W, 3]) -> f32 pixels 0..255; None for none.
+  """
+  if change is None:
+    return objective
+
+  def loss(params, state, batch, rng):
+    rng, own_rng = jax.random.split(rng)
+    views = {name: change(keys.of(own_rng, name), batch[name]) for name in view_names(batch)}
+    return objective.loss(params, state, {**batch, **views}, rng)
+
+  return dataclasses.replace(objective, loss=loss)

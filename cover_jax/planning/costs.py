@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from cover_jax.experiment import optim, state
 from cover_jax.experiment.build import Experiment
+from cover_jax.models.products import product_flops
 from cover_jax.planning import hlo
 from cover_jax.planning.chips import Chip
 from cover_jax.runtime import sharding
@@ -144,7 +145,7 @@ def step_products(run: Experiment) -> float:
   """Floating-point operations of a step's matrix products as the step does them, on all chips together."""
   optimizer, _ = training.make_optimizer(run)
   shapes = jax.eval_shape(lambda: nn.meta.unbox(state.init_state(run, optimizer, jax.random.key(0))))
-  return hlo.product_flops(training.make_train_step(run, optimizer), shapes, training.abstract_batch(run))
+  return product_flops(training.make_train_step(run, optimizer), shapes, training.abstract_batch(run))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ import numpy as np
 from data_pipelines import sources as sources_lib
 from data_pipelines.clips import affine
 from data_pipelines.contract import ANNOTATIONS, Batch, SubBatch, UserError, view_names
-from data_pipelines.loading.mixture import AUGMENTATION, Mixture, philox, sampling_weights
+from data_pipelines.loading.mixture import Mixture, sampling_weights
 from data_pipelines.loading.views import Stream, check, label_of, plan
+from data_pipelines.philox import AUGMENTATION, philox
 from data_pipelines.sources import Source
 
 _FETCH = 16  # clips read by one call from TensorFlow into Python

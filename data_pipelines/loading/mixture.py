@@ -6,8 +6,8 @@ so any number of processes agree on the data without talking, and the whole stat
 Sampling sources in proportion to their sizes is uniform sampling over their union. Other weightings
 (uniform, temperature, explicit) give each source a *virtual* size and go through the same scheme.
 
-Only numpy is used here. Random numbers are raw bits of `np.random.Philox`: bit generators are stable across
-numpy versions, the methods of `np.random.Generator` that shuffle and sample are not.
+Only numpy is used here. Random numbers are raw bits (see `philox`): bit generators are stable across numpy versions,
+the methods of `np.random.Generator` that shuffle and sample are not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,28 +17,8 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 
 from data_pipelines.contract import UserError
-
-# Runs of a source that are merged at a time, and so open at a time: enough to shuffle, few enough to hold.
-MERGED = 8
-
-# The domains of `philox`: what a random stream is for.
-PERMUTATION, AUGMENTATION = 0, 1
-
-
-def philox(domain: int, seed: int, *ids: int) -> np.random.Generator:
-  """A random stream that is a pure function of its arguments.
-
-  Domain and seed are the key of the Philox cipher and the ids (three at most) the upper words of its counter,
-  so no two different argument lists ever share numbers (within 2**66 draws).
-
-  Args:
-    domain: what the numbers are for, so that uses with equal ids stay independent.
-    seed: any integer; taken modulo 2**64.
-    *ids: up to three integers in [0, 2**64).
-  """
-  counter = np.array([0, *ids, *[0] * (3 - len(ids))], np.uint64)
-  key = np.array([seed % 2**64, domain], np.uint64)
-  return np.random.Generator(np.random.Philox(counter=counter, key=key))
+from data_pipelines.philox import PERMUTATION, philox
+from data_pipelines.storage.layout import MERGED
 
 
 def _permutation(size: int, seed: int, stream: int, deck: int, epoch: int) -> np.ndarray:

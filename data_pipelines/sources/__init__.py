@@ -23,6 +23,7 @@ from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.declared import check_value
 from data_pipelines.media import compact
 from data_pipelines.storage import frame_index, reading
+from data_pipelines.storage.layout import FrameIndex
 
 # Fields of a Source and the features that our builders write for them.
 _COLUMNS = {'ids': 'id', 'video_names': 'video_id', 'file_sha256': 'file_sha256', 'fps': 'fps'}
@@ -73,7 +74,7 @@ class Source:
   num_frames: np.ndarray
   height: np.ndarray
   width: np.ndarray
-  frames: frame_index.FrameIndex | Sequence[np.ndarray] = field(repr=False)
+  frames: FrameIndex | Sequence[np.ndarray] = field(repr=False)
   rows: np.ndarray = field(repr=False)
   decode: Callable[[bytes, np.ndarray], list[bytes]] | None = field(default=None, repr=False)
   ids: np.ndarray | None = field(default=None, repr=False)
@@ -136,12 +137,12 @@ class Source:
   @property
   def waits(self) -> bool:
     """Whether a clip waits for something else than this thread, so that several should be asked for at a time."""
-    return self.decode is not None or (isinstance(self.frames, frame_index.FrameIndex) and self.frames.storage.waits)
+    return self.decode is not None or (isinstance(self.frames, FrameIndex) and self.frames.storage.waits)
 
   @property
   def runs(self) -> tuple[int, ...] | None:
     """Examples in each file, where files can only be read in order (`reading`); None where examples can."""
-    if not (isinstance(self.frames, frame_index.FrameIndex) and self.frames.storage.in_order):
+    if not (isinstance(self.frames, FrameIndex) and self.frames.storage.in_order):
       return None
     shard = self.frames.shard[self.rows]
     ends = np.flatnonzero(np.diff(shard, append=-1)) + 1
@@ -170,7 +171,7 @@ def content(source: Source) -> str:
   """
   digest, index = hashlib.sha256(), source.frames
   arrays = {'label': source.label, 'video_id': source.video_id}
-  if isinstance(index, frame_index.FrameIndex):
+  if isinstance(index, FrameIndex):
     arrays |= {k: v for k, v in vars(index).items() if isinstance(v, np.ndarray)} | {'rows': source.rows}
     digest.update(json.dumps([os.path.basename(file) for file in index.files]).encode())
   else:
@@ -417,7 +418,7 @@ def _label_feature(dataset: str, features: Mapping[str, Any], config: Mapping[st
   return key, tuple(features[key].int2str(i) for i in range(features[key].num_classes))
 
 
-def _select(dataset: str, builder, split: str, frames_key: str) -> tuple[frame_index.FrameIndex, np.ndarray]:
+def _select(dataset: str, builder, split: str, frames_key: str) -> tuple[FrameIndex, np.ndarray]:
   """The index of the whole base splits, so that all subsplits share it, and the rows that `split` selects."""
   splits = builder.info.splits
   try:

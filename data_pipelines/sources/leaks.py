@@ -26,7 +26,7 @@ from absl import logging
 from data_pipelines.contract import UserError
 from data_pipelines.sources import Source, select
 from data_pipelines.storage import reading
-from data_pipelines.storage.frame_index import FrameIndex
+from data_pipelines.storage.layout import FrameIndex
 
 # What a YouTube id looks like. Other names (a number, a file name) mean something within their own dataset only.
 _YOUTUBE_ID = re.compile(rb'[\w-]{11}')

@@ -8,12 +8,11 @@ import math
 import numpy as np
 
 from data_pipelines.contract import UserError
-from data_pipelines.loading.mixture import philox
+from data_pipelines.philox import SUBSET, philox
 from data_pipelines.sources import Source, select
 
 # Seeds of the orders in which examples are taken, so that the two functions do not pick the same ones.
 _FEW, _HELD_OUT = 0, 1
-_DOMAIN = 2  # of `mixture.philox`
 
 
 def few_labels(source: Source, fraction: float, seed: int = 0) -> Source:
@@ -87,5 +86,5 @@ def hold_out(
 
 
 def _order(size: int, what: int, seed: int) -> np.ndarray:
-  bits = philox(_DOMAIN, seed, what).bit_generator.random_raw(size)
+  bits = philox(SUBSET, seed, what).bit_generator.random_raw(size)
   return np.argsort(bits, kind='stable')

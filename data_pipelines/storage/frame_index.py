@@ -15,9 +15,8 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from absl import logging
@@ -25,48 +24,11 @@ from PIL import Image
 
 from data_pipelines.contract import UserError
 from data_pipelines.storage import array_cache, reading
-from data_pipelines.storage.reading import Malformed, Storage
+from data_pipelines.storage.layout import FrameIndex, Malformed, Storage
 
 _VERSION = 2  # of what is cached: raise it when the arrays below change
 _NO_EXAMPLE = 'the record is no tf.train.Example'
 _LONGEST_TEXT = 1024  # bytes features beyond this are payloads, not annotations, and get no column
-
-
-@dataclass(frozen=True, eq=False)
-class FrameIndex:
-  """Byte positions of the frames of R records, F frames in all.
-
-  Attributes:
-    files: the TFRecord files.
-    shard: int32 [R], the record's index into files; ascending.
-    start: int64 [R], byte at which the record's list of frames begins in its file.
-    pointer: int64 [R + 1], the record's frames are `length[pointer[r]:pointer[r + 1]]`.
-    length: uint32 [F], bytes of each encoded frame. Frames follow each other, so this and `start` say all: a third
-      of the memory of explicit offsets, which counts at 70 million frames of Kinetics.
-    checksum: uint32 [F], the CRC-32 (zlib's) of each encoded frame.
-    height, width: int32 [R], of the record's first frame; 0 for a record without frames.
-    columns: the other features that have exactly one value in every record, [R] each: int64, float32 or bytes
-      ('S', at most 1,024).
-    storage: how the files are read.
-  """
-
-  files: tuple[str, ...]
-  shard: np.ndarray
-  start: np.ndarray
-  pointer: np.ndarray
-  length: np.ndarray
-  checksum: np.ndarray
-  height: np.ndarray
-  width: np.ndarray
-  columns: Mapping[str, np.ndarray]
-  storage: reading.Storage
-
-  def frames(self, record: int) -> tuple[np.ndarray, np.ndarray]:
-    """(offset, length), int64 [n] each: where in its file each encoded frame of a record lies."""
-    length = self.length[self.pointer[record] : self.pointer[record + 1]].astype(np.int64)
-    # Before each frame stand a tag of one byte and its length as a varint, 7 bits a byte.
-    header = 2 + np.searchsorted([1 << 7, 1 << 14, 1 << 21, 1 << 28], length, side='right')
-    return self.start[record] + np.cumsum(header + length) - length, length
 
 
 def load_or_build(

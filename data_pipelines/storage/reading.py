@@ -20,45 +20,15 @@ import gzip
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import IO
 
 import numpy as np
 
-from data_pipelines.loading.mixture import MERGED
 from data_pipelines.storage import crc32c
-
-if TYPE_CHECKING:
-  from data_pipelines.storage.frame_index import FrameIndex
+from data_pipelines.storage.layout import MERGED, FrameIndex, Malformed, Records, Storage
 
 READERS = 8  # files that are read at a time where all of them are
-
-
-class Malformed(Exception):
-  """(byte, what is wrong there)."""
-
-
-Records = Iterator[tuple[bytes, int] | Malformed]
-
-
-class Storage(NamedTuple):
-  """How the records of one kind of file are found and read.
-
-  Attributes:
-    records: file -> (bytes, base) of each record, or what is wrong with it where those behind can still be found; else
-      that is raised. `base` is added to places in these bytes to give places that `read` understands.
-    read: (index, record, ascending frame numbers) -> encoded frames, as they are now: of other bytes or another length
-      if the file has changed. What cannot be read is an OSError.
-    in_order: a record is reached only through those before it in its file.
-    waits: reading waits for a network, so that several clips should be asked for at a time.
-    cost: what the log says of it, once; None where it is what one expects.
-  """
-
-  records: Callable[[str], Records]
-  read: Callable[['FrameIndex', int, Sequence[int]], list[bytes]]
-  in_order: bool = False
-  waits: bool = False
-  cost: str | None = None
 
 
 def is_remote(path: str) -> bool:
@@ -162,7 +132,7 @@ def _array_reader(file: str):
 # Reading the frames of one record.
 
 
-def _read_frames(index: 'FrameIndex', record: int, numbers: Sequence[int]) -> list[bytes]:
+def _read_frames(index: FrameIndex, record: int, numbers: Sequence[int]) -> list[bytes]:
   # The file is opened anew each time: measured cheap, and no table of open files has to be kept.
   offset, length = index.frames(record)
   handle = os.open(index.files[index.shard[record]], os.O_RDONLY)
@@ -176,7 +146,7 @@ def _slices(data: bytes, offset: np.ndarray, length: np.ndarray) -> list[bytes]:
   return [data[o : o + n] for o, n in zip(offset.tolist(), length.tolist(), strict=True)]
 
 
-def _read_span(index: 'FrameIndex', record: int, numbers: Sequence[int]) -> list[bytes]:
+def _read_span(index: FrameIndex, record: int, numbers: Sequence[int]) -> list[bytes]:
   # A request to object storage takes tens of milliseconds, about what a few megabytes take: so one for a clip.
   import tensorflow as tf
 
@@ -192,7 +162,7 @@ def _read_span(index: 'FrameIndex', record: int, numbers: Sequence[int]) -> list
   return _slices(span, offset - offset[0], length)
 
 
-def _read_array_record(index: 'FrameIndex', record: int, numbers: Sequence[int]) -> list[bytes]:
+def _read_array_record(index: FrameIndex, record: int, numbers: Sequence[int]) -> list[bytes]:
   shard = index.shard[record]
   try:
     (data,) = _array_reader(index.files[shard]).read([record - int(np.searchsorted(index.shard, shard))])
@@ -209,7 +179,7 @@ class _InOrder:
     # file -> [first byte in the unpacked file and payload of the last record, records still to come]
     self._open: OrderedDict[str, list] = OrderedDict()
 
-  def read(self, index: 'FrameIndex', record: int, numbers: Sequence[int]) -> list[bytes]:
+  def read(self, index: FrameIndex, record: int, numbers: Sequence[int]) -> list[bytes]:
     file = index.files[index.shard[record]]
     offset, length = (x[list(numbers)] for x in index.frames(record))
     if file not in self._open or offset[0] < self._open[file][0]:
