@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from cover_jax import checkpoints
 from cover_jax.evaluation import classify
 from cover_jax.experiment import build as experiments
+from cover_jax.experiment import wire
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState, state_shardings
 from cover_jax.runtime import sharding
@@ -19,8 +20,8 @@ from cover_jax.training import loop as training
 from cover_jax.training import metrics
 from cover_jax.weights import initialise
 from data_pipelines.builders import digits_rendering as rendering
-from data_pipelines.contract import SourceInfo, TestSet, UserError
-from data_pipelines.loading import arrays, views
+from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.loading import arrays
 from data_pipelines.sources import Source, subsets
 
 Drawn = tuple[list[np.ndarray], list[int]]  # frames uint8 [n, 32, 32, 3] and label of each example
@@ -120,20 +121,8 @@ def train(
   if encoder is not None:
     params = {**state.params, 'encoder': jax.tree.map(jax.device_put, encoder, placed.params['encoder'])}
     state = state.replace(params=params)
-  streams = {
-    name: views.Stream(
-      s.sources,
-      s.num_frames,
-      s.size,
-      s.batch_size,
-      weights={sources[i].name: experiment.weights[sources[i].name] for i in s.sources},
-      one_source_a_step=config.mixture.one_source_a_step,
-      views=experiment.objectives[name].views,
-    )
-    for name, s in experiment.streams.items()
-  }
   step, losses, measures = training.compile_step(experiment, optimizer, mesh), [], None
-  batches = arrays.array_batches(sources, streams, seed, num_steps=experiment.total_steps)
+  batches = wire.training_batches(experiment, sources, mesh, seed)(0)
   for number, batch in enumerate(batches, 1):
     state, report = step(state, sharding.to_global(batch, mesh))
     losses.append(report['losses'])
@@ -147,17 +136,9 @@ def train(
   return Run(experiment, mesh, state, losses, metrics.compute(measures))
 
 
-def test_set(experiment: Experiment, source: Source) -> TestSet:
-  """All examples of a source, one view each."""
-  plan, source_id = experiment.stream_of(source.name), experiment.source_id(source.name)
-  size = views.examples_per_step(source, experiment.config.eval_batch_size, jax.device_count())
-  stream = views.Stream(plan.sources, plan.num_frames, plan.size, size)
-  return views.make_test_set(source, stream, lambda: arrays.array_eval_batches(source, source_id, stream, size))
-
-
 def make_top1(experiment: Experiment, mesh: Mesh, sources: Sequence[Source]) -> Callable[[Any], dict[str, float]]:
   """params -> {source: share of its examples whose best-scored class is theirs}."""
-  sets = {source.name: test_set(experiment, source) for source in sources}
+  sets = wire.test_sets(experiment, sources, mesh)
   run = classify.make_evaluate(experiment, sets, mesh)
   return lambda params: {name: result.top1 for name, result in run(params).items()}
 

@@ -25,6 +25,7 @@ from benchmarks import documents, in_memory
 from benchmarks.documents import spread
 from configs import finetune_digits, semi_supervised_digits, vtdl_digits
 from cover_jax.evaluation import frozen
+from cover_jax.experiment import wire
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState
 from data_pipelines.builders import digits_rendering as rendering
@@ -172,7 +173,7 @@ def frozen_features(encoder: Any, data: Mapping[str, Any]) -> dict[str, Any]:
   config.sources.motions.label_fraction = 1.0
   pair = [make_sources(config, data[split])[0] for split in ('train', 'report')]
   experiment, mesh = in_memory.build(config, pair[:1])
-  sets = [in_memory.test_set(experiment, source) for source in pair]
+  sets = [wire.test_set(experiment, source) for source in pair]
   features = [frozen.encode(experiment, encoder, s.batches(), mesh, config.frozen.pool) for s in sets]
   return frozen.judge(*features, len(rendering.MOTIONS), config.frozen.to_dict())
 

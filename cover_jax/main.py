@@ -40,12 +40,14 @@ def run(argv: list[str]) -> None:
     raise UserError('--config and --workdir are needed: see `python -m cover_jax.main --help`.')
   config = command_line.read(_CONFIG)
   # Imported here so that --help and a mistyped flag answer at once.
-  from cover_jax.jobs import jobs
+  from cover_jax.jobs import evaluate, frozen, train
   from cover_jax.runtime import processes
 
   processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, heartbeat_seconds=_HEARTBEAT.value)
   logging.info('JAX %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
-  {'train': jobs.train, 'evaluate': jobs.evaluate, 'frozen': jobs.judge_frozen}[_MODE.value](config, _WORKDIR.value)
+  {'train': train.train, 'evaluate': evaluate.evaluate, 'frozen': frozen.judge_frozen}[_MODE.value](
+    config, _WORKDIR.value
+  )
 
 
 def _fail(code: int, message: str) -> None:

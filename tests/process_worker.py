@@ -16,14 +16,14 @@ import numpy as np
 from cover_jax import main
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.evaluation import classify as evaluation
-from cover_jax.jobs import jobs
+from cover_jax.jobs import train as train_job
 from cover_jax.runtime import processes
 from cover_jax.training import loop as training
 from tests import tiny
 
 
 def train(_, workdir):
-  """What `jobs.train` does, on arrays in memory; leaves the confusion matrices that each process got."""
+  """What `train_job.train` does, on arrays in memory; leaves the confusion matrices that each process got."""
   workdirs.prepare(workdir)
   with workdirs.hold(workdir):
     _train(workdir)
@@ -53,6 +53,6 @@ def _train(workdir):
 
 
 if __name__ == '__main__':
-  jobs.train = train
+  train_job.train = train
   sys.argv.append('--config=configs/digits_cover.py:debug')
   main.main()

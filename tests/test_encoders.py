@@ -14,8 +14,9 @@ import cover_jax
 from configs import defaults
 from cover_jax import checkpoints, export
 from cover_jax.experiment import build as experiments
-from cover_jax.experiment import optim, settings, state
-from cover_jax.jobs import jobs, resume
+from cover_jax.experiment import optim, settings, state, wire
+from cover_jax.jobs import evaluate as evaluate_job
+from cover_jax.jobs import resume
 from cover_jax.models import LOGICAL_AXES
 from cover_jax.models import encoder as encoders
 from cover_jax.runtime import sharding
@@ -23,7 +24,7 @@ from cover_jax.training import loop as training
 from cover_jax.weights import initialise
 from data_pipelines import declared
 from data_pipelines.contract import SourceInfo, UserError
-from data_pipelines.loading import arrays, views
+from data_pipelines.loading import arrays
 
 # Clips of the tests: long enough for the encoders that pool time.
 FRAMES = {'s3d': 8, 'c3d': 8}
@@ -165,15 +166,7 @@ def build(c, devices=1):
   mine = sources(c.streams.video.num_frames)
   infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in mine]
   run = experiments.build(c, infos, batch_divisor=sharding.batch_divisor(mesh))
-  streams = {
-    name: views.Stream(s.sources, s.num_frames, s.size, s.batch_size, views=run.objectives[name].views)
-    for name, s in run.streams.items()
-  }
-  part, parts = sharding.data_part(mesh)
-  batches = lambda start: arrays.array_batches(
-    mine, streams, c.seed, start_step=start, process_index=part, process_count=parts
-  )
-  return run, mesh, batches
+  return run, mesh, wire.training_batches(run, mine, mesh)
 
 
 def run_steps(name, steps=3, mesh=ONE, **changes):
@@ -397,9 +390,9 @@ def test_another_function_of_the_same_weights_is_refused(trained, changes, messa
 def test_weights_are_tested_as_the_function_that_was_trained(trained):
   run, mesh, _ = build(config('videomae', pixel_std=(5.0, 5.0, 5.0)))
   with pytest.raises(UserError, match=r'another function.*pixel_std'):
-    jobs.load_params(run, trained, mesh)
+    evaluate_job.load_params(run, trained, mesh)
   run, mesh, _ = build(config('videomae', model__remat='full', batch_size=16, eval_every=3))
-  jobs.load_params(run, trained, mesh)
+  evaluate_job.load_params(run, trained, mesh)
 
 
 def test_a_config_of_another_version_is_one_sentence(trained):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cover_jax.evaluation import classify, visualise
 from cover_jax.experiment import build, state
-from cover_jax.jobs import jobs
+from cover_jax.jobs import train as train_job
 from cover_jax.training import loop as training
 from data_pipelines.contract import SourceInfo
 from tests import tiny
@@ -215,7 +215,7 @@ def test_an_unlabelled_example_is_drawn_without_a_class_and_padding_not_at_all(r
   batch['label'] = np.array([-1, 2, -1, *batch['label'][3:]], np.int32)
   batch['mask'] = np.array([True, True, False, *batch['mask'][3:]])
   some = {'acts': dataclasses.replace(tests['acts'], batches=lambda: iter([batch]))}
-  samples = jobs.sample_predictions(run, params, some)
+  samples = train_job.sample_predictions(run, params, some)
   assert [s['label'] for s in samples] == [None, 'acts 2']
   written = []
   text = matplotlib.axes.Axes.text

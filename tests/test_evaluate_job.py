@@ -13,7 +13,9 @@ from cover_jax import checkpoints
 from cover_jax.checkpoints import orbax_folder
 from cover_jax.evaluation import frozen
 from cover_jax.experiment import state
-from cover_jax.jobs import jobs
+from cover_jax.jobs import evaluate as evaluate_job
+from cover_jax.jobs import frozen as frozen_job
+from cover_jax.jobs import train as train_job
 from cover_jax.runtime import sharding
 from cover_jax.training import loop as training
 from data_pipelines import sources
@@ -35,7 +37,7 @@ def config_of(**changes):
 def trained(embedded_data, tmp_path_factory):
   """(workdir, the report that training ended with)."""
   workdir = str(tmp_path_factory.mktemp('trained'))
-  jobs.train(config_of(), workdir)
+  train_job.train(config_of(), workdir)
   return workdir, report_of(workdir)
 
 
@@ -56,7 +58,7 @@ def test_without_training_data(trained, monkeypatch):
     return open_source(name, config, split_key)
 
   monkeypatch.setattr(sources, 'open_source', without_training)
-  jobs.evaluate(config_of(sources__motions__train='gone'), workdir)
+  evaluate_job.evaluate(config_of(sources__motions__train='gone'), workdir)
   report = report_of(workdir)
   assert report['params_sha256'] == before['params_sha256'] and report['step'] == before['step'] == 2
   for name, result in before['sources'].items():
@@ -69,30 +71,32 @@ def test_without_training_data(trained, monkeypatch):
 def test_on_devices_that_training_could_not_use(trained):
   """Of the eight devices here, no batch of training is a multiple; the optimizer is another one, too."""
   workdir, before = trained
-  jobs.evaluate(config_of(batch_size=12, batch_multiple=2, accumulation_steps=2, optimizer__name='lion'), workdir)
+  evaluate_job.evaluate(
+    config_of(batch_size=12, batch_multiple=2, accumulation_steps=2, optimizer__name='lion'), workdir
+  )
   assert report_of(workdir)['sources']['motions']['top1'] == before['sources']['motions']['top1']
   with pytest.raises(UserError, match='eval_batch_size = 12 cannot be divided over 8 devices'):
-    jobs.evaluate(config_of(eval_batch_size=12), workdir)
+    evaluate_job.evaluate(config_of(eval_batch_size=12), workdir)
 
 
 def test_averaged_parameters(trained):
   workdir, before = trained
-  jobs.evaluate(config_of(eval_params='ema'), workdir)
+  evaluate_job.evaluate(config_of(eval_params='ema'), workdir)
   assert report_of(workdir)['params_sha256'] != before['params_sha256']
 
 
 def test_test_splits_of_other_classes_and_none(trained, monkeypatch):
   workdir, _ = trained
   with pytest.raises(UserError, match='nothing to evaluate'):
-    jobs.evaluate(config_of(sources__motions__test='', sources__digits__test=''), workdir)
+    evaluate_job.evaluate(config_of(sources__motions__test='', sources__digits__test=''), workdir)
   with pytest.raises(UserError, match=r"source 'motions' has \d+ classes now but its head in .* has \d+"):
-    jobs.evaluate(config_of(sources__motions__dataset='moving_digits/objects'), workdir)
+    evaluate_job.evaluate(config_of(sources__motions__dataset='moving_digits/objects'), workdir)
   config = config_of()
   with config.unlocked():
     config.sources.other = config.sources.motions
   config.streams.video.sources = ('motions', 'other')
   with pytest.raises(UserError, match=r"has no head for the source 'other': it was trained on .*digits.*motions"):
-    jobs.evaluate(config, workdir)
+    evaluate_job.evaluate(config, workdir)
 
 
 @pytest.mark.parametrize('kind', ['one process', 'several'])
@@ -138,9 +142,9 @@ def test_a_fault_while_drawing_costs_no_number_of_frozen_features(trained, monke
   def fails(*_):
     raise ValueError('Parse error')
 
-  monkeypatch.setattr(jobs, '_nearest', fails)
+  monkeypatch.setattr(frozen_job, '_nearest', fails)
   with pytest.raises(ValueError, match='Parse error'):
-    jobs.judge_frozen(config_of(frozen__penalties=(1.0,), frozen__label_fractions=(1.0,)), workdir)
+    frozen_job.judge_frozen(config_of(frozen__penalties=(1.0,), frozen__label_fractions=(1.0,)), workdir)
   with open(os.path.join(workdir, 'frozen', 'report.json'), encoding='utf-8') as f:
     assert set(json.load(f)['sources']) == {'digits', 'motions'}
   out = capsys.readouterr().out

@@ -333,28 +333,29 @@ def _config(data_dir, *variants, **options):
 
 
 def test_a_run_that_tests_what_it_trains_on_does_not_start(kinetics):
-  from cover_jax.jobs import jobs
+  from cover_jax.jobs import opening
   from cover_jax.runtime import sharding
 
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
   with pytest.raises(UserError, match=r"^Source 'k700' trains on 1 examples .* 'k400' has too \(bbbbbbbbbbb\)"):
-    jobs.open_experiment(_config(kinetics, '400', '700'), mesh)
+    opening.open_experiment(_config(kinetics, '400', '700'), mesh)
   allowed = _config(kinetics, '400', '700')
   allowed.allow_overlap = True
-  jobs.open_experiment(allowed, mesh)
+  opening.open_experiment(allowed, mesh)
   without = _config(kinetics, '400', '700', k700={'exclude': ('kinetics/400:validation',)})
-  run, _, _ = jobs.open_experiment(without, mesh)
+  run, _, _ = opening.open_experiment(without, mesh)
   assert {s.name: s.num_examples for s in run.sources} == {'k400': 2, 'k700': 1}
 
 
 def test_a_run_that_starts_from_weights_trained_on_its_test_split_does_not_start(kinetics, tmp_path, caplog):
-  from cover_jax.jobs import jobs
+  from cover_jax.jobs import opening
+  from cover_jax.jobs import train as train_job
   from cover_jax.runtime import sharding
 
   before = _config(kinetics, '700')
-  jobs.train(before, str(tmp_path / 'before'))
+  train_job.train(before, str(tmp_path / 'before'))
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
-  opened = lambda config: jobs.open_experiment(config, mesh)[0].leaks
+  opened = lambda config: opening.open_experiment(config, mesh)[0].leaks
   config = _config(kinetics, '400')
   config.init_from.path = str(tmp_path / 'before')
   with pytest.raises(
@@ -385,7 +386,9 @@ def test_a_run_that_starts_from_weights_trained_on_its_test_split_does_not_start
 
 
 def test_training_and_evaluation_report_what_was_trained_on(tmp_path, capsys):
-  from cover_jax.jobs import jobs
+  from cover_jax.jobs import evaluate as evaluate_job
+  from cover_jax.jobs import opening
+  from cover_jax.jobs import train as train_job
   from cover_jax.runtime import sharding
 
   config = digits_cover.get_config('debug')
@@ -395,9 +398,9 @@ def test_training_and_evaluation_report_what_was_trained_on(tmp_path, capsys):
   config.sources.digits.train, config.sources.digits.test = 'train+test[:30]', 'test[:40]'
   run = str(tmp_path / 'run')
   with pytest.raises(UserError, match=r"^Source 'digits' trains on 30 examples from 30 .*\(example 0, example 1"):
-    jobs.train(config, run)
+    train_job.train(config, run)
   config.allow_overlap = True
-  jobs.train(config, run)
+  train_job.train(config, run)
   expected = {
     'trained_on': {'digits': {'examples': 30, 'by': ['digits']}},
     'not_compared': [],
@@ -410,9 +413,9 @@ def test_training_and_evaluation_report_what_was_trained_on(tmp_path, capsys):
   # What counts is what the checkpoint was trained on, not what the config says by now.
   config.sources.digits.train = 'train'
   mesh = sharding.make_mesh(config.mesh)
-  assert jobs.open_experiment(config, mesh)[0].leaks == {'trained_on': {}, 'not_compared': [], 'weights': 'none'}
-  jobs.evaluate(config, run)
+  assert opening.open_experiment(config, mesh)[0].leaks == {'trained_on': {}, 'not_compared': [], 'weights': 'none'}
+  evaluate_job.evaluate(config, run)
   assert json.loads(report.read_text())['leaks'] == expected and said in capsys.readouterr().out
   config.allow_overlap = False
   with pytest.raises(UserError, match=r"^Source 'digits' trains on 30 examples"):
-    jobs.evaluate(config, run)
+    evaluate_job.evaluate(config, run)

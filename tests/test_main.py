@@ -16,7 +16,8 @@ import pytest
 from configs import digits_cover
 from cover_jax import checkpoints
 from cover_jax import main as command_line
-from cover_jax.jobs import jobs
+from cover_jax.jobs import evaluate as evaluate_job
+from cover_jax.jobs import train as train_job
 from data_pipelines.contract import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -226,7 +227,7 @@ def test_missing_config_file_and_missing_workdir(tmp_path):
 def test_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot be written'):
-    jobs.train(digits_cover.get_config('debug'), str(tmp_path / 'file' / 'workdir'))
+    train_job.train(digits_cover.get_config('debug'), str(tmp_path / 'file' / 'workdir'))
 
 
 def changed(**changes) -> ml_collections.ConfigDict:
@@ -275,7 +276,7 @@ BAD_CONFIGS = {
 def test_bad_config_is_one_sentence(case, tmp_path, embedded_data):
   changes, pattern = BAD_CONFIGS[case]
   with pytest.raises(UserError, match=f'(?s){pattern}') as error:
-    jobs.train(changed(**changes), str(tmp_path))
+    train_job.train(changed(**changes), str(tmp_path))
   assert '\n' not in str(error.value)
   assert not (tmp_path / checkpoints.FOLDER).exists()
 
@@ -284,10 +285,10 @@ def test_checkpoint_of_another_architecture(uninterrupted):
   workdir, _ = uninterrupted
   before = params_bits(workdir), (workdir / 'config.json').read_text()
   with pytest.raises(UserError, match=r'at step 120.*: model\.width: 16 -> 32; seed: 0 -> 1\. ') as error:
-    jobs.train(changed(model__width=32, seed=1), str(workdir))
+    train_job.train(changed(model__width=32, seed=1), str(workdir))
   assert '\n' not in str(error.value)
   with pytest.raises(UserError, match=r'ema/.* is nothing in the checkpoint'):  # may change, but not in the middle
-    jobs.train(changed(ema_decay=0.9), str(workdir))
+    train_job.train(changed(ema_decay=0.9), str(workdir))
   assert (params_bits(workdir), (workdir / 'config.json').read_text()) == before
 
 
@@ -305,13 +306,13 @@ def test_data_set_whose_class_count_changed(uninterrupted):
 
 def test_no_checkpoint_to_evaluate(tmp_path):
   with pytest.raises(UserError, match='No checkpoint'):
-    jobs.evaluate(digits_cover.get_config('debug'), str(tmp_path))
+    evaluate_job.evaluate(digits_cover.get_config('debug'), str(tmp_path))
 
 
 def test_import_needs_no_tensorflow():
   code = (
     'import sys; import cover_jax, cover_jax.training.loop, cover_jax.evaluation.classify, cover_jax.checkpoints; '
-    'import cover_jax.jobs.jobs; '
+    'import cover_jax.jobs.train; '
     "assert 'tensorflow' not in sys.modules and 'tensorflow_datasets' not in sys.modules"
   )
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)

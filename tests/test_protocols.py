@@ -358,11 +358,11 @@ def test_judge():
 def test_command_leaves_a_report_and_a_picture(embedded_data, tmp_path, capsys):
   """The job as the command line runs it; R@1 is computed again from the features that it keeps."""
   from configs import frozen_digits
-  from cover_jax.jobs import jobs
+  from cover_jax.jobs import frozen as frozen_job
 
   config = frozen_digits.get_config('debug')
   config.frozen.clips = 2
-  jobs.judge_frozen(config, str(tmp_path))
+  frozen_job.judge_frozen(config, str(tmp_path))
   assert 'random weights' in capsys.readouterr().out
   report = json.loads((tmp_path / 'frozen' / 'report.json').read_text())
   assert report['sources']['motions']['queries'] == 320 and report['sources']['motions']['gallery'] == 560
@@ -380,15 +380,16 @@ def test_commands_from_pretraining_to_few_labels(embedded_data, tmp_path):
   """VTDL, then fine-tuning on 5 % of the labels and frozen features of it, as docs/vtdl.md has them."""
   from configs import finetune_digits, frozen_digits, vtdl_digits
   from cover_jax import checkpoints
-  from cover_jax.jobs import jobs
+  from cover_jax.jobs import frozen as frozen_job
+  from cover_jax.jobs import train as train_job
 
-  jobs.train(vtdl_digits.get_config('debug'), str(tmp_path / 'vtdl'))
+  train_job.train(vtdl_digits.get_config('debug'), str(tmp_path / 'vtdl'))
   pretrained = checkpoints.load(str(tmp_path / 'vtdl'))['state']
   assert int(pretrained['objectives']['unlabelled']['queue']['filled']) == 4 * 16
   assert not pretrained['params']['heads']
   finetune = finetune_digits.get_config('debug')
   finetune.init_from.path = str(tmp_path / 'vtdl')
-  jobs.train(finetune, str(tmp_path / 'finetuned'))
+  train_job.train(finetune, str(tmp_path / 'finetuned'))
   report = json.loads((tmp_path / 'finetuned' / 'evaluation' / 'report.json').read_text())
   assert report['sources']['motions']['examples'] == 320
   judged = frozen_digits.get_config('debug')
@@ -396,7 +397,7 @@ def test_commands_from_pretraining_to_few_labels(embedded_data, tmp_path):
   hashes = []
   for name in ('vtdl', 'finetuned'):
     judged.init_from.path = str(tmp_path / name)
-    jobs.judge_frozen(judged, str(tmp_path / f'frozen_{name}'))
+    frozen_job.judge_frozen(judged, str(tmp_path / f'frozen_{name}'))
     hashes.append(json.loads((tmp_path / f'frozen_{name}' / 'frozen' / 'report.json').read_text())['encoder_sha256'])
   assert len(set(hashes)) == 2
 
@@ -404,10 +405,10 @@ def test_commands_from_pretraining_to_few_labels(embedded_data, tmp_path):
 def test_semi_supervised_command(embedded_data, tmp_path):
   """A labelled and an unlabelled stream train one encoder; only the labelled source is tested."""
   from configs import semi_supervised_digits
-  from cover_jax.jobs import jobs
+  from cover_jax.jobs import train as train_job
   from cover_jax.training import metrics
 
-  jobs.train(semi_supervised_digits.get_config('debug'), str(tmp_path))
+  train_job.train(semi_supervised_digits.get_config('debug'), str(tmp_path))
   (last,) = [
     row for row in metrics.read_jsonl(str(tmp_path / 'metrics.jsonl')) if row['step'] == 4 and 'train/loss' in row
   ]

@@ -111,13 +111,13 @@ def prepared(media, tmp_path_factory):
   ],
 )
 def test_trains_two_steps_on_the_official_formats(experiment, prepared, tmp_path):
-  from cover_jax.jobs import jobs
+  from cover_jax.jobs import train as train_job
 
   name, _, variant = experiment.partition(':')
   config = _FULL[name][0].get_config(f'{variant},debug')
   for source in config.sources.values():
     source.data_dir = str(prepared)
-  jobs.train(config, str(tmp_path))
+  train_job.train(config, str(tmp_path))
   report = json.loads((tmp_path / 'evaluation/report.json').read_text())
   assert report['step'] == 2 and report['sources'].keys() == set(config.sources)
   for source, result in report['sources'].items():
@@ -130,7 +130,7 @@ def test_trains_two_steps_on_the_official_formats(experiment, prepared, tmp_path
 def test_my_own_videos_as_the_docs_say(media, tmp_path):
   """The four commands of docs/datasets.md, with `:debug` for `:tiny`."""
   from cover_jax import predict
-  from cover_jax.jobs import jobs
+  from cover_jax.jobs import train as train_job
   from data_pipelines import build, inspect
 
   miniature.folder(media, tmp_path / 'videos')
@@ -139,7 +139,7 @@ def test_my_own_videos_as_the_docs_say(media, tmp_path):
   assert inspect.main(['video_folder/mine', data_dir, f'--out={tmp_path}/sheet.png']) == 0
   config = finetune_folder.get_config('debug')
   config.sources.videos.data_dir = f'{tmp_path}/tfds'
-  jobs.train(config, str(tmp_path / 'run'))
+  train_job.train(config, str(tmp_path / 'run'))
   report = json.loads((tmp_path / 'run/evaluation/report.json').read_text())
   assert report['sources']['videos']['classes'] == 2
   video = next((tmp_path / 'videos/test').rglob('*.mp4'))

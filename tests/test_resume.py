@@ -7,7 +7,8 @@ import pytest
 
 from configs import defaults, digits_cover
 from cover_jax import checkpoints
-from cover_jax.jobs import jobs, resume
+from cover_jax.jobs import resume
+from cover_jax.jobs import train as train_job
 from data_pipelines.contract import UserError
 from tests.test_train_loop import run, saved  # noqa: F401  a fixture
 
@@ -149,17 +150,17 @@ def test_another_seed_in_a_finished_workdir_is_refused_before_anything(tmp_path,
   (tmp_path / 'metrics.jsonl').write_text('{"step": 4}\n')
   before = files(tmp_path)
   opened = []
-  monkeypatch.setattr(jobs, 'open_experiment', lambda *_: opened.append(1) or 1 / 0)
+  monkeypatch.setattr(train_job, 'open_experiment', lambda *_: opened.append(1) or 1 / 0)
   c.seed, c.batch_size = 1, 24
   with pytest.raises(
     UserError, match=r'at step 4, .*: batch_size: 32 -> 24; seed: 0 -> 1\. Take another --workdir'
   ) as e:
-    jobs.train(c, str(tmp_path))
+    train_job.train(c, str(tmp_path))
   assert '\n' not in str(e.value) and not opened
   assert files(tmp_path) == before
   c.seed, c.batch_size, c.total_steps = 0, 32, 8
   with pytest.raises(ZeroDivisionError):  # it goes on to the data
-    jobs.train(c, str(tmp_path))
+    train_job.train(c, str(tmp_path))
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_config_json(run, tmp_path, monkeypatch):  # noqa: F811

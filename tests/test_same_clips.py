@@ -9,7 +9,7 @@ import pytest
 
 from cover_jax import api
 from cover_jax.experiment import build as experiment
-from cover_jax.jobs import jobs
+from cover_jax.experiment import wire
 from data_pipelines import build, sources
 from data_pipelines.clips import sampling
 from data_pipelines.contract import UserError
@@ -77,7 +77,7 @@ def evaluated_and_predicted(root, name, file, **settings):
   source = sources.open_source('s', config.sources.s.to_dict(), 'test')
   run = experiment.build(config, [source.info])
   (example,) = (i for i, found in enumerate(source.ids) if pathlib.Path(found.decode()).stem == file)
-  (batch,) = jobs._test_set(run, sources.select(source, np.array([example]))).batches()
+  (batch,) = wire.test_set(run, sources.select(source, np.array([example]))).batches()
   model = api.Model(run, {}, 'nowhere', 0)
   (view,) = model.views
   path = root / name / f'train/a/{file}.mp4'

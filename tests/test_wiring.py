@@ -1,4 +1,4 @@
-"""Every key of a config reaches the place that it is for: what a run of `jobs.open_experiment` shows of each.
+"""Every key of a config reaches the place that it is for: what a run of `opening.open_experiment` shows of each.
 
 The stored frames tell where each of their pixels was: red is the column, green the row, blue the frame's number. So a
 batch shows what was done to its clips.
@@ -20,7 +20,8 @@ from PIL import Image
 from configs import defaults
 from cover_jax.experiment import build as experiments
 from cover_jax.experiment.state import create, init_params
-from cover_jax.jobs import jobs
+from cover_jax.jobs import evaluate as evaluate_job
+from cover_jax.jobs import opening
 from cover_jax.models.encoder import Encoded
 from cover_jax.runtime import sharding
 from cover_jax.training import loop as training
@@ -89,7 +90,7 @@ def config_of(data_dir, stream=None, few=None, many=None, **source):
 
 
 def opened(config):
-  return jobs.open_experiment(config, sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]))
+  return opening.open_experiment(config, sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1]))
 
 
 def train_clips(config, steps=1):
@@ -401,7 +402,7 @@ def test_options_of_the_weights_to_start_from(monkeypatch):
 def test_parameters_that_are_evaluated():
   state = SimpleNamespace(params='raw ones', ema='averaged ones')
   for which, expected in (('raw', 'raw ones'), ('ema', 'averaged ones')):
-    assert jobs._chosen_params(ml_collections.ConfigDict({'eval_params': which}), state) == expected
+    assert evaluate_job.chosen_params(ml_collections.ConfigDict({'eval_params': which}), state) == expected
 
 
 def test_seed_of_the_initial_weights(monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 
 from configs import digits_cover
 from cover_jax.checkpoints import workdir as workdirs
-from cover_jax.jobs import jobs
+from cover_jax.jobs import train as train_job
 from data_pipelines import durable
 from data_pipelines.contract import UserError
 from tests.test_main import ROOT
@@ -44,7 +44,7 @@ def test_a_second_run_is_told_who_is_first_and_a_killed_one_holds_nothing(holder
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
   before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
   with pytest.raises(UserError, match=r' is in use: process \d+ on .* since \d{4}-\d\d-\d\d .*python') as error:
-    jobs.train(digits_cover.get_config('debug'), str(tmp_path))
+    train_job.train(digits_cover.get_config('debug'), str(tmp_path))
   assert f'process {holder.pid} on {os.uname().nodename}' in str(error.value)
   assert str(tmp_path) in str(error.value) and '\n' not in str(error.value)
   assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -8,9 +8,10 @@ import numpy as np
 
 from configs import defaults
 from cover_jax.experiment import build as experiments
+from cover_jax.experiment import wire
 from cover_jax.runtime import sharding
 from data_pipelines.contract import SourceInfo
-from data_pipelines.loading import arrays, views
+from data_pipelines.loading import arrays
 
 
 @functools.cache
@@ -65,22 +66,6 @@ def build(c: ml_collections.ConfigDict, devices=None, **protocol):
   mesh = sharding.make_mesh(c.mesh, devices)
   infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in sources()]
   experiment = experiments.build(c, infos, batch_divisor=sharding.batch_divisor(mesh))
-  streams = {
-    name: views.Stream(s.sources, s.num_frames, s.size, s.batch_size, views=experiment.objectives[name].views)
-    for name, s in experiment.streams.items()
-  }
-  part, parts = sharding.data_part(mesh)
-  process = {'process_index': part, 'process_count': parts}
-  batches = lambda start: arrays.array_batches(sources(), streams, c.seed, start_step=start, **process)
-
-  def test_set(i, source):
-    source = dataclasses.replace(source, **protocol) if source.modality == 'video' else source
-    plan = experiment.stream_of(source.name)
-    examples = views.examples_per_step(source, c.eval_batch_size, sharding.batch_divisor(mesh))
-    stream = views.Stream(plan.sources, plan.num_frames, plan.size, examples)
-    return views.make_test_set(
-      source, stream, lambda: arrays.array_eval_batches(source, i, stream, examples, **process)
-    )
-
-  tests = {s.name: test_set(i, s) for i, s in enumerate(sources())}
-  return experiment, mesh, batches, tests
+  batches = wire.training_batches(experiment, sources(), mesh)
+  tested = [dataclasses.replace(s, **protocol) if s.modality == 'video' else s for s in sources()]
+  return experiment, mesh, batches, wire.test_sets(experiment, tested, mesh)

@@ -135,6 +135,11 @@ class Source:
     return SourceInfo(self.name, self.modality, self.num_examples, self.class_names, fps)
 
   @property
+  def in_memory(self) -> bool:
+    """Whether its frames are arrays, not encoded in files."""
+    return not isinstance(self.frames, FrameIndex)
+
+  @property
   def waits(self) -> bool:
     """Whether a clip waits for something else than this thread, so that several should be asked for at a time."""
     return self.decode is not None or (isinstance(self.frames, FrameIndex) and self.frames.storage.waits)

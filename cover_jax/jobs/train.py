@@ -1,0 +1,104 @@
+"""`--mode=train`: trains (or continues) a run, evaluates it and draws what it has learnt."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+
+from cover_jax import checkpoints
+from cover_jax.checkpoints import workdir as workdirs
+from cover_jax.evaluation import classify as evaluation
+from cover_jax.experiment import state
+from cover_jax.experiment.build import Experiment
+from cover_jax.jobs import resume
+from cover_jax.jobs.evaluate import chosen_params, report
+from cover_jax.jobs.opening import open_experiment
+from cover_jax.runtime import processes, sharding
+from cover_jax.training import loop as training
+from cover_jax.training import metrics
+from data_pipelines.contract import SourceInfo
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Trains (or continues) an experiment, evaluates it and leaves everything in the workdir."""
+  workdirs.prepare(workdir)
+  with workdirs.hold(workdir):
+    resume.check(workdir, config.to_dict())
+    _train(config, workdir)
+
+
+def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
+  mesh = sharding.make_mesh(config.mesh)
+  experiment, data, tests = open_experiment(config, mesh)
+  evaluation.check_keep_best(config.keep_best, tests)
+  for name, stream in experiment.streams.items():
+    members = ', '.join(_size(experiment.sources[i]) for i in stream.sources)
+    logging.info(
+      'Stream %s: %d examples a step, loss weight %.4f: %s', name, stream.batch_size, stream.loss_weight, members
+    )
+
+  results: dict[str, evaluation.SourceResult] = {}
+  stop = processes.watch_preemption()
+  watched = {
+    name: dataclasses.replace(test, batches=training.stoppable(test.batches, stop)) for name, test in tests.items()
+  }
+  evaluate_params = evaluation.make_evaluate(experiment, watched, mesh)
+
+  def evaluate_now(current: state.TrainState) -> dict[str, float]:
+    results.update(evaluate_params(chosen_params(config, current)))
+    logging.info('Step %d\n%s', int(current.step), evaluation.table(results))
+    return evaluation.scalars(results)
+
+  final = training.train(experiment, data, workdir, mesh, evaluate_now if tests else None, stop)
+  _finish(experiment, final, results, tests, workdir)
+
+
+def _size(source: SourceInfo) -> str:
+  return f'{source.name} ({source.num_examples}{"" if source.class_names else " without labels"})'
+
+
+def _finish(experiment, final, results, tests, workdir) -> None:
+  """Writes the report and the pictures, and says where everything is."""
+  params = processes.gather(chosen_params(experiment.config, final)) if tests else None
+  if jax.process_index() != 0:
+    return
+  from cover_jax.evaluation import visualise
+
+  checkpoint = checkpoints.latest(workdir)
+  curves, predictions = (os.path.join(workdir, name) for name in ('training_curves.png', 'predictions.png'))
+  last = {}
+  if results:
+    last['The report'] = lambda: report(experiment, results, params, workdir, int(final.step), checkpoint)
+  rows = metrics.read_jsonl(os.path.join(workdir, metrics.FILE))
+  last[curves] = lambda: visualise.training_curves(rows, curves)
+  if tests:
+    last[predictions] = lambda: visualise.predictions(sample_predictions(experiment, params, tests), predictions)
+  with workdirs.writing(workdir, 'all of the results'):
+    visualise.each(last)
+  print(f'Checkpoint:          {checkpoint}')
+  print(f'Training curves:     {curves}')
+  if tests:
+    print(f'Sample predictions:  {predictions}')
+  print(f'TensorBoard:         tensorboard --logdir {workdir}')
+
+
+def sample_predictions(
+  experiment: Experiment, params: Any, tests: evaluation.TestSets, count: int = 3
+) -> list[dict[str, Any]]:
+  """The first test clips of each source with the model's best classes; see `visualise.predictions`."""
+  samples = []
+  for name, test in tests.items():
+    batch = next(iter(test.batches()))
+    class_names = experiment.sources[experiment.source_id(name)].class_names
+    probabilities = np.asarray(evaluation.predict(experiment, params, name, batch['clip'][:count]))
+    middle = batch['clip'].shape[1] // 2  # of the views
+    shown = zip(batch['clip'][:, middle], batch['label'], batch['mask'], probabilities, strict=False)
+    for clip, label, _, p_K in (row for row in shown if row[2]):
+      best = [(class_names[k], float(p_K[k])) for k in np.argsort(-p_K, kind='stable')[:5]]
+      true = class_names[label] if label >= 0 else None
+      samples.append({'clip': clip, 'source': name, 'label': true, 'predicted': best})
+  return samples
