@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from cover_jax import checkpoints, weights
+from cover_jax import checkpoints
 from cover_jax.experiment import build as experiments
 from cover_jax.models import encoder as encoders
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from cover_jax.training import finite
+from cover_jax.weights import huggingface
 from data_pipelines import durable
 from data_pipelines.contract import UserError
 
@@ -110,7 +111,7 @@ def to_huggingface(
   encoder['position_embedding'] = resize_position_embedding(np.asarray(encoder['position_embedding']), (grid, grid))
   if 'time_embedding' in encoder:
     encoder['time_embedding'] = resize_time_embedding(np.asarray(encoder['time_embedding']), frames)
-  arrays = weights.to_hf_timesformer(encoder, chosen['heads'][head])
+  arrays = huggingface.to_hf_timesformer(encoder, chosen['heads'][head])
 
   class_names = experiment.sources[experiment.source_id(head)].class_names
   config = {

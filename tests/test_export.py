@@ -15,9 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import cover_jax
-from cover_jax import checkpoints, export, weights
+from cover_jax import checkpoints, export
 from cover_jax.experiment.state import init_params
 from cover_jax.models import Heads
+from cover_jax.weights import huggingface
 from data_pipelines import durable
 from data_pipelines.contract import UserError
 from tests import tiny
@@ -88,7 +89,7 @@ def test_hugging_face_and_back(tmp_path):
   experiment, params, path = make_checkpoint(tmp_path / 'c.flax')
   export.export(path, str(tmp_path / 'hf'), 'huggingface', 'moves')
   arrays = load_file(tmp_path / 'hf' / 'model.safetensors')
-  back = weights.from_hf_timesformer(arrays, num_heads=experiment.model.num_heads, head='moves')
+  back = huggingface.from_hf_timesformer(arrays, num_heads=experiment.model.num_heads, head='moves')
   encoder = dict(params['encoder'])
   side = experiment.streams['video'].size[0] // experiment.model.patch_size
   assert encoder['position_embedding'].shape[1] == 1 + side**2  # else the trees below would differ

@@ -17,10 +17,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from cover_jax import checkpoints
-from cover_jax import weights as interop
 from cover_jax.models import TimeSformer
 from cover_jax.training import loop as training
-from cover_jax.weights import initialise
+from cover_jax.weights import common, files, initialise
 from data_pipelines.contract import UserError
 from tests import tiny
 
@@ -47,7 +46,7 @@ CLASSES = {'source': ('cat', 'dog', 'owl')}
 
 
 def seed(path, which='raw', model=None, **options):
-  return initialise.seed(fresh(**(model or {})), interop.read(str(path), which), class_names=CLASSES, **options)
+  return initialise.seed(fresh(**(model or {})), files.read(str(path), which), class_names=CLASSES, **options)
 
 
 @functools.cache
@@ -349,7 +348,7 @@ def test_pytorch_file_without_pytorch(tmp_path, monkeypatch):
   (tmp_path / 'w.pyth').write_bytes(b'')
   monkeypatch.setitem(sys.modules, 'torch', None)
   with pytest.raises(UserError, match='PyTorch is not installed'):
-    interop.read(str(tmp_path / 'w.pyth'))
+    files.read(str(tmp_path / 'w.pyth'))
 
 
 def test_temporal_options(arrays, tmp_path):
@@ -408,10 +407,10 @@ def test_embeddings_are_resized(arrays, images, tmp_path):
 def test_time_embedding_is_interpolated():
   ramp = np.arange(4, dtype=np.float32)[None, :, None] * np.ones((1, 1, WIDTH), np.float32)
   encoder_arrays = {
-    name: interop.Found(np.asarray(x), name, x.shape) for name, x in checkpoints.flatten(fresh()['encoder']).items()
+    name: common.Found(np.asarray(x), name, x.shape) for name, x in checkpoints.flatten(fresh()['encoder']).items()
   }
-  encoder_arrays['time_embedding'] = interop.Found(ramp, 'time', ramp.shape)
-  weights = interop.Weights('w', 'a video model', encoder_arrays, {}, {})
+  encoder_arrays['time_embedding'] = common.Found(ramp, 'time', ramp.shape)
+  weights = common.Weights('w', 'a video model', encoder_arrays, {}, {})
   params, rows = initialise.seed(fresh(num_frames=8), weights, class_names=CLASSES)
   np.testing.assert_allclose(params['encoder']['time_embedding'][0, :, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
   assert 'resized: 4 to 8 frames, linear' in {r.action for r in rows}
@@ -430,14 +429,14 @@ def test_bfloat16_and_missing_class_token(arrays, tmp_path):
 
 def test_table_and_notes(arrays, tmp_path):
   path = LAYOUTS['timm'](tmp_path, arrays)
-  weights = interop.read(str(path))
+  weights = files.read(str(path))
   _, rows = seed(path)
   text = initialise.table(rows, weights)
   assert text.splitlines()[-1] == '22 loaded, 0 resized, 12 derived, 3 fresh, 2 skipped'
   assert 'blocks.*.attn.qkv.weight' in text and '96x32' in text and '2x32x4x8' in text
   assert 'copy of encoder/blocks/attention_space/out/kernel' in text
   assert 'num_heads = 4' in initialise.notes(weights, encoder())[0]
-  google = interop.read(str(LAYOUTS['google'](tmp_path, arrays)))
+  google = files.read(str(LAYOUTS['google'](tmp_path, arrays)))
   assert 'gelu_approximate=True' in initialise.notes(google, encoder())[0]
   assert initialise.notes(google, encoder(gelu_approximate=True)) == []
 
@@ -457,7 +456,7 @@ def test_a_file_that_would_grow_far_beyond_the_model_is_refused_before_it_does(a
   path = tmp_path / 'w.npz'
   write_npz(path, arrays)
   size = sum(a.size for a in arrays.values())
-  assert interop.read(str(path), model_size=size).encoder.keys() == interop.read(str(path)).encoder.keys()
+  assert files.read(str(path), model_size=size).encoder.keys() == files.read(str(path)).encoder.keys()
   with zipfile.ZipFile(path, 'a', zipfile.ZIP_DEFLATED) as file, file.open('bomb.npy', 'w') as f:
     np.lib.format.write_array_header_1_0(f, {'descr': '<f4', 'fortran_order': False, 'shape': (1 << 27,)})
     for _ in range(1 << 9):
@@ -465,32 +464,32 @@ def test_a_file_that_would_grow_far_beyond_the_model_is_refused_before_it_does(a
   assert os.path.getsize(path) < 3 << 20
   tracemalloc.start()
   with pytest.raises(UserError, match=rf'w\.npz holds 134,\d+,\d+ numbers; the model has {size:,} parameters'):
-    interop.read(str(path), model_size=size)
+    files.read(str(path), model_size=size)
   write_npz(path, arrays)
   with zipfile.ZipFile(path, 'a') as file, file.open('huge.npy', 'w') as f:
     np.lib.format.write_array_header_1_0(f, {'descr': '<f4', 'fortran_order': False, 'shape': (1 << 45,)})
   for model_size in (size, None):
     with pytest.raises(UserError, match=r"w\.npz cannot be read as weights \('huge\.npy' is said to be of shape"):
-      interop.read(str(path), model_size=model_size)
+      files.read(str(path), model_size=model_size)
   assert tracemalloc.get_traced_memory()[1] < 64 << 20
   tracemalloc.stop()
   torch = pytest.importorskip('torch')
   torch.save({'w': torch.zeros(1).expand(1 << 40)}, tmp_path / 'w.pth')
   with pytest.raises(UserError, match=r'w\.pth holds 1,099,511,627,776 numbers'):
-    interop.read(str(tmp_path / 'w.pth'), model_size=size)
+    files.read(str(tmp_path / 'w.pth'), model_size=size)
 
 
 def test_no_file_runs_code(arrays, tmp_path):
   proof = tmp_path / 'it ran'
   write_npz(tmp_path / 'w.npz', arrays | {'cls': np.array([Payload(proof)], object)})
   with pytest.raises(UserError, match=r'w\.npz cannot be read as weights .*allow_pickle'):
-    interop.read(str(tmp_path / 'w.npz'))
+    files.read(str(tmp_path / 'w.npz'))
   if importlib.util.find_spec('torch'):
     import torch
 
     torch.save({'model_state': Payload(proof)}, tmp_path / 'w.pyth')
     with pytest.raises(UserError, match=r'w\.pyth cannot be read as weights'):
-      interop.read(str(tmp_path / 'w.pyth'))
+      files.read(str(tmp_path / 'w.pyth'))
   assert not proof.exists()
 
 
@@ -539,19 +538,19 @@ def test_damaged_files(arrays, tmp_path):
     for content in (b'', b'junk', whole[: len(whole) // 2], whole[:-20], middle if path.suffix == '.npz' else b'\x80'):
       path.write_bytes(content)
       with pytest.raises(UserError) as error:
-        interop.read(str(path))
+        files.read(str(path))
       assert str(path) in str(error.value) and '\n' not in str(error.value), content[:10]
   np.save(tmp_path / 'one.npy', np.zeros(3))
   os.rename(tmp_path / 'one.npy', tmp_path / 'one.npz')
   with pytest.raises(UserError, match='one array, not an archive'):
-    interop.read(str(tmp_path / 'one.npz'))
+    files.read(str(tmp_path / 'one.npz'))
   with pytest.raises(UserError, match=r'nowhere\.npz do not exist'):
-    interop.read(str(tmp_path / 'nowhere.npz'))
+    files.read(str(tmp_path / 'nowhere.npz'))
   (tmp_path / 'w.onnx').write_bytes(b'x')
   with pytest.raises(UserError, match=r'of no kind that is known: .*\.npz'):
-    interop.read(str(tmp_path / 'w.onnx'))
+    files.read(str(tmp_path / 'w.onnx'))
   with pytest.raises(UserError, match='No checkpoint in'):
-    interop.read(str(tmp_path))
+    files.read(str(tmp_path))
 
 
 def test_hugging_face_config_beside(arrays, tmp_path):
@@ -646,7 +645,7 @@ def test_own_checkpoint_without_average_or_with_other_attention(trained, tmp_pat
 
 
 def test_own_heads_are_kept_by_class_names(trained):
-  weights = interop.read(trained)
+  weights = files.read(trained)
   names = {s.name: s.class_names for s in tiny.sources()}
   params = checkpoints.load(trained)['state']['params']
   empty = jax.tree.map(np.zeros_like, params)

@@ -8,9 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from cover_jax import checkpoints
-from cover_jax import weights as interop
 from cover_jax.models import encoder as encoders
-from cover_jax.weights import convolution_layouts, initialise, video_layouts
+from cover_jax.weights import convolution_layouts, files, initialise, video_layouts
 from data_pipelines.contract import UserError
 
 SMALL = {
@@ -72,7 +71,7 @@ def written(path, layout, arrays):
 
 def seeded(path, params):
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-  weights = interop.read(path, 'raw')
+  weights = files.read(path, 'raw')
   return weights, initialise.seed({'encoder': shapes, 'heads': {}, 'objectives': {}}, weights, class_names={})
 
 
@@ -106,7 +105,7 @@ def test_a_file_that_lacks_an_array_or_has_one_more_is_refused(tmp_path, case):
 def test_weights_of_another_encoder_are_refused_by_name(tmp_path):
   layout, fields = LAYOUTS['V-JEPA 2']
   _, params = own_params(layout, fields)
-  weights = interop.read(written(tmp_path / 'file', layout, arrays_of(layout, params, '')), 'raw')
+  weights = files.read(written(tmp_path / 'file', layout, arrays_of(layout, params, '')), 'raw')
   with pytest.raises(UserError, match=r"encoder 'vjepa2', but config\.model\.name is 'timesformer'"):
     initialise.check_encoder(weights, 'timesformer', {})
   with pytest.raises(UserError, match='has tubelet_size 2, patch_size 8, the model tubelet_size 8, patch_size 4'):

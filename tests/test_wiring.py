@@ -379,7 +379,7 @@ def test_options_of_the_objective(monkeypatch):
 def test_options_of_the_weights_to_start_from(monkeypatch):
   options = {'path': 'file', 'params': 'ema', 'temporal_attention': 'zero', 'heads': {'acts': 'other'}}
   run = built(tiny.config(seed=3, **{f'init_from__{key}': value for key, value in options.items()}))
-  monkeypatch.setattr(initialise.interop, 'read', lambda path, params, model_size: (path, params, model_size))
+  monkeypatch.setattr(initialise.files, 'read', lambda path, params, model_size: (path, params, model_size))
   monkeypatch.setattr(initialise, 'check_encoder', lambda *_: None)
   monkeypatch.setattr(jax, 'jit', lambda function, **_: lambda key: ('fresh', key))  # nothing is to be drawn
 

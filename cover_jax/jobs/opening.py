@@ -9,12 +9,13 @@ import ml_collections
 from absl import logging
 from jax.sharding import Mesh
 
-from cover_jax import checkpoints, weights
+from cover_jax import checkpoints
 from cover_jax.evaluation.classify import TestSets
 from cover_jax.experiment import build as experiments
 from cover_jax.experiment import settings, wire
 from cover_jax.experiment.build import Experiment
 from cover_jax.runtime import sharding
+from cover_jax.weights import files
 from data_pipelines import sources
 from data_pipelines.contract import BatchIterator, UserError
 from data_pipelines.sources import leaks, subsets
@@ -124,7 +125,7 @@ def _trained_before(path: str) -> tuple[dict[str, list[sources.Source]], list[st
   """
   trained, not_opened = {}, []
   while path and path not in trained:
-    if not weights.is_own(path):
+    if not files.is_own(path):
       logging.info('Leak check: what %s was trained on is unknown', path)
       return trained, not_opened, False
     trained[path], run = [], os.path.basename(os.path.normpath(path))

@@ -20,7 +20,6 @@ from absl import logging
 from jax.sharding import Mesh
 
 from cover_jax import checkpoints
-from cover_jax import weights as interop
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.optim import parameter_name
 from cover_jax.experiment.state import TrainState, around, create, init_params
@@ -28,7 +27,7 @@ from cover_jax.models import encoder as encoders
 from cover_jax.models.encoder import Encoder
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from cover_jax.runtime import sharding
-from cover_jax.weights import Weights
+from cover_jax.weights import Weights, files
 from cover_jax.weights.huggingface import TEMPORAL, split_heads
 from data_pipelines.contract import UserError
 
@@ -69,7 +68,7 @@ def start(
 
   key = jax.random.key(config.seed)
   model_size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(draw, key)))
-  weights = interop.read(options.path, options.params, model_size)
+  weights = files.read(options.path, options.params, model_size)
   check_encoder(weights, encoders.name_of(config.model), encoders.options_of(experiment.model))
   with sharding.use(mesh, config.logical_axis_rules):
     fresh = jax.jit(draw, out_shardings=placed.params)(key)
