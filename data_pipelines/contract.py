@@ -6,7 +6,8 @@ This file imports neither TensorFlow nor JAX. `data_pipelines` never imports
 A *batch* is a nested dict of host arrays, one sub-batch per stream:
 
     {stream: {
-        <view>:       uint8 [B, T, H, W, 3]  one entry per named clip; 'clip' unless the objective names others
+        'views':      {name: uint8 [B, T, H, W, 3]}   the clips; one, 'clip', unless the objective names others
+        'targets':    {name: {view: array [B, ...]}}  what the objective asked to know of each clip; see `TARGETS`
         'label':      int32 [B]              class index within the example's own source; -1 if unlabelled
         'source':     int32 [B]              index into the run's list of sources
         'mask':       bool  [B]              False for padding (only evaluation pads); label and ids are -1 there
@@ -14,26 +15,31 @@ A *batch* is a nested dict of host arrays, one sub-batch per stream:
         'video_id':   int32 [B]              which original video it was cut from, within its source split
     }}
 
-On several processes each holds its own contiguous rows of the global sub-batch.
+`shapes` says this once, for whoever needs it before there is a batch. On several processes each holds its own
+contiguous rows of the global sub-batch.
 
-In evaluation an example shows V test views (clips x crops), also where V is 1:
-
-        <view>:       uint8 [B, V, T, H, W, 3]
-
-so that each example is one row, counted once, and the batch axis is the only one that is split over devices.
+In evaluation an example shows V test views (clips x crops), also where V is 1: 'views' are uint8 [B, V, T, H, W, 3], so
+that each example is one row, counted once, and the batch axis is the only one that is split over devices.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-SubBatch = Mapping[str, np.ndarray]
+SubBatch = Mapping[str, Any]
 Batch = Mapping[str, SubBatch]
 BatchIterator = Iterator[Batch]
 
-# The keys of a sub-batch that are not views.
-ANNOTATIONS = ('label', 'source', 'mask', 'example_id', 'video_id')
+# What an objective can ask to know of its clips, as the host cut them (`Objective.targets`): shape behind [B], given
+# the clip's T, and dtype.
+TARGETS: Mapping[str, tuple[Callable[[int], tuple[int, ...]], type]] = {
+  'frames': (lambda length: (length,), np.int32),  # numbers of the stored frames that it shows
+  'num_frames': (lambda length: (), np.int32),  # of the stored video
+  'box': (lambda length: (4,), np.float32),  # (top, left, height, width) of the crop, as shares of the stored frame
+  'flip': (lambda length: (), np.bool_),  # whether it is mirrored
+}
 
 # (number of frames of the video, rng or None for the deterministic test clip)
 # -> {view name: int frame numbers [T]}. An objective that needs several clips
@@ -91,6 +97,21 @@ class UserError(Exception):
   """
 
 
-def view_names(sub_batch: SubBatch) -> tuple[str, ...]:
-  """The names of the clips that a sub-batch carries, sorted."""
-  return tuple(sorted(k for k in sub_batch if k not in ANNOTATIONS))
+def shapes(
+  batch_size: int, view_lengths: Mapping[str, int], size: tuple[int, int], targets: Sequence[str] = ()
+) -> dict[str, Any]:
+  """The sub-batch's tree with (shape, dtype) in place of each array.
+
+  Args:
+    batch_size: B.
+    view_lengths: {view: T}.
+    size: (H, W) in pixels.
+    targets: of `TARGETS`.
+  """
+  of_target = lambda shape, dtype: {v: ((batch_size, *shape(n)), np.dtype(dtype)) for v, n in view_lengths.items()}
+  return {
+    'views': {v: ((batch_size, n, *size, 3), np.dtype(np.uint8)) for v, n in view_lengths.items()},
+    'targets': {name: of_target(*TARGETS[name]) for name in targets},
+    **dict.fromkeys(('label', 'source', 'example_id', 'video_id'), ((batch_size,), np.dtype(np.int32))),
+    'mask': ((batch_size,), np.dtype(np.bool_)),
+  }

@@ -242,10 +242,10 @@ def test_every_view_of_an_objective_is_augmented_by_itself_and_the_rest_is_left_
     return LossOutput(jnp.zeros(()), state, {})
 
   kind = photometric.make({'color_jitter': {'brightness': 0.5}}, 'here')
-  batch = {'a': LEVELS, 'b': LEVELS, 'label': np.arange(B), 'source': np.zeros(B, np.int32)}
+  batch = {'views': {'a': LEVELS, 'b': LEVELS}, 'label': np.arange(B), 'source': np.zeros(B, np.int32)}
   augmented(Objective(loss=loss), kind.photometric).loss({}, {}, batch, jax.random.key(0))
   assert seen['label'] is batch['label'] and seen['source'] is batch['source']
-  assert np.abs(np.asarray(seen['a']) - np.asarray(seen['b'])).max() > 1
+  assert np.abs(np.asarray(seen['views']['a']) - np.asarray(seen['views']['b'])).max() > 1
   plain = Objective(loss=loss)
   assert augmented(plain, photometric.make({'mixup': 0.5}, 'here').photometric) is plain
 

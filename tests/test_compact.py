@@ -147,11 +147,11 @@ def test_a_source_of_stored_videos_gives_the_planned_frames(data_dir):
   assert set(source.height) == {H} and set(source.width) == {W}
   streams = {'v': Stream((0,), 4, (H, W), 4)}
   (batch,) = loader.train_batches([source], streams, 0, num_steps=1)
-  clip_BxT = batch['v']['clip'][:, :, 8:-8, 8:-8].mean((2, 3))
+  clip_BxT = batch['v']['views']['clip'][:, :, 8:-8, 8:-8].mean((2, 3))
   assert np.array_equal(np.rint((clip_BxT[..., 0] - 40) / 20), np.repeat(batch['v']['label'][:, None], 4, 1))
   assert (np.diff(np.rint(clip_BxT[..., 1] / 8), axis=1) == 1).all()
   (again,) = loader.train_batches([source], streams, 0, num_steps=1)
-  assert np.array_equal(again['v']['clip'], batch['v']['clip'])
+  assert np.array_equal(again['v']['views']['clip'], batch['v']['views']['clip'])
 
 
 def test_tfds_reads_the_same_bytes(data_dir):

@@ -239,7 +239,7 @@ def test_resumed_is_uninterrupted_and_exported_is_the_same_model(name, tmp_path)
 
   export.export(str(tmp_path / 'whole'), str(tmp_path / 'model.flax'), 'flax')
   loaded, own = cover_jax.load(str(tmp_path / 'model.flax')), cover_jax.load(str(tmp_path / 'whole'))
-  clip = next(batches(0))['video']['clip'][:2]
+  clip = next(batches(0))['video']['views']['clip'][:2]
   jax.tree.map(np.testing.assert_array_equal, loaded.encode(clip), own.encode(clip))
   expected = run.encode(jax.device_get(whole.params)['encoder'], clip).feature_BxD
   np.testing.assert_allclose(loaded.encode(clip).feature_BxD, expected, rtol=1e-4, atol=1e-5)
@@ -330,7 +330,7 @@ def test_attention_is_only_shown_where_there_is_some(tmp_path):
   run, mesh, batches = build(config('resnet3d', total_steps=1))
   training.train(run, batches, str(tmp_path), mesh)
   with pytest.raises(UserError, match='no attention to show'):
-    cover_jax.load(str(tmp_path)).attention(next(batches(0))['video']['clip'][0])
+    cover_jax.load(str(tmp_path)).attention(next(batches(0))['video']['views']['clip'][0])
   with pytest.raises(UserError, match='only a TimeSformer'):
     export.export(str(tmp_path), str(tmp_path / 'hf'), 'huggingface', head='acts')
 

@@ -44,7 +44,7 @@ def test_against_numpy(reference):
   for name, source in zip(('acts', 'moves', 'things'), tiny.sources(), strict=True):
     seen, right, top5, loss = [], 0, 0, 0.0
     for batch in tests[name].batches():
-      probabilities = np.asarray(classify.predict(run, params, name, batch['clip']), np.float64)
+      probabilities = np.asarray(classify.predict(run, params, name, batch['views']['clip']), np.float64)
       for p_K, label, used, example in zip(
         probabilities, batch['label'], batch['mask'], batch['example_id'], strict=True
       ):
@@ -96,17 +96,17 @@ def test_every_source_is_traced_once(mesh, monkeypatch):
 def test_views_are_averaged_as_probabilities(of_many_views, reference):
   run, params, tests, results = of_many_views
   batch = next(tests['acts'].batches())
-  assert batch['clip'].shape == (4, 9, 4, 16, 16, 3)  # 36 clips at once
-  view_by_view = [classify.predict(run, params, 'acts', batch['clip'][:, v : v + 1]) for v in range(9)]
+  assert batch['views']['clip'].shape == (4, 9, 4, 16, 16, 3)  # 36 clips at once
+  view_by_view = [classify.predict(run, params, 'acts', batch['views']['clip'][:, v : v + 1]) for v in range(9)]
   assert np.ptp(view_by_view, axis=0).max() > 1e-3
-  averaged = classify.predict(run, params, 'acts', batch['clip'])
+  averaged = classify.predict(run, params, 'acts', batch['views']['clip'])
   np.testing.assert_allclose(averaged, np.mean(view_by_view, axis=0), rtol=1e-4)
   assert results['acts'].protocol == (
     '3 clips x 3 crops, 4 frames, one a segment, 16x16 of 0.75 of the short side, softmax averaged'
   )
   assert results['things'].protocol == '1 clip x 1 crop, 1 frame, 16x16'
   assert results['acts'].examples == 40 and results['acts'].loss != reference[3]['acts'].loss
-  loss = [-np.log(np.asarray(classify.predict(run, params, 'acts', b['clip']))[np.arange(4), b['label']])
+  loss = [-np.log(np.asarray(classify.predict(run, params, 'acts', b['views']['clip']))[np.arange(4), b['label']])
           for b in tests['acts'].batches()]  # fmt: skip
   assert results['acts'].loss == pytest.approx(np.mean(loss), rel=1e-4)  # 40 examples: no padding
 

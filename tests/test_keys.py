@@ -51,9 +51,9 @@ def drawn(options, views):
     return LossOutput(0.0, state, {})
 
   clip = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
-  batch = dict.fromkeys(views, clip)
+  batch = {'views': dict.fromkeys(views, clip)}
   augmented(Objective(loss), photometric.make(options, 'here').photometric).loss({}, {}, batch, jax.random.key(0))
-  return np.asarray(seen['video'])
+  return np.asarray(seen['views']['video'])
 
 
 def test_a_view_draws_the_same_whatever_other_views_there_are():

@@ -90,13 +90,13 @@ def test_accumulation_threads_the_state_of_objectives():
 
   def loss_and_gradient(params, states, statistics, batch, rng, share):
     del rng
-    x_B = batch['s']['clip'][:, 0]
+    x_B = batch['s']['views']['clip'][:, 0]
     order = jnp.concatenate([states['s'][2:], x_B])
     loss = params['w'] * jnp.mean(x_B)
     out = LossOutput(loss, order, {'x': x_B})
     return (share['s'] * loss, ({'s': out}, statistics + jnp.sum(x_B))), {'w': share['s'] * jnp.mean(x_B)}
 
-  batch = {'s': {'clip': jnp.arange(8.0)[:, None], 'mask': jnp.ones(8, bool)}}
+  batch = {'s': {'views': {'clip': jnp.arange(8.0)[:, None]}, 'mask': jnp.ones(8, bool)}}
   params, states = {'w': jnp.float32(3.0)}, {'s': jnp.full(8, -1.0)}
   (loss, (outputs, statistics)), gradients = accumulation.accumulate(
     loss_and_gradient, params, states, jnp.float32(2), batch, jax.random.key(0), steps=4

@@ -9,6 +9,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -16,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines import sources
-from data_pipelines.contract import UserError, view_names
+from data_pipelines import contract, sources
+from data_pipelines.contract import UserError
 from data_pipelines.loading import arrays, loader
 from data_pipelines.loading.views import Stream, plan
 from tests import tiny_datasets
@@ -214,8 +215,8 @@ def test_array_batches_agree_with_the_rows_and_resume():
   assert len(run) == 6
   for step, batch in enumerate(run):
     video = batch['video']
-    assert video['clip'].shape == (4, 2, 8, 8, 3) and video['clip'].dtype == np.uint8
-    assert (video['clip'][:, 0, 0, 0, 0] == video['label']).all()
+    assert video['views']['clip'].shape == (4, 2, 8, 8, 3) and video['views']['clip'].dtype == np.uint8
+    assert (video['views']['clip'][:, 0, 0, 0, 0] == video['label']).all()
     late = arrays.array_batches(members, streams, 3, start_step=step, num_steps=1)
     assert same(next(late), batch)
   first_epoch = Counter(
@@ -240,8 +241,8 @@ def test_streams_are_checked():
       make([video], {'s': Stream((0,), 4, 8, 6)}, 0, process_count=4)
     with pytest.raises(UserError, match='weights'):
       make([video], {'s': Stream((0,), 4, 8, 4, weights={'other': 1})}, 0)
-  frames = [b['s']['clip'].shape for b in arrays.array_batches([video], {'s': Stream((0,), 1, 8, 2)}, 0, num_steps=1)]
-  assert frames == [(2, 1, 8, 8, 3)]
+  (batch,) = arrays.array_batches([video], {'s': Stream((0,), 1, 8, 2)}, 0, num_steps=1)
+  assert batch['s']['views']['clip'].shape == (2, 1, 8, 8, 3)
 
 
 # TensorFlow: only a few, since each builds a graph.
@@ -258,14 +259,11 @@ def test_batches_keep_the_contract_and_show_the_planned_frames(run):
       sub = batch[name]
       mixture = loader.stream_mixture(name, opened, stream, 5)
       rows = loader.train_rows(stream, mixture, step)
-      assert {k: (v.dtype, v.shape) for k, v in sub.items()} == {
-        'clip': (np.uint8, (stream.batch_size, stream.num_frames, *stream.height_width, 3)),
-        'label': (np.int32, (stream.batch_size,)),
-        'source': (np.int32, (stream.batch_size,)),
-        'mask': (np.bool_, (stream.batch_size,)),
-        'example_id': (np.int32, (stream.batch_size,)),
-        'video_id': (np.int32, (stream.batch_size,)),
-      }
+      clip = (np.uint8, (stream.batch_size, stream.num_frames, *stream.height_width, 3))
+      ids = dict.fromkeys(('label', 'source', 'example_id', 'video_id'), (np.int32, (stream.batch_size,)))
+      mask = (np.bool_, (stream.batch_size,))
+      found = jax.tree.map(lambda x: (x.dtype, x.shape), dict(sub))
+      assert found == {'views': {'clip': clip}, 'targets': {}, **ids, 'mask': mask}
       assert np.array_equal(sub['source'], rows.source) and np.array_equal(sub['example_id'], rows.example)
       assert sub['mask'].all()
       for i in range(stream.batch_size):
@@ -276,7 +274,7 @@ def test_batches_keep_the_contract_and_show_the_planned_frames(run):
           rng = loader.augmentation_rng(mixture, int(rows.position[i]))
           frames = plan(source, int(example), stream, rng)['clip'].frames
           video = int(source.frames.columns['id'][source.rows[example]].split()[1])
-          centre = sub['clip'][i, :, 8, 10].astype(int)
+          centre = sub['views']['clip'][i, :, 8, 10].astype(int)
           assert abs(centre[:, 0] - video * 8).max() <= 4
           assert abs(centre[:, 1] - frames * 8).max() <= 4
   assert len(seen) == 31 and seen.total() == 32  # 20 + 11 examples: one epoch and one position more
@@ -292,7 +290,7 @@ def test_restart_and_processes_give_the_same_batches(run):
   ]
   for step, batch in enumerate(whole):
     for name, sub in batch.items():
-      joined = {k: np.concatenate([parts[0][step][name][k], parts[1][step][name][k]]) for k in sub}
+      joined = jax.tree.map(lambda *x: np.concatenate(x), parts[0][step][name], parts[1][step][name])
       assert same(joined, sub)
 
 
@@ -306,7 +304,7 @@ def test_evaluation_gives_each_example_once_with_padding(run):
   assert ids[mask].tolist() == list(range(20)) and mask.sum() == 20
   assert set(ids[~mask]) == {-1} == set(np.concatenate([b['label'] for b in whole])[~mask])
   for step, batch in enumerate(whole):
-    assert same({k: np.concatenate([p[step][k] for p in parts]) for k in batch}, batch)
+    assert same(jax.tree.map(lambda *x: np.concatenate(x), *(p[step] for p in parts)), batch)
 
 
 def test_a_box_of_the_output_size_comes_out_unchanged(data_dir):
@@ -319,7 +317,7 @@ def test_a_box_of_the_output_size_comes_out_unchanged(data_dir):
       next(loader.train_batches([source], {'s': stream}, 0))['s'],
       next(loader.eval_batches(source, 0, stream, source.num_examples)),
     ):
-      clips_BxTxHxWx3 = batch['clip'].reshape(-1, 1, H, W, 3)  # evaluation's has a view axis
+      clips_BxTxHxWx3 = batch['views']['clip'].reshape(-1, 1, H, W, 3)  # evaluation's has a view axis
       for example, clip in zip(batch['example_id'], clips_BxTxHxWx3, strict=True):
         numbers = np.rint(clip[:, 0, 0, 1] / 8).astype(int) if source is clips else np.array([0])
         expected = decode(sources.read(source, int(example), numbers)[0])
@@ -337,12 +335,12 @@ def test_several_views_read_their_union_once(run, monkeypatch):
   read = sources.read
   monkeypatch.setattr(sources, 'read', lambda s, e, numbers: asked.append(list(numbers)) or read(s, e, numbers))
   (batch,) = loader.train_batches(opened, {'v': Stream((0, 1), 2, 8, 31, views=views)}, 0, num_steps=1)
-  assert view_names(batch['v']) == ('far', 'near')
+  assert batch['v']['views'].keys() == {'far', 'near'}
   assert len(asked) == 31 and all(a == sorted(set(a)) and len(a) <= 2 for a in asked)
   for i in range(31):
     n = opened[batch['v']['source'][i]].num_frames[batch['v']['example_id'][i]]
-    green = batch['v']['far'][i, :, 4, 4, 1].astype(int)
-    assert abs(green - [8 * (n - 1), 0]).max() <= 4 and batch['v']['near'][i, :, 4, 4, 1].max() <= 4
+    green = batch['v']['views']['far'][i, :, 4, 4, 1].astype(int)
+    assert abs(green - [8 * (n - 1), 0]).max() <= 4 and batch['v']['views']['near'][i, :, 4, 4, 1].max() <= 4
 
 
 def test_undecodable_frames_end_the_run_with_a_sentence(tmp_path):
@@ -373,3 +371,28 @@ def test_embedded_datasets_are_built_once_by_jobs_that_start_together(tmp_path, 
     found = list(pool.map(lambda _: sources.open_source('digits', config, 'test'), range(2)))
   assert len(builds) == 1
   assert all(len(source.class_names) == 10 and source.num_examples > 100 for source in found)
+
+
+@pytest.mark.parametrize('reader', ['tensorflow', 'arrays'])
+def test_targets_say_how_the_host_cut_each_clip(run, reader):
+  """What an objective asks for is there, for each view and in the shapes of the contract, and is the plan's."""
+  opened, _ = run
+  rng = np.random.default_rng(0)
+  if reader == 'arrays':
+    opened = (arrays.array_source('a', [rng.integers(0, 256, (n, 16, 20, 3), np.uint8) for n in (4, 7, 9)], flip=True),)
+  views = lambda n, rng: {'near': np.array([0, n - 1, 0]), 'far': np.array([n - 1, 0])}
+  stream = Stream((0,), 3, 8, 6, views=views, targets=('frames', 'num_frames', 'box', 'flip'))
+  make = arrays.array_batches if reader == 'arrays' else loader.train_batches
+  (batch,) = make(opened, {'v': stream}, 3, num_steps=1)
+  sub, mixture = batch['v'], loader.stream_mixture('v', opened, stream, 3)
+  wanted = contract.shapes(6, {'near': 3, 'far': 2}, (8, 8), stream.targets)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), dict(sub)) == wanted
+  rows = loader.train_rows(stream, mixture, 0)
+  for i, (position, example) in enumerate(zip(rows.position, rows.example, strict=True)):
+    planned = plan(opened[0], int(example), stream, loader.augmentation_rng(mixture, int(position)))
+    for name, view in planned.items():
+      of = {target: values[name][i] for target, values in sub['targets'].items()}
+      assert of['frames'].tolist() == view.frames.tolist() and of['flip'] == view.flip
+      assert of['num_frames'] == opened[0].num_frames[example]
+      shape = opened[0].height[example], opened[0].width[example]
+      np.testing.assert_allclose(of['box'], np.array(view.box) / (*shape, *shape), rtol=1e-6)

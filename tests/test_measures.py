@@ -63,20 +63,21 @@ def test_evaluation_counts_labelled_examples_once():
   label = rng.integers(0, 7, 24).astype(np.int32)
   label[::5] = -1
   mask = np.arange(24) < 21
+  clip = np.broadcast_to(rng.integers(0, 256, (24, 1, 1, 1, 1, 3)), (24, 1, 1, 8, 8, 3))
   batch = {
-    'clip': np.broadcast_to(rng.integers(0, 256, (24, 1, 1, 1, 1, 3)), (24, 1, 1, 8, 8, 3)).astype(np.uint8),
+    'views': {'clip': clip.astype(np.uint8)},
     'label': np.where(mask, label, -1),
     'source': np.full(24, 2, np.int32),
     'mask': mask,
     'example_id': np.arange(24, dtype=np.int32),
     'video_id': np.arange(24, dtype=np.int32),
   }
-  parts = [{key: x[i : i + 8] for key, x in batch.items()} for i in (0, 8, 16)]
+  parts = [jax.tree.map(lambda x, i=i: x[i : i + 8], batch) for i in (0, 8, 16)]
   test_set = TestSet(lambda: iter(parts), 24, 0, 'by hand', '', lambda: '')
   found = classify.make_evaluate(run, {'things': test_set}, mesh)(params)['things']
 
   counted = mask & (label >= 0)
-  pixels = (batch['clip'][counted, 0, 0, 0, 0] / 255.0 - 0.5) / 0.5
+  pixels = (batch['views']['clip'][counted, 0, 0, 0, 0] / 255.0 - 0.5) / 0.5
   logits = pixels @ kernel @ (3 * head)
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
   label = label[counted]

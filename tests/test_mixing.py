@@ -74,7 +74,7 @@ def batch_and_params(seed=0):
   source = rng.integers(0, 2, B).astype(np.int32)
   label = (rng.integers(0, 6, B) % np.array([3, 2])[source]).astype(np.int32)
   batch = {
-    'clip': rng.integers(0, 256, (B, T, H, W, 3)).astype(np.uint8),
+    'views': {'clip': rng.integers(0, 256, (B, T, H, W, 3)).astype(np.uint8)},
     'label': label,
     'source': source,
     'mask': np.ones(B, bool),
@@ -92,7 +92,7 @@ def test_loss_is_the_mixture_of_both_labels_losses(options):
   found = objective.loss(params, {}, batch, rng)
   mix = mixing.draw(jax.random.split(rng)[1], 2 * batch['source'] + 1, H, W, **options)
   weight, partner = np.asarray(mix.weight_BxHxW)[:, None, :, :, None], np.asarray(mix.partner_B)
-  clip = weight * batch['clip'] + (1 - weight) * batch['clip'][partner].astype(float)
+  clip = weight * batch['views']['clip'] + (1 - weight) * batch['views']['clip'][partner].astype(float)
   feature = np.asarray(encode(params['encoder'], jnp.asarray(clip)).feature_BxD).astype(float)
   for i in range(B):
     assert batch['source'][partner[i]] == batch['source'][i]

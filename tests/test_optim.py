@@ -325,7 +325,7 @@ def distance(pattern, strength):
 
   def loss(params, own, batch, rng):
     del rng
-    bright_B = strength * jnp.mean(batch['clip'] / 255.0, axis=(1, 2, 3, 4))
+    bright_B = strength * jnp.mean(batch['views']['clip'] / 255.0, axis=(1, 2, 3, 4))
     params = traverse_util.flatten_dict(params, sep='/')
     length = sum(0.5 * jnp.sum(x * x) for x in params.values())
     along = sum(jnp.sum(x * pattern[name]) for name, x in params.items())
@@ -344,7 +344,8 @@ def batches(count, padded):
     mask = rng.random(size) < 0.4 if padded else np.ones(size, bool)
     mask[3] = True
     return {
-      'clip': np.broadcast_to(level, (size, frames, 2, 2, 3)).astype(np.uint8),
+      'views': {'clip': np.broadcast_to(level, (size, frames, 2, 2, 3)).astype(np.uint8)},
+      'targets': {},
       'label': np.zeros(size, np.int32),
       'source': np.full(size, 0 if stream == 'video' else 2, np.int32),
       'mask': mask,
@@ -419,7 +420,7 @@ def test_step_is_what_is_written_out(case):
     now, report = step(now, batch)
     gradients = dict.fromkeys(SHAPES, 0.0)
     for stream, sub in batch.items():
-      bright = strength[stream] * np.mean(sub['clip'][sub['mask']] / 255.0)
+      bright = strength[stream] * np.mean(sub['views']['clip'][sub['mask']] / 255.0)
       for name, p in expected.params.items():
         gradients[name] = gradients[name] + weights[stream] * (p - bright * pattern[name].astype(np.float64))
     expected.step(gradients)
@@ -474,7 +475,7 @@ def written_out():
 
   def entropies(params, sub, sources):
     """Mean over the sub-batch, each example under the softmax of its own source's head; no masked columns."""
-    token_BxD = experiment.encode(params['encoder'], sub['clip']).feature_BxD
+    token_BxD = experiment.encode(params['encoder'], sub['views']['clip']).feature_BxD
     total = 0.0
     for source in sources:
       head = params['heads'][tiny.sources()[source].name]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cover_jax.models import Heads, TimeSformer
-from cover_jax.weights import from_hf_timesformer
+from cover_jax.weights.huggingface import from_hf_timesformer
 from data_pipelines.contract import UserError
 
 torch = pytest.importorskip('torch', reason='needs the extra [torch]')

@@ -411,5 +411,6 @@ def test_sharding_of_plans_is_that_of_runs():
   abstract_state, batch = plan_costs._abstract(run, mesh)
   kernel = abstract_state.params['encoder']['blocks']['mlp']['hidden']['kernel']
   assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, 'fsdp', 'tensor')
-  assert batch['video']['clip'].sharding.spec == sharding.BATCH
-  assert np.prod(batch['video']['clip'].sharding.shard_shape(batch['video']['clip'].shape)) == 1 * 4 * 16 * 16 * 3
+  clip = batch['video']['views']['clip']
+  assert clip.sharding.spec == sharding.BATCH
+  assert np.prod(clip.sharding.shard_shape(clip.shape)) == 1 * 4 * 16 * 16 * 3

@@ -182,8 +182,8 @@ def test_features_are_means_over_views_each_example_once():
   assert len(found.label_N) == 40 and found.label_N.tolist() == tiny.sources()[0].label.tolist()
   assert found.video_id_N.tolist() == list(range(40))
   batch = next(iter(tests['acts'].batches()))
-  assert batch['clip'].shape[1] == 3
-  tokens = [np.asarray(run.encode(encoder, batch['clip'][:2, v]).feature_BxD) for v in range(3)]
+  assert batch['views']['clip'].shape[1] == 3
+  tokens = [np.asarray(run.encode(encoder, batch['views']['clip'][:2, v]).feature_BxD) for v in range(3)]
   np.testing.assert_allclose(found.feature_NxD[:2], np.mean(tokens, axis=0), atol=1e-5)
   many = features_on((8, 1, 1), 24, test_clips=3)[3]
   np.testing.assert_allclose(many.feature_NxD, found.feature_NxD, atol=1e-5)

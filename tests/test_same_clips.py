@@ -81,7 +81,7 @@ def evaluated_and_predicted(root, name, file, **settings):
   model = api.Model(run, {}, 'nowhere', 0)
   (view,) = model.views
   path = root / name / f'train/a/{file}.mp4'
-  return batch['clip'][0], np.stack([w.clip for w in video_files.windows(str(path), [view.cut])]), source
+  return batch['views']['clip'][0], np.stack([w.clip for w in video_files.windows(str(path), [view.cut])]), source
 
 
 def numbers(clips_VxTxHxWx3):

@@ -246,7 +246,7 @@ def test_a_bad_gradient_of_a_finite_loss_is_found_before_the_save(tmp_path, chan
   """Step 7 would be saved: its loss is finite, and every parameter after it is NaN."""
 
   def black(batch):
-    return batch | {'image': batch['image'] | {'clip': np.zeros_like(batch['image']['clip'])}}
+    return batch | {'image': batch['image'] | {'views': {'clip': np.zeros_like(batch['image']['views']['clip'])}}}
 
   with pytest.raises(NonFiniteLoss, match=r'gradient is not finite.* at step 7\. .*ckpt-1\.flax'):
     _train_with_bad_batch(tmp_path, black, keep_every=7, **changes)
@@ -262,7 +262,7 @@ def _train_with_bad_batch(folder, spoil, **changes):
 
   def loss(params, state, batch, rng):
     out = plain.loss(params, state, batch, rng)
-    brightness = jnp.mean(batch['clip'].astype(jnp.float32))
+    brightness = jnp.mean(batch['views']['clip'].astype(jnp.float32))
     # At brightness 0 the root's derivative is infinity, times 0.
     root = jnp.sqrt(brightness * (1 + params['heads']['things']['bias'][0]) ** 2)
     return out._replace(loss=out.loss + 1e-9 * root)

@@ -214,15 +214,15 @@ def test_batches_show_the_maps(tmp_path_factory):
   (batch,) = loader.train_batches([source], {'v': stream}, 0, num_steps=1)
   plain = sources.open_source('clips', config | {'rotation': 0.0}, 'train')
   (still,) = loader.train_batches([plain], {'v': stream}, 0, num_steps=1)
-  turned = (np.abs(batch['v']['clip'][..., 2].astype(int) - affine.FILL) <= 3).mean()
-  assert turned > 0.9 and (batch['v']['clip'] != still['v']['clip']).any()
+  turned = (np.abs(batch['v']['views']['clip'][..., 2].astype(int) - affine.FILL) <= 3).mean()
+  assert turned > 0.9 and (batch['v']['views']['clip'] != still['v']['views']['clip']).any()
   mixture = loader.stream_mixture('v', [source], stream, 0)
   rows = loader.train_rows(stream, mixture, 0)
   for i in range(4):
     views = plan(source, int(rows.example[i]), stream, loader.augmentation_rng(mixture, int(rows.position[i])))
     corner = views['clip'].affine @ (0, 0, 1)
     outside = (corner < -1).any() or (corner > 16).any()
-    assert (batch['v']['clip'][i, 0, 0, 0] == affine.FILL).all() == outside
+    assert (batch['v']['views']['clip'][i, 0, 0, 0] == affine.FILL).all() == outside
 
 
 # Mirrors.
@@ -248,7 +248,7 @@ def test_flipped_labels_reach_the_batch():
   settings_ = {'crop_scale': (1, 1), 'crop_ratio': (1, 1), 'flip': True, 'flip_labels': (1, 0)}
   source = arrays.array_source('s', videos, [0] * 8, ('left', 'right'), **settings_)
   (batch,) = arrays.array_batches([source], {'v': Stream((0,), 2, (12, 16), 8)}, 0, num_steps=1)
-  mirrored = batch['v']['clip'][:, 0, 0, 0, 0] > 128
+  mirrored = batch['v']['views']['clip'][:, 0, 0, 0, 0] > 128
   assert set(mirrored) == {True, False}
   np.testing.assert_array_equal(batch['v']['label'], mirrored.astype(int))
 
@@ -345,10 +345,10 @@ def test_evaluation_batches_show_the_views(tmp_path_factory):
   source = sources.open_source('clips', config, 'test')
   stream = Stream((0,), 3, 16, 4)
   batches = list(loader.eval_batches(source, 0, stream, 4))
-  assert {b['clip'].shape for b in batches} == {(4, 6, 3, 16, 16, 3)} and len(batches) == 3
+  assert {b['views']['clip'].shape for b in batches} == {(4, 6, 3, 16, 16, 3)} and len(batches) == 3
   seen = 0
   for batch in batches:
-    for example, used, clip_VxTxHxWx3 in zip(batch['example_id'], batch['mask'], batch['clip'], strict=True):
+    for example, used, clip_VxTxHxWx3 in zip(batch['example_id'], batch['mask'], batch['views']['clip'], strict=True):
       if used:
         seen += 1
         for view, clip in zip(plan(source, int(example), stream, None).values(), clip_VxTxHxWx3, strict=True):

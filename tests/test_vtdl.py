@@ -177,13 +177,13 @@ def test_a_video_of_one_frame_is_named_before_the_first_step(named):
 def test_batch_has_the_views_and_the_loss_starts_where_it_must():
   experiment, mesh, batches, state, _ = start(config(model__drop_path=0.0, vtdl__tca_alpha=0.0))
   batch = next(batches(0))
-  assert {'anchor', 'positive', 'negative', 'video_id'} <= set(batch['video'])
+  assert batch['video']['views'].keys() == {'anchor', 'positive', 'negative'}
   # Empty queue: what is left is the positive against the video's other interval.
   objective = experiment.objectives['video']
   with sharding.use(mesh, experiment.config.logical_axis_rules):
     video = sharding.to_global(batch, mesh)['video']
     loss = jax.jit(objective.loss)
-    same = video | {'positive': video['anchor'], 'negative': video['anchor']}
+    same = video | {'views': dict.fromkeys(video['views'], video['views']['anchor'])}
     out = loss(state.params, state.objectives['video'], same, jax.random.key(0))
     full = loss(state.params, out.state, video, jax.random.key(0))
   np.testing.assert_allclose(out.measures['loss'], np.log(2), rtol=1e-4)  # n = k: they cannot be told apart
@@ -212,9 +212,9 @@ def test_loss_by_hand():
     return y / np.linalg.norm(y, axis=-1, keepdims=True)
 
   q, n, k = (
-    vector(online, batch['anchor']),
-    vector(online, batch['negative']),
-    vector(own['teacher'], batch['positive']),
+    vector(online, batch['views']['anchor']),
+    vector(online, batch['views']['negative']),
+    vector(own['teacher'], batch['views']['positive']),
   )
   queue = jax.device_get(own['queue'])
   left_out = 0
@@ -248,7 +248,7 @@ def test_clips_of_one_original_video_are_no_negatives_of_each_other():
 
 def test_gradients_reach_query_and_negative_only():
   experiment, _, batches, state, _ = start(config(model__drop_path=0.0))
-  batch = {k: jnp.asarray(v) for k, v in next(batches(0))['video'].items()}
+  batch = jax.tree.map(jnp.asarray, next(batches(0))['video'])
   own = state.objectives['video']
   own['queue'] = own['queue']._replace(
     key_KxD=jax.random.normal(jax.random.key(2), (20, 8)), filled=jnp.full((), 20, jnp.int32)
@@ -257,9 +257,9 @@ def test_gradients_reach_query_and_negative_only():
 
   def loss(clips, keys, teacher, params):
     used = {'teacher': teacher, 'queue': own['queue']._replace(key_KxD=keys)}
-    return objective.loss(params, used, batch | clips, jax.random.key(0)).loss
+    return objective.loss(params, used, batch | {'views': clips}, jax.random.key(0)).loss
 
-  clips = {k: batch[k].astype(jnp.float32) for k in ('anchor', 'positive', 'negative')}
+  clips = {k: x.astype(jnp.float32) for k, x in batch['views'].items()}
   by_clip, by_keys, by_teacher, by_params = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(
     clips, own['queue'].key_KxD, own['teacher'], state.params
   )

@@ -26,7 +26,7 @@ from cover_jax.models.encoder import Encoded
 from cover_jax.runtime import sharding
 from cover_jax.training import loop as training
 from cover_jax.weights import initialise
-from data_pipelines.contract import SourceInfo, view_names
+from data_pipelines.contract import SourceInfo
 from tests import tiny
 
 HEIGHT, WIDTH, FRAMES, FPS = 24, 32, 12, 20.0
@@ -97,14 +97,14 @@ def train_clips(config, steps=1):
   """The sub-batches of the first steps, joined: {key: array}, pixels as int."""
   _, batches, _ = opened(config)
   some = [batch['video'] for batch in itertools.islice(batches(0), steps)]
-  joined = {key: np.concatenate([sub[key] for sub in some]) for key in some[0]}
-  return joined | {'clip': joined['clip'].astype(int)}
+  joined = jax.tree.map(lambda *parts: np.concatenate(parts), *some)
+  return joined | {'views': {'clip': joined['views']['clip'].astype(int)}}
 
 
 def clips_of_both(config):
   """Training clips of 'few' and of 'many', some of each."""
   found = train_clips(config, steps=3)
-  return [found['clip'][found['source'] == source] for source in (0, 1)]
+  return [found['views']['clip'][found['source'] == source] for source in (0, 1)]
 
 
 def numbers(clip_BxTxHxWx3):
@@ -124,8 +124,8 @@ def shown(clip_BxTxHxWx3, colour):
 def test_plain_clips_are_the_stored_pixels(data_dir):
   found = train_clips(config_of(data_dir))
   expected = np.asarray(Image.open(io.BytesIO(stored(0))))[..., :2]
-  np.testing.assert_array_equal(found['clip'][..., :2], np.broadcast_to(expected, (8, 4, HEIGHT, WIDTH, 2)))
-  np.testing.assert_array_equal(np.diff(numbers(found['clip'])), 1)
+  np.testing.assert_array_equal(found['views']['clip'][..., :2], np.broadcast_to(expected, (8, 4, HEIGHT, WIDTH, 2)))
+  np.testing.assert_array_equal(np.diff(numbers(found['views']['clip'])), 1)
   labels = {0: np.arange(8) % 3, 1: np.arange(8, 24) % 3}
   for source, example, label in zip(found['source'], found['example_id'], found['label'], strict=True):
     assert label == labels[int(source)][example]
@@ -161,7 +161,7 @@ def test_short_side_and_rotation(data_dir):
 
 def test_mirrors(data_dir):
   found = train_clips(config_of(data_dir, few={'flip': True}, many={'flip': 'labels'}), steps=3)
-  turned = found['clip'][:, 0, 0, 0, 0] > found['clip'][:, 0, 0, -1, 0]
+  turned = found['views']['clip'][:, 0, 0, 0, 0] > found['views']['clip'][:, 0, 0, -1, 0]
   plain = (found['example_id'] + 8 * found['source']) % 3
   exchanged = turned & (found['source'] == 1)
   np.testing.assert_array_equal(found['label'], np.where(exchanged, np.array([1, 0, 2])[plain], plain))
@@ -171,7 +171,7 @@ def test_mirrors(data_dir):
 
 def test_rand_augments_geometry_is_done_by_the_host(data_dir):
   """The share of clips that draw a geometric operation are changed; the others are those of the plain run."""
-  clips = lambda **stream: train_clips(config_of(data_dir, stream), steps=6)['clip']
+  clips = lambda **stream: train_clips(config_of(data_dir, stream), steps=6)['views']['clip']
   plain = clips()
   changed = lambda **settings: (clips(augment={'rand_augment': settings}) != plain).any(axis=(1, 2, 3, 4)).mean()
   assert 0.5 < changed(num_ops=6, magnitude=9) < 0.85  # 1 - (5 / 6)^6; the default of two operations: 0.31
@@ -181,7 +181,7 @@ def test_rand_augments_geometry_is_done_by_the_host(data_dir):
 def test_an_objectives_views_are_loaded(data_dir):
   objective = {'name': 'vtdl', 'stride': 1, 'queue_size': 8, 'dim': 8}
   found = next(opened(config_of(data_dir, {'objective': objective}))[1](0))['video']
-  assert view_names(found) == ('anchor', 'negative', 'positive')
+  assert found['views'].keys() == {'anchor', 'negative', 'positive'}
 
 
 # Which examples, and in what order.
@@ -210,8 +210,7 @@ def test_seed_and_step_choose_the_examples(data_dir):
   config = config_of(data_dir, crop_scale=(0.25, 0.25))
   _, batches, _ = opened(config)
   first = list(itertools.islice(batches(0), 3))
-  for key, x in next(batches(2))['video'].items():
-    np.testing.assert_array_equal(x, first[2]['video'][key])
+  jax.tree.map(np.testing.assert_array_equal, next(batches(2))['video'], first[2]['video'])
   config.seed = 1
   other = next(opened(config)[1](0))['video']
   assert (other['example_id'] != first[0]['video']['example_id']).any()
@@ -242,7 +241,7 @@ def test_protocol_of_a_test(data_dir):
   run, _, tests = opened(config_of(data_dir, {'num_frames': 3, 'size': 16}, **source))
   assert list(tests) == ['few', 'many']
   batches = list(tests['many'].batches())
-  clip = batches[0]['clip'].astype(int)
+  clip = batches[0]['views']['clip'].astype(int)
   assert clip.shape == (1, 6, 3, 16, 16, 3)  # 8 clips at once hold one example of six views
   assert len(batches) == 10 and [int(b['example_id'][0]) for b in batches] == list(range(10))
   assert {int(b['source'][0]) for b in batches} == {run.source_id('many')} == {1}
@@ -271,9 +270,10 @@ def test_a_source_of_two_streams_is_tested_as_in_the_first(data_dir):
   }
   _, batches, tests = opened(config)
   batch = next(batches(0))
-  assert batch['long']['clip'].shape == (4, 3, 16, 16, 3) and batch['short']['clip'].shape == (4, 1, 8, 8, 3)
-  assert next(iter(tests['few'].batches()))['clip'].shape[2:5] == (3, 16, 16)
-  assert next(iter(tests['many'].batches()))['clip'].shape[2:5] == (1, 8, 8)
+  shapes = {name: sub['views']['clip'].shape for name, sub in batch.items()}
+  assert shapes == {'long': (4, 3, 16, 16, 3), 'short': (4, 1, 8, 8, 3)}
+  assert next(iter(tests['few'].batches()))['views']['clip'].shape[2:5] == (3, 16, 16)
+  assert next(iter(tests['many'].batches()))['views']['clip'].shape[2:5] == (1, 8, 8)
 
 
 # The parts of a run.
@@ -346,7 +346,7 @@ def objective_of(monkeypatch, objective=None, augment=None):
   run = built(tiny.config(streams__image__augment=augment or {}, **changes))
   clip = np.broadcast_to(np.arange(8).reshape(8, 1, 1, 1, 1) * 16 + np.array([0, 40, 80]), (8, 1, 16, 16, 3))
   label, source = np.arange(8, dtype=np.int32) % 7, np.full(8, 2, np.int32)
-  batch = {'clip': clip.astype(np.uint8), 'label': label, 'source': source, 'mask': np.ones(8, bool)}
+  batch = {'views': {'clip': clip.astype(np.uint8)}, 'label': label, 'source': source, 'mask': np.ones(8, bool)}
   heads = {'things': {'kernel': jnp.zeros((16, 7)), 'bias': jnp.arange(7.0)}}
   out = run.objectives['image'].loss({'encoder': None, 'heads': heads}, {}, batch, jax.random.key(0))
   ((found, rng),) = seen

@@ -170,7 +170,7 @@ def _eval_step(experiment: Experiment, name: str, mesh: Mesh) -> Callable[[Any, 
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def step(params, batch, totals):
-    logits_BxK = _log_probabilities(experiment, name, params, batch['clip'])
+    logits_BxK = _log_probabilities(experiment, name, params, batch['views']['clip'])
     label_B, source_B = batch['label'], batch['source']
     counted_B = batch['mask'] & (label_B >= 0)
     loss_B = cross_entropy(logits_BxK, label_B, source_B, columns)

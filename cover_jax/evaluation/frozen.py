@@ -50,7 +50,7 @@ def encode(experiment: Experiment, params: Any, batches: Iterable[SubBatch], mes
   """
 
   def step(params, batch):
-    clip_BxVxTxHxWx3 = batch['clip']
+    clip_BxVxTxHxWx3 = batch['views']['clip']
 
     def features(clip_NxTxHxWx3):
       encoded = experiment.encode(params, clip_NxTxHxWx3)

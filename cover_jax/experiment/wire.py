@@ -56,6 +56,7 @@ def training_streams(experiment: Experiment) -> dict[str, views.Stream]:
       weights=named(stream.sources),
       one_source_a_step=experiment.config.mixture.one_source_a_step,
       views=experiment.objectives[name].views,
+      targets=experiment.objectives[name].targets,
       rand_augment=stream.rand_augment,
     )
     for name, stream in experiment.streams.items()

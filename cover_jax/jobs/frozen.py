@@ -98,7 +98,8 @@ def _nearest(
   def clips(source, examples):
     chosen = dataclasses.replace(sources.select(source, examples), test_clips=1, test_crops=1)
     batches = wire.test_set(experiment, chosen).batches()
-    return [clip[0] for batch in batches for clip, used in zip(batch['clip'], batch['mask'], strict=True) if used]
+    rows = ((batch['views']['clip'], batch['mask']) for batch in batches)
+    return [clip[0] for shown, mask in rows for clip, used in zip(shown, mask, strict=True) if used]
 
   rows = []
   for q in queries:

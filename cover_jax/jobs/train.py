@@ -94,9 +94,10 @@ def sample_predictions(
   for name, test in tests.items():
     batch = next(iter(test.batches()))
     class_names = experiment.sources[experiment.source_id(name)].class_names
-    probabilities = np.asarray(evaluation.predict(experiment, params, name, batch['clip'][:count]))
-    middle = batch['clip'].shape[1] // 2  # of the views
-    shown = zip(batch['clip'][:, middle], batch['label'], batch['mask'], probabilities, strict=False)
+    clips = batch['views']['clip']
+    probabilities = np.asarray(evaluation.predict(experiment, params, name, clips[:count]))
+    middle = clips.shape[1] // 2  # of the views
+    shown = zip(clips[:, middle], batch['label'], batch['mask'], probabilities, strict=False)
     for clip, label, _, p_K in (row for row in shown if row[2]):
       best = [(class_names[k], float(p_K[k])) for k in np.argsort(-p_K, kind='stable')[:5]]
       true = class_names[label] if label >= 0 else None

@@ -20,7 +20,7 @@ from cover_jax.models.encoder import Encoded
 from cover_jax.models.heads import Heads
 from cover_jax.runtime import keys
 from data_pipelines import declared
-from data_pipelines.contract import SourceInfo, ViewSampler, view_names
+from data_pipelines.contract import SourceInfo, ViewSampler
 
 Params = Mapping[str, Any]
 
@@ -75,6 +75,8 @@ class Objective:
     views: the clips wanted of each example; None for the single view 'clip'.
     after_update: (params of the run, objective state) -> objective state, once after each optimizer step (a loss may
       run several times for one): where an average of the parameters moves on.
+    targets: what it wants to know of each clip, as the host cut it: names of `contract.TARGETS`, which it then finds
+      under batch['targets'].
   """
 
   loss: Callable[[Params, Any, Mapping[str, jax.Array], jax.Array], LossOutput]
@@ -82,6 +84,7 @@ class Objective:
   init_state: Callable[[Params], Any] = lambda params: {}
   views: ViewSampler | None = None
   after_update: Callable[[Params, Any], Any] = lambda params, state: state
+  targets: tuple[str, ...] = ()
 
 
 def check(options: Mapping[str, Any], where: str) -> None:
@@ -154,7 +157,7 @@ def augmented(objective: Objective, change: Callable[[jax.Array, jax.Array], jax
 
   def loss(params, state, batch, rng):
     rng, own_rng = jax.random.split(rng)
-    views = {name: change(keys.of(own_rng, name), batch[name]) for name in view_names(batch)}
-    return objective.loss(params, state, {**batch, **views}, rng)
+    views = {name: change(keys.of(own_rng, name), clip) for name, clip in batch['views'].items()}
+    return objective.loss(params, state, {**batch, 'views': views}, rng)
 
   return dataclasses.replace(objective, loss=loss)

@@ -52,7 +52,7 @@ def make(
         '`python -m data_pipelines.inspect` (videos need a folder for each class), or give the stream another '
         'objective.'
       )
-    clip_BxTxHxWx3, label_B, source_B = batch['clip'], batch['label'], batch['source']
+    clip_BxTxHxWx3, label_B, source_B = batch['views']['clip'], batch['label'], batch['source']
     mix = None
     if mixup or cutmix:
       rng, mix_rng = jax.random.split(rng)

@@ -92,7 +92,7 @@ def make(
 
   def loss(params, state, batch, rng):
     encode_rng, *keys = jax.random.split(rng, 1 + len(mixed))
-    clips = {name: batch[name].astype(jnp.float32) for name in names}
+    clips = {name: batch['views'][name].astype(jnp.float32) for name in names}
     for key, name in zip(keys, mixed, strict=True):
       clips[name] = temporal_consistent(key, clips[name], tca_alpha, one_share=released_code)
     key_BxD = jax.lax.stop_gradient(embed(state['teacher'], clips['positive'], None)[0])

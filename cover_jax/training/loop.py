@@ -22,7 +22,7 @@ from cover_jax.objectives import LossOutput
 from cover_jax.runtime import keys, processes, sharding
 from cover_jax.training import accumulation, finite, metrics
 from cover_jax.weights import initialise
-from data_pipelines import durable
+from data_pipelines import contract, durable
 from data_pipelines.contract import BatchIterator, SubBatch, UserError
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
@@ -176,21 +176,12 @@ def start_state(
 
 def abstract_batch(experiment: Experiment) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
   """The shapes and dtypes of a global batch; see `data_pipelines/contract.py`."""
-  batch = {}
-  for name, stream in experiment.streams.items():
-    b = stream.batch_size
-    clips = {
-      view: jax.ShapeDtypeStruct((b, length, *stream.size, 3), jnp.uint8)
-      for view, length in experiment.view_lengths(name).items()
-    }
-    batch[name] = clips | {
-      'label': jax.ShapeDtypeStruct((b,), jnp.int32),
-      'source': jax.ShapeDtypeStruct((b,), jnp.int32),
-      'mask': jax.ShapeDtypeStruct((b,), jnp.bool_),
-      'example_id': jax.ShapeDtypeStruct((b,), jnp.int32),
-      'video_id': jax.ShapeDtypeStruct((b,), jnp.int32),
-    }
-  return batch
+  abstract = lambda shape_dtype: jax.ShapeDtypeStruct(*shape_dtype)
+  batch = {
+    name: contract.shapes(s.batch_size, experiment.view_lengths(name), s.size, experiment.objectives[name].targets)
+    for name, s in experiment.streams.items()
+  }
+  return jax.tree.map(abstract, batch, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def train(

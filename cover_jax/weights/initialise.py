@@ -27,7 +27,8 @@ from cover_jax.models import encoder as encoders
 from cover_jax.models.encoder import Encoder
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from cover_jax.runtime import sharding
-from cover_jax.weights import Weights, files
+from cover_jax.weights import files
+from cover_jax.weights.common import Weights
 from cover_jax.weights.huggingface import TEMPORAL, split_heads
 from data_pipelines.contract import UserError
 

@@ -13,7 +13,7 @@ from data_pipelines.clips import affine
 from data_pipelines.contract import Batch, SubBatch
 from data_pipelines.loading import loader
 from data_pipelines.loading.loader import Rows
-from data_pipelines.loading.views import Stream, View, label_of, plan
+from data_pipelines.loading.views import Stream, View, label_of, plan, target_of
 from data_pipelines.sources import Source
 
 
@@ -85,7 +85,7 @@ def _sub_batch(
   rows: Rows,
   make_rng: Callable[[int], np.random.Generator | None],
 ) -> SubBatch:
-  labels, video_ids, clips = [], [], []
+  labels, video_ids, clips, planned = [], [], [], []
   for position, s, example in zip(rows.position, rows.source, rows.example, strict=True):
     source = sources[int(s)]
     views = plan(source, int(example), stream, make_rng(int(position)))
@@ -93,8 +93,13 @@ def _sub_batch(
     clips.append({name: _clip(frames, view, stream.height_width) for name, view in views.items()})
     labels.append(label_of(source, int(example), views))
     video_ids.append(source.video_id[example])
+    planned.append((source, int(example), views))
   return {
-    **{name: np.stack([c[name] for c in clips]) for name in clips[0]},
+    'views': {name: np.stack([c[name] for c in clips]) for name in clips[0]},
+    'targets': {
+      target: {name: np.stack([target_of(target, s, e, v[name]) for s, e, v in planned]) for name in clips[0]}
+      for target in stream.targets
+    },
     'label': np.where(rows.mask, np.array(labels, np.int32), np.int32(-1)),
     'source': rows.source,
     'mask': rows.mask,

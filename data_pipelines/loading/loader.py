@@ -5,22 +5,23 @@ stream is one of (seed, stream, position). So a step's data is a pure function o
 s gives what a run to s gives, and processes that split the batch see the rows that one process would see.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from data_pipelines import sources as sources_lib
-from data_pipelines.clips import affine
-from data_pipelines.contract import ANNOTATIONS, Batch, SubBatch, UserError, view_names
+from data_pipelines.contract import Batch, SubBatch, UserError
+from data_pipelines.loading import fetch as fetching
 from data_pipelines.loading.mixture import Mixture, sampling_weights
-from data_pipelines.loading.views import Stream, check, label_of, plan
+from data_pipelines.loading.views import Stream, check
 from data_pipelines.philox import AUGMENTATION, philox
 from data_pipelines.sources import Source
 
-_FETCH = 16  # clips read by one call from TensorFlow into Python
+_STEPS = 4  # whose rows are remembered: those that are being fetched
 _READY = 2  # batches held beyond the one in use
 
 
@@ -151,10 +152,9 @@ def eval_batches(
 
 def stack_views(sub_batch: SubBatch) -> SubBatch:
   """Puts the test views '<name>/000', '<name>/001', ... [B, T, H, W, 3] of an example into one [B, V, T, H, W, 3]."""
-  stacked = {k: v for k, v in sub_batch.items() if k in ANNOTATIONS}
-  for name in {k.split('/')[0] for k in view_names(sub_batch)}:
-    stacked[name] = np.stack([sub_batch[k] for k in view_names(sub_batch) if k.split('/')[0] == name], axis=1)
-  return stacked
+  clips = sub_batch['views']
+  numbered = {name: sorted(k for k in clips if k.split('/')[0] == name) for name in {k.split('/')[0] for k in clips}}
+  return {**sub_batch, 'views': {name: np.stack([clips[k] for k in ks], axis=1) for name, ks in numbered.items()}}
 
 
 def check_stream(where: str, members: Sequence[Source], stream: Stream, batch_size: int, process_count: int) -> None:
@@ -177,105 +177,81 @@ def _dataset(
   steps: range,
   trouble: list[Exception],
 ):
-  """tf.data of a stream's sub-batches. What Python raises in it is kept in `trouble`: TensorFlow loses the type."""
+  """tf.data of a stream's sub-batches: some examples are fetched at a time, each is decoded, b of them are batched.
+
+  What Python raises in it is kept in `trouble`: TensorFlow loses the type.
+  """
   import tensorflow as tf
 
-  from data_pipelines.clips import decode
-
   tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to JAX
-  sources = {i: sources_lib.unshared(sources[i]) for i in (sources if isinstance(sources, Mapping) else stream.sources)}
-  members = sources.values()
-  some_rows = rows(steps.start)
-  some = plan(
-    sources[int(some_rows.source[0])], int(some_rows.example[0]), stream, make_rng(int(some_rows.position[0]))
-  )
-  lengths = {name: len(view.frames) for name, view in some.items()}
-  total = sum(lengths.values())
+  members = sources if isinstance(sources, Mapping) else stream.sources
+  rows = functools.lru_cache(maxsize=_STEPS)(rows)
+  b = len(rows(steps.start).position)
+  some = _examples(rows, steps.start, b, 0, 1)[0]
+  fetch = fetching.prepare({i: sources_lib.unshared(sources[i]) for i in members}, stream, make_rng, some)
+  fields, count = fetch.fields, b * len(steps)
 
-  def noting(function):
-    def noted(*args):
+  def fetched(number):
+    def several(number):
       try:
-        return function(*args)
+        first = int(number) * fetching.SEVERAL
+        return fetching.several(fetch, _examples(rows, steps.start, b, first, min(first + fetching.SEVERAL, count)))
       except Exception as e:
         trouble.append(e)
         raise
 
-    return noted
-
-  def locate(step):
-    r = rows(int(step))
-    return r.position, r.source, r.example, r.mask
-
-  def fetch_one(position, source_id, example, mask):
-    source = sources[int(source_id)]
-    views = plan(source, int(example), stream, make_rng(int(position)))
-    if {name: len(view.frames) for name, view in views.items()} != lengths:
-      raise ValueError(f'the view sampler gave clips of other names or lengths than before: {lengths}')
-    # The union of all views' frames is read once; places say which of them each view shows.
-    union, places = np.unique(np.concatenate([views[name].frames for name in lengths]), return_inverse=True)
-    encoded = np.full(total, b'', object)
-    encoded[: len(union)] = sources_lib.read(source, int(example), union)
-    boxes = np.array([views[name].box for name in lengths], np.int32)
-    flips = np.array([views[name].flip for name in lengths], bool)
-    affines = np.array([affine.projective(views[name].affine) for name in lengths], np.float32)
-    label = np.int32(label_of(source, int(example), views) if mask else -1)
-    video_id = source.video_id[example] if mask else np.int32(-1)
-    return encoded, np.int64(len(union)), places.astype(np.int64), boxes, flips, affines, label, video_id
-
-  pool = ThreadPoolExecutor(_FETCH) if any(source.waits for source in members) else None
-
-  def fetch(*columns):
-    ahead = {}  # clips of files that are read in order are fetched here, in order, the others that wait beside them
-    for i, source_id in enumerate(columns[1] if pool else ()):
-      source = sources[int(source_id)]
-      if source.waits and source.runs is None:
-        ahead[i] = pool.submit(fetch_one, *(column[i] for column in columns))
-    clips = [ahead[i].result() if i in ahead else fetch_one(*row) for i, row in enumerate(zip(*columns, strict=True))]
-    return tuple(np.stack(field) for field in zip(*clips, strict=True))
-
-  def fetched(position, source_id, example, mask):
-    dtypes = (tf.string, tf.int64, tf.int64, tf.int32, tf.bool, tf.float32, tf.int32, tf.int32)
-    fields = tf.numpy_function(noting(fetch), (position, source_id, example, mask), dtypes)
-    shapes = ((total,), (), (total,), (len(lengths), 4), (len(lengths),), (len(lengths), 8), (), ())
-    for field, shape in zip(fields, shapes, strict=True):
-      field.set_shape((None, *shape))
-    return source_id, example, mask, *fields
-
-  def decoded(source_id, example, mask, encoded, count, places, boxes, flips, affines, label, video_id):
-    sub_batch = {
-      'label': label,
-      'source': source_id,
-      'mask': mask,
-      'example_id': tf.cast(tf.where(mask, example, -1), tf.int32),
-      'video_id': video_id,
-    }
-    size = stream.height_width
-    if len(lengths) == 1:
-      ((name, length),) = lengths.items()
-      clip = decode.clip(tf.gather(encoded, places), length, boxes[0], flips[0], size)
-      return sub_batch | {name: decode.warp(clip, affines[0])}
-    frames_UxHxWx3 = decode.whole(encoded[:count])
-    first = 0
-    for i, (name, length) in enumerate(lengths.items()):
-      frames = tf.gather(decode.cut(frames_UxHxWx3, boxes[i]), places[first : first + length])
-      sub_batch[name] = decode.warp(decode.fit(frames, length, flips[i], size), affines[i])
-      first += length
-    return sub_batch
-
-  def expand(step):
-    columns = tf.numpy_function(noting(locate), [step], (tf.int64, tf.int32, tf.int64, tf.bool))
-    for column in columns:
-      column.set_shape((len(some_rows.position),))
-    return columns
+    dtypes = [tf.string if dtype is object else tf.as_dtype(dtype) for dtype, _ in fields.values()]
+    arrays = dict(zip(fields, tf.numpy_function(several, [number], dtypes), strict=True))
+    for name, (_, shape) in fields.items():
+      arrays[name].set_shape((None, *shape))
+    return arrays
 
   as_written = tf.autograph.experimental.do_not_convert  # half the time to the first batch is spent otherwise
-  dataset = tf.data.Dataset.range(steps.start, steps.stop).map(as_written(lambda step: tuple(expand(step)))).unbatch()
-  # Python is entered once for several clips: entering it costs more than what it does there.
-  parallel = tf.data.AUTOTUNE if all(source.runs is None for source in members) else 1
-  dataset = dataset.batch(_FETCH)
+  dataset = tf.data.Dataset.range(min(-(-count // fetching.SEVERAL), np.iinfo(np.int64).max))
+  parallel = 1 if fetch.in_order else tf.data.AUTOTUNE
   dataset = dataset.map(as_written(fetched), num_parallel_calls=parallel, deterministic=True).unbatch()
+  decoded = functools.partial(_sub_batch, fetch)
   dataset = dataset.map(as_written(decoded), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-  return dataset.batch(len(some_rows.position), drop_remainder=True)
+  return dataset.batch(b, drop_remainder=True)
+
+
+def _examples(rows: Callable[[int], Rows], start: int, b: int, first: int, stop: int) -> list[fetching.Example]:
+  """The examples first, ..., stop - 1, counted from the first row of step `start`, where a step has b rows."""
+  found = []
+  for step, row in (divmod(i, b) for i in range(first, stop)):
+    r = rows(start + step)
+    found.append(fetching.Example(int(r.position[row]), int(r.source[row]), int(r.example[row]), bool(r.mask[row])))
+  return found
+
+
+def _sub_batch(fetch: fetching.Fetch, example: Mapping[str, Any]) -> dict[str, Any]:
+  """One example of a sub-batch (see `contract`) of what was fetched of it."""
+  of_view = lambda target: {view: example[f'{target}/{view}'] for view in fetch.lengths}
+  annotations = {k: example[k] for k in ('label', 'source', 'mask', 'example_id', 'video_id')}
+  targets = {target: of_view(target) for target in fetch.stream.targets}
+  return annotations | {'targets': targets, 'views': _decoded(fetch, example)}
+
+
+def _decoded(fetch: fetching.Fetch, example: Mapping[str, Any]) -> dict[str, Any]:
+  """{view: clip, uint8 [T, H, W, 3]} of one example."""
+  import tensorflow as tf
+
+  from data_pipelines.clips import decode
+
+  size, lengths = fetch.stream.height_width, fetch.lengths
+  encoded, places = example['encoded'], example['places']
+  boxes, flips, affines = example['box'], example['flip'], example['affine']
+  if len(lengths) == 1:
+    ((name, length),) = lengths.items()
+    clip = decode.clip(tf.gather(encoded, places), length, boxes[0], flips[0], size)
+    return {name: decode.warp(clip, affines[0])}
+  frames_UxHxWx3 = decode.whole(encoded[: example['union']])
+  clips, first = {}, 0
+  for i, (name, length) in enumerate(lengths.items()):
+    frames = tf.gather(decode.cut(frames_UxHxWx3, boxes[i]), places[first : first + length])
+    clips[name] = decode.warp(decode.fit(frames, length, flips[i], size), affines[i])
+    first += length
+  return clips
 
 
 def _iterate(

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.clips import affine, sampling
 from data_pipelines.clips.settings import CLIPS
-from data_pipelines.contract import SubBatch, TestSet, UserError, ViewSampler
+from data_pipelines.contract import TARGETS, SubBatch, TestSet, UserError, ViewSampler
 from data_pipelines.sources import FIELDS, Source, content, fingerprint
 
 
@@ -29,6 +29,7 @@ class Stream:
     batch_size: examples a step over all processes.
     temperature, weights: how sources are weighed against each other (`mixture.sampling_weights`; weights by name).
     one_source_a_step: a sub-batch is of one source only, drawn anew each step with these weights.
+    targets: what else a batch says of each training clip, names of `contract.TARGETS`.
     views: frame numbers of several named clips an example; None: one, 'clip', from the source's own sampler.
     rand_augment: its geometric half for training clips; None for none.
   """
@@ -41,6 +42,7 @@ class Stream:
   weights: Mapping[str, float] | None = None
   one_source_a_step: bool = False
   views: ViewSampler | None = None
+  targets: tuple[str, ...] = ()
   rand_augment: affine.RandAugment | None = None
 
   @property
@@ -81,6 +83,18 @@ def label_of(source: Source, example: int, views: Mapping[str, View]) -> int:
   label = int(source.label[example])
   mirrored = source.flip_labels is not None and label >= 0 and any(v.flip for v in views.values())
   return source.flip_labels[label] if mirrored else label
+
+
+def target_of(name: str, source: Source, example: int, view: View) -> np.ndarray:
+  """One of `contract.TARGETS` of one clip."""
+  stored = (source.height[example], source.width[example])
+  values = {
+    'frames': lambda: view.frames,
+    'num_frames': lambda: source.num_frames[example],
+    'box': lambda: np.asarray(view.box) / np.tile(stored, 2),
+    'flip': lambda: view.flip,
+  }
+  return np.asarray(values[name](), TARGETS[name][1])
 
 
 def protocol(source: Source, stream: Stream) -> str:
