@@ -249,19 +249,19 @@ MUTATIONS = {
   # From the config to the run.
   'device augmentation dropped': Mutation(
     'cover_jax/experiment/build.py',
-    'objectives.augmented(task, augments[name].photometric)',
+    'objectives.augmented(task, augments.photometric)',
     'task',
     'test_wiring.py::test_augmentation_on_the_device_comes_before_the_objective',
   ),
   'mixup dropped': Mutation(
     'cover_jax/experiment/build.py',
-    ', **augments[name].mixing}',
+    ', **augments.mixing}',
     '}',
     'test_wiring.py::test_clips_are_mixed_where_the_config_says',
   ),
   'geometry dropped in the plan': Mutation(
     'cover_jax/experiment/build.py',
-    'rand_augment=augments[name].geometry',
+    'rand_augment=geometry[name]',
     'rand_augment=None',
     'test_wiring.py::test_rand_augments_geometry_is_done_by_the_host',
   ),

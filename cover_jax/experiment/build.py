@@ -148,36 +148,66 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   Raises:
     UserError: if the config contradicts itself or the sources.
   """
-  names = [s.name for s in sources]
   streams_of = {name: tuple(stream.sources) for name, stream in config.streams.items()}
-  explicit = config.mixture.weights.to_dict() or None
   sizes = {s.name: s.num_examples for s in sources}
+  explicit = config.mixture.weights.to_dict() or None
   weights = mixture.sampling_weights(sizes, temperature=config.mixture.temperature, explicit=explicit)
-  share = {stream: sum(weights[m] for m in members) for stream, members in streams_of.items()}
-  batch_sizes = _batch_sizes(config, share, batch_divisor)
-  _check_accumulation(config.accumulation_steps, batch_sizes, batch_divisor)
-  total_share = sum(share.values())
   augments = {
     name: photometric.make(_plain(stream.get('augment')), f'config.streams.{name}.augment')
     for name, stream in config.streams.items()
   }
-  streams = {
+  streams = _streams(config, sources, weights, {name: a.geometry for name, a in augments.items()}, batch_divisor)
+  model = encoders.make(config.model.to_dict(), config.dtype)
+  heads = _heads(config, sources)
+  _check_model(model, heads, streams)
+  tasks = {
+    name: _objective(config, model, heads.only(*streams_of[name]), sources, name, streams[name], augments[name])
+    for name in streams
+  }
+  total_steps, steps_per_epoch = _length(config, sizes, weights, sum(s.batch_size for s in streams.values()))
+  return Experiment(config, tuple(sources), weights, streams, model, heads, tasks, total_steps, steps_per_epoch)
+
+
+def _streams(config, sources, weights, geometry, batch_divisor) -> dict[str, StreamPlan]:
+  """What each stream of a config is, with its share of the mixture as batch size and as loss weight."""
+  names = [s.name for s in sources]
+  share = {name: sum(weights[member] for member in stream.sources) for name, stream in config.streams.items()}
+  total_share = sum(share.values())
+  batch_sizes = _batch_sizes(config, share, batch_divisor)
+  _check_accumulation(config.accumulation_steps, batch_sizes, batch_divisor)
+  return {
     name: StreamPlan(
-      sources=tuple(names.index(m) for m in streams_of[name]),
+      sources=tuple(names.index(member) for member in stream.sources),
       num_frames=stream.num_frames,
       size=(stream.size, stream.size) if isinstance(stream.size, int) else tuple(stream.size),
       batch_size=batch_sizes[name],
       loss_weight=share[name] / total_share if stream.loss_weight is None else float(stream.loss_weight),
-      rand_augment=augments[name].geometry,
+      rand_augment=geometry[name],
     )
     for name, stream in config.streams.items()
   }
 
-  model = encoders.make(config.model.to_dict(), config.dtype)
-  heads = _heads(config, sources)
-  _check_model(model, heads, streams)
 
-  examples_per_step = sum(batch_sizes.values())
+def _objective(config, model, heads, sources, name, stream, augments) -> objectives.Objective:
+  """The objective of a stream, on augmented clips; its views are checked against the encoder's limits."""
+  task = objectives.make(
+    {**config.streams[name].objective, **augments.mixing},
+    encode=functools.partial(_encode, config, model),
+    heads=heads,
+    sources=sources,
+    stream=name,
+    num_frames=stream.num_frames,
+    width=model.width,
+    where=f'config.streams.{name}.objective',
+  )
+  task = objectives.augmented(task, augments.photometric)
+  for view, frames in _view_lengths(task, stream).items():
+    _check_geometry(model, name, frames, stream.size, f'in the view {view!r} ')
+  return task
+
+
+def _length(config, sizes, weights, examples_per_step: int) -> tuple[int, float]:
+  """(steps of the run, steps of an epoch)."""
   steps_per_epoch = mixture.epoch_examples(list(sizes.values()), list(weights.values())) / examples_per_step
   total_steps = config.total_steps or round(config.total_epochs * steps_per_epoch)
   if not 1 <= total_steps < 2**31:
@@ -185,26 +215,7 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
       f'config.total_steps = {config.total_steps} and config.total_epochs = {config.total_epochs:g} make '
       f'{total_steps:.6g} steps: set one of them so that there are at least 1 and fewer than 2^31.'
     )
-
-  encode = functools.partial(_encode, config, model)
-  tasks = {
-    name: objectives.make(
-      {**stream.objective, **augments[name].mixing},
-      encode=encode,
-      heads=heads.only(*streams_of[name]),
-      sources=sources,
-      stream=name,
-      num_frames=streams[name].num_frames,
-      width=model.width,
-      where=f'config.streams.{name}.objective',
-    )
-    for name, stream in config.streams.items()
-  }
-  tasks = {name: objectives.augmented(task, augments[name].photometric) for name, task in tasks.items()}
-  for name, task in tasks.items():
-    for view, frames in _view_lengths(task, streams[name]).items():
-      _check_geometry(model, name, frames, streams[name].size, f'in the view {view!r} ')
-  return Experiment(config, tuple(sources), weights, streams, model, heads, tasks, total_steps, steps_per_epoch)
+  return total_steps, steps_per_epoch
 
 
 def of_checkpoint(loaded: Mapping[str, Any]) -> Experiment:
