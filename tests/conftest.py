@@ -1,26 +1,27 @@
 """Shared set-up: eight fake CPU devices, no network, embedded data built once per session."""
 
+import importlib.metadata
 import os
-
-# Before JAX starts: tests make meshes of 1 to 8 of these devices. Compiling takes longer than running such small
-# programs, so they are compiled without optimisation, and their fusions by the older emitter: a third of the time.
-os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0',
-    '--xla_cpu_use_fusion_emitters=false',
-  ]
-)
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
 import pathlib
 import tempfile
 
 import pytest
 from absl import logging
 
+# Before JAX starts: tests make meshes of 1 to 8 of these devices. Compiling takes longer than running such small
+# programs, so they are compiled without optimisation, and their fusions by the older emitter: a third of the time.
+# Later releases of jaxlib (0.12) have no older emitter, and end on a flag that they do not know.
+_OLDER_EMITTER = importlib.metadata.version('jaxlib').startswith('0.10.')
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=0',
+    '--xla_cpu_use_fusion_emitters=false' if _OLDER_EMITTER else '',
+  ]
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 # Subprocesses and workers compile the same tiny programs: once is enough.
 _CACHE = os.path.join(tempfile.gettempdir(), f'cover_jax_test_cache_{os.getuid()}')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(_CACHE, 'xla'))

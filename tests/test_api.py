@@ -135,6 +135,7 @@ def test_attention_sees_the_pixels_that_encode_sees(model):
   np.testing.assert_allclose(maps, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('attention', ['joint', 'space'])
 def test_other_attentions_predict_and_show_theirs(attention):
   model = cover_jax.load(tiny_checkpoint.trained(attention))

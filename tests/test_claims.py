@@ -53,6 +53,7 @@ def run_all(study: Study, folder, results=None) -> tuple[dict, list[Cell]]:
   return results, order
 
 
+@pytest.mark.slow
 def test_every_arm_is_searched_alike_and_run_with_its_best_rate(tmp_path):
   s = study()
   results, order = run_all(s, tmp_path)
@@ -87,6 +88,7 @@ def test_the_search_leaves_the_grid_where_its_best_is_at_the_end(best, tried):
   assert s.rate('videos', results) == max(best, 0.025)
 
 
+@pytest.mark.slow
 def test_weights_that_were_deleted_are_made_again(tmp_path):
   s = study()
   results, _ = run_all(s, tmp_path)
@@ -193,7 +195,8 @@ def test_arms_see_the_target_as_often_or_train_as_long():
   assert sum(runs[f'alone/{source}'].steps for source in VIDEOS) == pytest.approx(700, abs=len(VIDEOS))
 
 
-@pytest.mark.parametrize('name', ['one_source_a_step', pytest.param('seeded_videos_images', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['one_source_a_step', 'seeded_videos_images'])
 def test_a_run_trains_from_its_start_and_is_judged(tmp_path, name, monkeypatch):
   monkeypatch.setattr(claims, '_drawn', lambda source, split: _few(source, split))
   runs = claims_runs.study(2, 1, whole=False)

@@ -57,7 +57,9 @@ def initial(name):
 # ---- The contract.
 
 
-@pytest.mark.parametrize('name', encoders.ENCODERS)
+@pytest.mark.parametrize(
+  'name', [n if n != 's3d' else pytest.param(n, marks=pytest.mark.slow) for n in encoders.ENCODERS]
+)
 def test_shapes_are_as_promised(name):
   encoder, clip = model(name), clip_of(name)
   run = functools.partial(encoder.apply, levels=encoder.level_names)
@@ -204,7 +206,8 @@ def test_sharded_is_unsharded(name):
     assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(*map(jax.tree.leaves, (moved, averaged)), strict=True))
 
 
-@pytest.mark.parametrize('name', each('videoprism'))
+@pytest.mark.slow
+@pytest.mark.parametrize('name', encoders.ENCODERS)
 def test_accumulation_is_the_large_batch_where_statistics_are_frozen(name):
   sgd = {'optimizer__name': 'sgd', 'optimizer__options': {'decay': 0.9}}
   if 'freeze_statistics' in declared.options_of(encoders.encoder_class({'name': name})):
@@ -261,7 +264,7 @@ def test_vtdl_trains_on_it(name):
     assert max(jax.tree.leaves(moved[encoders.STATISTICS])) > 0
 
 
-@pytest.mark.parametrize('name', ['resnet3d', 'timesformer'])
+@pytest.mark.parametrize('name', ['resnet3d', pytest.param('timesformer', marks=pytest.mark.slow)])
 def test_a_frozen_encoder_costs_no_backward_pass(name):
   """Nothing of it gets a gradient, and the step keeps none of its activations."""
   frozen = {'optimizer__learning_rate_rules': (('^encoder/', 0.0), ('.*', 1.0))}
@@ -326,6 +329,7 @@ def test_what_cannot_be_is_refused_before_any_data_is_read(name, changes, messag
     build(config(name, **changes))
 
 
+@pytest.mark.slow
 def test_attention_is_only_shown_where_there_is_some(tmp_path):
   run, mesh, batches = build(config('resnet3d', total_steps=1))
   training.train(run, batches, str(tmp_path), mesh)

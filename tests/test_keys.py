@@ -34,6 +34,7 @@ def losses_and_params(*others):
   return jax.device_get(report['losses']), jax.device_get(fresh.params['objectives']['own'])
 
 
+@pytest.mark.slow
 def test_a_stream_draws_the_same_whatever_other_streams_there_are():
   losses, params = losses_and_params()
   more_losses, more_params = losses_and_params('a_stream_before', 'z_stream_behind')

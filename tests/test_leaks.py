@@ -347,6 +347,7 @@ def test_a_run_that_tests_what_it_trains_on_does_not_start(kinetics):
   assert {s.name: s.num_examples for s in run.sources} == {'k400': 2, 'k700': 1}
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_weights_trained_on_its_test_split_does_not_start(kinetics, tmp_path, caplog):
   from cover_jax.jobs import opening
   from cover_jax.jobs import train as train_job

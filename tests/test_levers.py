@@ -59,7 +59,14 @@ def assert_close(a, b, **tolerance):
 # Accumulation.
 
 
-@pytest.mark.parametrize(('steps', 'mesh_shape'), [(2, (1, 1, 1)), (8, (1, 1, 1)), (2, (2, 2, 1))])
+@pytest.mark.parametrize(
+  ('steps', 'mesh_shape'),
+  [
+    pytest.param(2, (1, 1, 1), marks=pytest.mark.slow),
+    (8, (1, 1, 1)),
+    pytest.param(2, (2, 2, 1), marks=pytest.mark.slow),
+  ],
+)
 def test_accumulation_is_the_large_batch(steps, mesh_shape):
   sgd = STILL | SGD | {'batch_size': 32}
   expected_losses, expected, expected_measures = run_steps(**sgd)
@@ -70,6 +77,7 @@ def test_accumulation_is_the_large_batch(steps, mesh_shape):
   assert measures == pytest.approx(expected_measures, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_counts_examples_not_microbatches():
   """With padding, microbatches hold different numbers of examples, some none; each example still counts once."""
 
@@ -142,6 +150,7 @@ def test_frozen_parameters_stay_to_the_bit_and_have_no_moments():
   assert jax.tree.structure(state.params) == jax.tree.structure(start.params)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_cost_no_gradient():
   """With the encoder frozen a step has the products of the forward pass and hardly more."""
 
@@ -154,6 +163,7 @@ def test_frozen_parameters_cost_no_gradient():
   assert flops(optimizer__learning_rate_rules=FREEZE_ENCODER) < 0.45 * flops()
 
 
+@pytest.mark.slow
 def test_learning_parameters_learn_as_before_when_others_are_frozen():
   """Freezing the heads, which start at zero, does not change the heads' siblings: the same update, the same moments."""
   rules = (('^heads/things/', 0.0), ('.*', 1.0))
@@ -203,6 +213,7 @@ def test_layer_factors_by_hand():
   assert factors['encoder']['norm']['scale'] == factors['heads']['acts']['kernel'] == 1
 
 
+@pytest.mark.slow
 def test_layer_decay_scales_the_first_update():
   """The first update of SGD is the learning rate times gradient and weight decay, so factors show in it."""
   one = SGD | {'optimizer__clip_norm': 0.0, 'steps': 2, 'optimizer__weight_decay': 0.1}
@@ -221,7 +232,15 @@ def test_layer_decay_scales_the_first_update():
 # Remat and dtype.
 
 
-@pytest.mark.parametrize(('remat', 'unroll'), [('full', 1), ('attention', 1), ('dots', 1), ('attention', 2)])
+@pytest.mark.parametrize(
+  ('remat', 'unroll'),
+  [
+    pytest.param('full', 1, marks=pytest.mark.slow),
+    pytest.param('attention', 1, marks=pytest.mark.slow),
+    pytest.param('dots', 1, marks=pytest.mark.slow),
+    ('attention', 2),
+  ],
+)
 def test_remat_does_not_change_training(remat, unroll):
   expected_losses, expected, _ = run_steps(steps=2)  # with drop paths: the second forward pass must draw the same
   losses, state, _ = run_steps(steps=2, model__remat=remat, model__scan_unroll=unroll)
@@ -229,6 +248,7 @@ def test_remat_does_not_change_training(remat, unroll):
   assert_close(state.params, expected.params, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_keeps_less():
   """The policies in order of what the backward pass keeps of a block."""
 
@@ -256,6 +276,7 @@ def test_state_is_donated():
   assert before.is_deleted()
 
 
+@pytest.mark.slow
 def test_levers_work_together():
   """All at once still train, on a mesh: bf16, remat, accumulation, a frozen part, layer decay."""
   changes = {

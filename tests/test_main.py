@@ -86,6 +86,7 @@ def test_run_leaves_what_it_says(uninterrupted):
   assert list(workdir.glob('events.out.tfevents.*'))
 
 
+@pytest.mark.slow
 def test_kill_9_then_the_same_command_is_bit_equal(uninterrupted, tmp_path):
   expected, _ = uninterrupted
   chance = random.Random(0)
@@ -102,6 +103,7 @@ def test_kill_9_then_the_same_command_is_bit_equal(uninterrupted, tmp_path):
   assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_75(uninterrupted, tmp_path):
   expected, _ = uninterrupted
   process = start(tmp_path, *LONG)
@@ -132,6 +134,7 @@ def test_evaluate_gives_what_training_ended_with(uninterrupted):
     assert again['loss'] == pytest.approx(result['loss'], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_start_is_told_of_the_first_which_goes_on(embedded_data, tmp_path):
   first = start(tmp_path, *LONG)
   wait_for_checkpoint(tmp_path, 1, first)
@@ -144,6 +147,7 @@ def test_a_second_start_is_told_of_the_first_which_goes_on(embedded_data, tmp_pa
   first.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kilobytes', 'what'), [(2, 'config.json'), (8, r'metrics.jsonl|TensorBoard events')])
 def test_a_full_disk_is_one_sentence(tmp_path, kilobytes, what):
   """No file may grow beyond a size, which is what a full disk is to a writer."""

@@ -123,6 +123,7 @@ def test_gradient_reaches_the_own_head_only_and_an_unlabelled_clip_mixes_with_it
   assert measures[2:].sum() > 0
 
 
+@pytest.mark.slow
 def test_augmented_training_is_the_same_on_many_devices_and_again():
   augment = {'color_jitter': {'brightness': 0.4, 'hue': 0.1}, 'random_erasing': {}, 'mixup': 0.8, 'cutmix': 1.0}
   one, params, _ = run_steps(ONE_DEVICE, steps=2, streams__video__augment=augment)

@@ -137,6 +137,7 @@ def test_logits_and_every_gradient(config):
   assert grad_errors[worst] < 1e-4
 
 
+@pytest.mark.slow
 def test_base_model_at_full_size():
   model = make_hf('divided', 8, 224, 16, 768, 12, 12, classes=400)
   clip = np.random.default_rng(0).normal(size=(1, 8, 224, 224, 3)).astype(np.float32)

@@ -334,6 +334,7 @@ def test_mistakes_on_the_command_line_are_one_sentence():
   assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_slice_that_cannot_be_does_not_stop_the_others(tmp_path):
   path = tmp_path / 'plan.json'
   args = '--config=configs/digits_cover.py:debug', SIZES, '--nocosts', '--nosearch', f'--output={path}'

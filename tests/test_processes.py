@@ -161,6 +161,7 @@ def test_one_process_continues_two_and_two_continue_one(two, tmp_path):
   assert_same_run(parts, whole)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_all_at_one_step(two, tmp_path):
   expected, _ = two
   workers = start(tmp_path, step_seconds=0.3)
@@ -207,6 +208,7 @@ def assert_ended_by_the_other(code, output, seconds):
   assert 'Another process of the run died' in output or 'another task died' in output
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other(tmp_path):
   assert_ended_by_the_other(*kill(tmp_path, victim=1))
   assert checkpoints.describe(str(tmp_path))['about']['step'] == 4
@@ -256,6 +258,7 @@ def test_four_processes_equal_one(one, tmp_path):
   assert_confusion(tmp_path, 4, confusion)
 
 
+@pytest.mark.slow
 def test_a_second_start_in_the_workdir_ends_in_all_its_processes(two, tmp_path):
   expected, _ = two
   first = start(tmp_path, step_seconds=0.3)

@@ -262,7 +262,15 @@ def test_stored_data_is_known_by_what_it_holds(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'damage', ['cut', 'a bit', 'empty', 'no archive', 'fewer rows', 'other width', 'an array less']
+  'damage',
+  [
+    'cut',
+    'a bit',
+    *(
+      pytest.param(d, marks=pytest.mark.slow)
+      for d in ('empty', 'no archive', 'fewer rows', 'other width', 'an array less')
+    ),
+  ],
 )
 def test_damaged_features_are_made_again_and_that_is_said(tmp_path, damage, caplog):
   run, encoder, tests, _ = features_on((1, 1, 1), 16)
@@ -376,6 +384,7 @@ def test_command_leaves_a_report_and_a_picture(embedded_data, tmp_path, capsys):
   assert report['sources']['motions']['retrieval']['R@1'] == pytest.approx(r1, abs=1 / 320)  # a tie may fall otherwise
 
 
+@pytest.mark.slow
 def test_commands_from_pretraining_to_few_labels(embedded_data, tmp_path):
   """VTDL, then fine-tuning on 5 % of the labels and frozen features of it, as docs/vtdl.md has them."""
   from configs import finetune_digits, frozen_digits, vtdl_digits
@@ -402,6 +411,7 @@ def test_commands_from_pretraining_to_few_labels(embedded_data, tmp_path):
   assert len(set(hashes)) == 2
 
 
+@pytest.mark.slow
 def test_semi_supervised_command(embedded_data, tmp_path):
   """A labelled and an unlabelled stream train one encoder; only the labelled source is tested."""
   from configs import semi_supervised_digits

@@ -90,16 +90,16 @@ def prepared(media, tmp_path_factory):
 @pytest.mark.parametrize(
   'experiment',
   [
-    'timesformer_k400',
-    'timesformer_k600',
-    'timesformer_ssv2',
+    pytest.param('timesformer_k400', marks=pytest.mark.slow),
+    pytest.param('timesformer_k600', marks=pytest.mark.slow),
+    pytest.param('timesformer_ssv2', marks=pytest.mark.slow),
     'cover_b16',
-    'cover_b16:k600',
-    'cover_l16',
-    'cover_l16:k700',
-    'cover_b16:k700',
-    'transfer:mit',
-    'transfer:ssv2',
+    pytest.param('cover_b16:k600', marks=pytest.mark.slow),
+    pytest.param('cover_l16', marks=pytest.mark.slow),
+    pytest.param('cover_l16:k700', marks=pytest.mark.slow),
+    pytest.param('cover_b16:k700', marks=pytest.mark.slow),
+    pytest.param('transfer:mit', marks=pytest.mark.slow),
+    pytest.param('transfer:ssv2', marks=pytest.mark.slow),
     pytest.param('cover_videoprism_b:videoglue', marks=pytest.mark.slow),
     pytest.param('cover_videoprism_b', marks=pytest.mark.slow),
     pytest.param('cover_videomae_b', marks=pytest.mark.slow),
@@ -127,6 +127,7 @@ def test_trains_two_steps_on_the_official_formats(experiment, prepared, tmp_path
       assert '3 crops' in result['protocol']
 
 
+@pytest.mark.slow
 def test_my_own_videos_as_the_docs_say(media, tmp_path):
   """The four commands of docs/datasets.md, with `:debug` for `:tiny`."""
   from cover_jax import predict

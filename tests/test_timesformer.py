@@ -235,7 +235,12 @@ def dropping_gradients(trained):
 
 @pytest.mark.parametrize(
   'options',
-  [{'scan_unroll': 2}, {'tokens_together': 0}, {'remat': 'dots'}, {'remat': 'full', 'scan_unroll': 2}],
+  [
+    pytest.param({'scan_unroll': 2}, marks=pytest.mark.slow),
+    {'tokens_together': 0},
+    {'remat': 'dots'},
+    {'remat': 'full', 'scan_unroll': 2},
+  ],
   ids=str,
 )
 def test_unrolling_and_rematerialisation_change_nothing(options, dropping_gradients):

@@ -43,7 +43,15 @@ def one_device():
   return run_steps(ONE_DEVICE)
 
 
-@pytest.mark.parametrize('mesh', [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)])
+@pytest.mark.parametrize(
+  'mesh',
+  [
+    pytest.param((8, 1, 1), marks=pytest.mark.slow),
+    (2, 2, 2),
+    pytest.param((1, 8, 1), marks=pytest.mark.slow),
+    pytest.param((1, 1, 8), marks=pytest.mark.slow),
+  ],
+)
 def test_mesh_does_not_change_training(one_device, mesh):
   losses, params, state = run_steps(dict(zip(sharding.AXES, mesh, strict=True)))
   expected_losses, expected_params, _ = one_device
@@ -55,6 +63,7 @@ def test_mesh_does_not_change_training(one_device, mesh):
   assert moments.sharding.spec == kernel.sharding.spec  # the optimizer follows its parameter
 
 
+@pytest.mark.slow
 def test_training_learns():
   """Random pixels with random labels can only be learnt by heart: the same batch again and again."""
   experiment, mesh, batches, _ = tiny.build(tiny.config(model__drop_path=0.0))
@@ -93,6 +102,7 @@ def test_step_of_all_streams_is_the_weighted_sum():
   )
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_a_head_without_samples():
   """Through the whole step: a source whose weight is zero never moves its head."""
   config = tiny.config(mixture__weights={'acts': 1.0, 'moves': 0.0, 'things': 1.0}, optimizer__weight_decay=0.0)
@@ -150,6 +160,7 @@ def test_resumed_run_is_bit_equal(tmp_path):
   assert steps == [4, 8, 12, 16, 20]
 
 
+@pytest.mark.slow
 def test_evaluation_cut_by_a_kill_is_done_again(tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   whole.mkdir(), parts.mkdir()
@@ -171,6 +182,7 @@ def test_evaluation_cut_by_a_kill_is_done_again(tmp_path):
   assert tested == [10, 15]
 
 
+@pytest.mark.slow
 def test_stop_during_an_evaluation_saves_and_evaluates_again(tmp_path):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
   whole.mkdir(), parts.mkdir()
@@ -204,6 +216,7 @@ def test_a_request_to_stop_saves_that_step(tmp_path):
     training.train(experiment, batches, str(tmp_path), mesh, stop=lambda: next(calls) == 3)
 
 
+@pytest.mark.slow
 def test_resume_restores_and_init_does_not(tmp_path):
   train_in(tmp_path, total_steps=5)
   again = train_in(tmp_path, total_steps=5)
@@ -213,6 +226,7 @@ def test_resume_restores_and_init_does_not(tmp_path):
   assert bits(loaded['state']['params']) == bits(again.params)
 
 
+@pytest.mark.slow
 def test_ema_follows_its_definition():
   params = {'w': jnp.ones(3)}
   ema = {'w': jnp.zeros(3)}
@@ -241,7 +255,10 @@ def test_non_finite_loss_stops_and_names_step_stream_and_checkpoint(tmp_path):
     _train_with_bad_batch(tmp_path, labelled)
 
 
-@pytest.mark.parametrize('changes', [{}, {'dtype': 'bfloat16', 'accumulation_steps': 2, 'ema_decay': 0.0}])
+@pytest.mark.parametrize(
+  'changes',
+  [{}, pytest.param({'dtype': 'bfloat16', 'accumulation_steps': 2, 'ema_decay': 0.0}, marks=pytest.mark.slow)],
+)
 def test_a_bad_gradient_of_a_finite_loss_is_found_before_the_save(tmp_path, changes):
   """Step 7 would be saved: its loss is finite, and every parameter after it is NaN."""
 

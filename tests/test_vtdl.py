@@ -274,7 +274,7 @@ def test_gradients_reach_query_and_negative_only():
   del by_keys
 
 
-@pytest.mark.parametrize('microbatches', [1, 2])
+@pytest.mark.parametrize('microbatches', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_teacher_follows_each_optimizer_step_once(microbatches):
   """teacher_t = m teacher_(t-1) + (1 - m) params_t, however many losses a step takes; the first one is the student."""
   c = config(accumulation_steps=microbatches, mesh={'data': 1, 'fsdp': 1, 'tensor': 1})
@@ -305,7 +305,7 @@ def run(mesh_sizes, steps=6, **changes):
   return np.array(losses), state
 
 
-@pytest.mark.parametrize('mesh', [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize('mesh', [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_devices_do_not_matter(mesh):
   expected_losses, expected = run((1, 1, 1))
   losses, state = run(mesh)
@@ -321,6 +321,7 @@ def test_devices_do_not_matter(mesh):
   assert kernel.sharding.spec == state.params['encoder']['blocks']['mlp']['hidden']['kernel'].sharding.spec
 
 
+@pytest.mark.slow
 def test_resumed_run_is_bit_equal(tmp_path):
   def train_in(folder, stop_before=None):
     folder.mkdir(exist_ok=True)
@@ -356,6 +357,7 @@ def test_resumed_run_is_bit_equal(tmp_path):
   assert checkpoints.load(str(tmp_path / 'whole'))['about']['step'] == 12
 
 
+@pytest.mark.slow
 def test_training_pulls_positives_together():
   """On one batch again and again the positive wins against queue and negative."""
   c = config(model__drop_path=0.0, optimizer__learning_rate=3e-3, vtdl__queue_size=8, total_steps=60)

@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from cover_jax.training import loop as training
 from tests import test_processes as processes
@@ -19,6 +20,7 @@ VTDL = {
 }
 
 
+@pytest.mark.slow
 def test_vtdl_in_two_processes_equals_one(tmp_path):
   """Losses, averaged encoder and queue; the queue's order as well, which says whose keys were pushed when."""
   two, one = tmp_path / 'two', tmp_path / 'one'
@@ -55,6 +57,7 @@ def judge(workdir, count):
   return json.loads((workdir / 'frozen' / 'report.json').read_text()), features, [output for _, output in ended]
 
 
+@pytest.mark.slow
 def test_frozen_in_two_processes_gives_the_same_report(embedded_data, tmp_path):
   report, features, outputs = judge(tmp_path / 'two', 2)
   expected, wanted, _ = judge(tmp_path / 'one', 1)
