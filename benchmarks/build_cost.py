@@ -15,9 +15,9 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from data_pipelines import sources
 from data_pipelines.builders.media import MediaConfig
 from data_pipelines.builders.video_folder import VideoFolder
+from data_pipelines.sources import open_tfds
 
 
 def cpu_seconds() -> float:
@@ -38,7 +38,7 @@ def build(video: str, copies: int, config: MediaConfig) -> dict[str, float]:
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
     cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
     where = {'dataset': f'video_folder/{config.name}', 'data_dir': root, 'train': 'train'}
-    source = sources.open_source('x', where, 'train')
+    source = open_tfds.open_source('x', where, 'train')
     (example,) = builder.as_dataset(split='train[:1]', decoders={'video': tfds.decode.SkipDecoding()})
     return {
       'frames': int(example['num_frames']),

@@ -20,13 +20,12 @@ from cover_jax.training import loop as training
 from cover_jax.training import metrics
 from cover_jax.weights import initialise
 from data_pipelines.builders import digits_rendering as rendering
+from data_pipelines.clips import settings as clips
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.loading import arrays
 from data_pipelines.sources import Source, subsets
 
 Drawn = tuple[list[np.ndarray], list[int]]  # frames uint8 [n, 32, 32, 3] and label of each example
-
-_SOURCE_KEYS = ('sampler', 'stride', 'crop_scale', 'crop_ratio', 'rotation', 'flip')
 
 
 class Diverged(UserError):
@@ -49,7 +48,7 @@ def make_source(name: str, config: ml_collections.ConfigDict, data: Drawn, subse
     data: as `draw` gives it.
     subset_seed: which part of the labels a `label_fraction` below 1 keeps.
   """
-  settings = {key: config[key] for key in _SOURCE_KEYS}
+  settings = clips.fields({key: config[key] for key in clips.CLIPS})
   dataset = config.dataset.removeprefix('moving_digits/')
   settings['modality'] = 'image' if dataset == 'digits' else 'video'
   if config.get('label_key', 'label') is None:

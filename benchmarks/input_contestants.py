@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.clips import sampling
+from data_pipelines.sources import open_tfds
 
 FRAMES, STRIDE, SIZE, BATCH = 8, 32, 224, 8
 CROP_SCALE = (0.3, 1.0)
@@ -31,13 +32,12 @@ Reader = Callable[[str, np.random.Generator], np.ndarray]  # (path, rng) -> uint
 
 
 def _ours(folder: Path, start_step: int, dataset: str, count: int = 1) -> Iterator:
-  from data_pipelines import sources
   from data_pipelines.loading import loader
   from data_pipelines.loading.views import Stream
 
   config = {'dataset': dataset, 'train': 'train', 'data_dir': str(folder / 'tfds'), 'stride': STRIDE}
   config['crop_scale'] = CROP_SCALE
-  opened = [sources.open_source(f'source {i}', config, 'train') for i in range(count)]
+  opened = [open_tfds.open_source(f'source {i}', config, 'train') for i in range(count)]
   stream = Stream(tuple(range(count)), FRAMES, SIZE, BATCH)
   return loader.train_batches(opened, {'video': stream}, 0, start_step=start_step)
 

@@ -20,6 +20,7 @@ from benchmarks import input_contestants, input_media
 from benchmarks.input import Contestant
 from data_pipelines import inspect, sources
 from data_pipelines.clips import sampling
+from data_pipelines.sources import open_tfds
 from data_pipelines.storage import crc32c, frame_index, reading
 from data_pipelines.storage.layout import FrameIndex
 
@@ -58,7 +59,7 @@ def check_of_a_clip(source: sources.Source, rounds: int) -> tuple[float, float]:
 def measure(folder: Path, name: str, rounds: int) -> dict[str, float]:
   """Figures of one kind of storage."""
   config = {'dataset': _KINDS[name], 'data_dir': str(folder / 'tfds'), 'train': 'train'}
-  source = sources.open_source('s', config, 'train')
+  source = open_tfds.open_source('s', config, 'train')
   index = source.frames
   contestant = Contestant(name, folder, sys.executable)
   whole = np.median([contestant.turn(3)['cpu_ms'] / 1e3 for _ in range(rounds)])

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines import durable, sources
 from data_pipelines.contract import UserError
-from data_pipelines.sources import Source
+from data_pipelines.sources import Source, open_tfds
 from data_pipelines.storage import reading
 from data_pipelines.storage.layout import Malformed
 
@@ -47,9 +47,9 @@ def open_splits(dataset: str, data_dir: str | None = None, **keys: str) -> dict[
   import tensorflow_datasets as tfds
 
   config = {'dataset': dataset, 'data_dir': data_dir, **keys}
-  first = sources.open_source(dataset, config | {'split': 'all'}, 'split')  # one clear error, if any
+  first = open_tfds.open_source(dataset, config | {'split': 'all'}, 'split')  # one clear error, if any
   splits = tfds.builder(dataset, data_dir=data_dir).info.splits
-  found = {s: sources.open_source(s, config | {'split': s}, 'split') for s in splits if splits[s].num_examples}
+  found = {s: open_tfds.open_source(s, config | {'split': s}, 'split') for s in splits if splits[s].num_examples}
   assert sum(s.num_examples for s in found.values()) == first.num_examples
   return found
 
@@ -95,7 +95,7 @@ def verify(dataset: str, data_dir: str | None = None) -> dict[str, tuple[int, li
   Raises:
     UserError: the dataset is not prepared.
   """
-  splits = sources.prepared_builder('verify', dataset, data_dir).info.splits
+  splits = open_tfds.prepared_builder('verify', dataset, data_dir).info.splits
   found, said = {}, time.monotonic()
   with ThreadPoolExecutor(reading.READERS) as pool:
     for split in splits:

@@ -40,10 +40,10 @@ def _everything_is_logged() -> None:
 def embedded_data() -> None:
   """Builds the embedded data sets."""
   from configs import digits_cover
-  from data_pipelines import sources
+  from data_pipelines.sources import open_tfds
 
   for name, config in digits_cover.get_config('debug').sources.items():
-    sources.open_source(name, config.to_dict() | {'data_dir': None}, 'train')
+    open_tfds.open_source(name, config.to_dict() | {'data_dir': None}, 'train')
 
 
 @pytest.fixture(scope='session')

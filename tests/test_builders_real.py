@@ -13,6 +13,7 @@ import data_pipelines.builders
 from data_pipelines import build, inspect, sources
 from data_pipelines.builders import listing
 from data_pipelines.contract import UserError
+from data_pipelines.sources import open_tfds
 from tests import miniature
 
 BUILT = (
@@ -49,7 +50,7 @@ def test_whole_clips_are_there_and_the_others_are_told(built):
     assert bool(row['path']) == (item.state == 'corrupt') and row['line'] and row['reason']
   config = {'dataset': dataset, 'data_dir': str(data_dir), 'all': '+'.join(made)}
   for split, items in whole.items():
-    source = sources.open_source('x', config | {'split': split}, 'split')
+    source = open_tfds.open_source('x', config | {'split': split}, 'split')
     assert source.expected == len(made[split])
     found = {i.decode(): n for n, i in enumerate(source.ids)}
     assert found.keys() == {i.id for i in items}
@@ -59,7 +60,7 @@ def test_whole_clips_are_there_and_the_others_are_told(built):
       numbers = np.arange(source.num_frames[n])
       sizes = {Image.open(io.BytesIO(frame)).size for frame in sources.read(source, n, numbers)}
       assert sizes == {(source.width[n], source.height[n])} and min(*sizes.pop()) <= 256
-  assert sources.open_source('x', config, 'all').expected == sum(map(len, made.values()))
+  assert open_tfds.open_source('x', config, 'all').expected == sum(map(len, made.values()))
 
 
 def test_classes_are_the_official_ones(built):
@@ -75,7 +76,7 @@ def test_frames_are_those_of_the_files(built):
   # {frames: frames a second} of the whole files that miniatures use in turn; the first one has a gap of one frame.
   rate = {32: 31 * 30 / 32, 49: 12.0, 57: 6.0, 120: 30.0, 131: 25.0}
   for split in made:
-    source = sources.open_source('x', {'dataset': dataset, 'data_dir': str(data_dir), 'split': split}, 'split')
+    source = open_tfds.open_source('x', {'dataset': dataset, 'data_dir': str(data_dir), 'split': split}, 'split')
     assert np.allclose([rate[n] for n in source.num_frames.tolist()], source.fps, rtol=0.01)
 
 

@@ -18,6 +18,7 @@ from data_pipelines.contract import UserError
 from data_pipelines.loading import loader
 from data_pipelines.loading.views import Stream
 from data_pipelines.media import compact
+from data_pipelines.sources import open_tfds
 
 H, W = 48, 66
 CONFIG = {'dataset': 'tiny_test_compact', 'train': 'train'}
@@ -142,7 +143,7 @@ def test_real_video_keeps_its_quality(media):
 
 
 def test_a_source_of_stored_videos_gives_the_planned_frames(data_dir):
-  source = sources.open_source('c', CONFIG | {'data_dir': data_dir, 'crop_scale': (1, 1)}, 'train')
+  source = open_tfds.open_source('c', CONFIG | {'data_dir': data_dir, 'crop_scale': (1, 1)}, 'train')
   assert source.modality == 'video' and sorted(source.num_frames) == [30, 31, 32, 33]
   assert set(source.height) == {H} and set(source.width) == {W}
   streams = {'v': Stream((0,), 4, (H, W), 4)}
@@ -155,7 +156,7 @@ def test_a_source_of_stored_videos_gives_the_planned_frames(data_dir):
 
 
 def test_tfds_reads_the_same_bytes(data_dir):
-  source = sources.open_source('c', CONFIG | {'data_dir': data_dir}, 'train')
+  source = open_tfds.open_source('c', CONFIG | {'data_dir': data_dir}, 'train')
   videos = {e['label']: e['video'] for e in tfds.builder('tiny_test_compact', data_dir=data_dir).as_dataset('train')
             .as_numpy_iterator()}  # fmt: skip
   for row, label in zip(source.rows, source.label, strict=True):
@@ -172,7 +173,7 @@ def test_a_build_stores_what_the_decoder_finds(media, tmp_path):
     options = [f'--manual_dir={folder}', f'--data_dir={tmp_path}', f'--storage={storage}', '--workers=1']
     build.main([f'video_folder/{storage}', *options])
     config = {'dataset': f'video_folder/{storage}', 'data_dir': str(tmp_path), 'train': 'train'}
-    opened[storage] = sources.open_source(storage, config, 'train')
+    opened[storage] = open_tfds.open_source(storage, config, 'train')
   frames, whole = opened['jpeg'], opened['mp4']
   for key in ('ids', 'label', 'num_frames', 'height', 'width', 'fps'):
     assert np.array_equal(getattr(frames, key), getattr(whole, key)), key
@@ -220,7 +221,7 @@ def test_a_crash_or_a_hang_costs_one_clip(monkeypatch):
 
 
 def test_a_broken_example_ends_the_run_with_its_name(data_dir, tmp_path):
-  source = sources.open_source('c', CONFIG | {'data_dir': data_dir}, 'train')
+  source = open_tfds.open_source('c', CONFIG | {'data_dir': data_dir}, 'train')
 
   def fail(video, numbers):
     raise compact.BrokenVideo('its decoder crashed (exit code -11)')

@@ -18,8 +18,8 @@ from cover_jax.jobs import frozen as frozen_job
 from cover_jax.jobs import train as train_job
 from cover_jax.runtime import sharding
 from cover_jax.training import loop as training
-from data_pipelines import sources
 from data_pipelines.contract import UserError
+from data_pipelines.sources import open_tfds
 from tests import tiny
 
 
@@ -49,7 +49,7 @@ def report_of(workdir):
 def test_without_training_data(trained, monkeypatch):
   """The training splits are gone; the report says so, and is otherwise what training ended with."""
   workdir, before = trained
-  open_source, opened = sources.open_source, []
+  open_source, opened = open_tfds.open_source, []
 
   def without_training(name, config, split_key):
     opened.append(split_key)
@@ -57,7 +57,7 @@ def test_without_training_data(trained, monkeypatch):
       raise UserError('It is not here.')
     return open_source(name, config, split_key)
 
-  monkeypatch.setattr(sources, 'open_source', without_training)
+  monkeypatch.setattr(open_tfds, 'open_source', without_training)
   evaluate_job.evaluate(config_of(sources__motions__train='gone'), workdir)
   report = report_of(workdir)
   assert report['params_sha256'] == before['params_sha256'] and report['step'] == before['step'] == 2

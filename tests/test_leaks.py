@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import digits_cover, timesformer_k400
-from data_pipelines import build, sources
+from data_pipelines import build
 from data_pipelines.builders import shards
 from data_pipelines.contract import UserError
 from data_pipelines.loading import arrays
-from data_pipelines.sources import leaks
+from data_pipelines.sources import leaks, open_tfds
 from tests import tiny_datasets
 from tests.test_video_files import write
 
@@ -156,7 +156,7 @@ def tiny(tiny_dir):
   """(dataset, split, other keys) -> a source of `tiny_datasets`."""
 
   def opened(dataset='tiny_test_clips', split='train', **keys):
-    return sources.open_source(split, {'dataset': dataset, 'data_dir': str(tiny_dir), 's': split, **keys}, 's')
+    return open_tfds.open_source(split, {'dataset': dataset, 'data_dir': str(tiny_dir), 's': split, **keys}, 's')
 
   return opened
 
@@ -231,7 +231,7 @@ def folder(tmp_path):
         write(path, content)
     build.main([f'{kind}/{name}', f'--manual_dir={manual}', f'--data_dir={tmp_path}/tfds', '--workers=1'])
     config = {'dataset': f'{kind}/{name}', 'data_dir': f'{tmp_path}/tfds'}
-    return lambda split: sources.open_source(f'{name} {split}', config | {'s': split}, 's')
+    return lambda split: open_tfds.open_source(f'{name} {split}', config | {'s': split}, 's')
 
   return built
 

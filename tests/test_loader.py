@@ -21,6 +21,7 @@ from data_pipelines import contract, sources
 from data_pipelines.contract import UserError
 from data_pipelines.loading import arrays, loader
 from data_pipelines.loading.views import Stream, plan
+from data_pipelines.sources import open_tfds
 from tests import tiny_datasets
 
 H, W = tiny_datasets.HEIGHT, tiny_datasets.WIDTH
@@ -39,9 +40,9 @@ def data_dir(tmp_path_factory):
 def run(data_dir):
   """Sources and streams of a small run."""
   opened = [
-    sources.open_source('clips', CLIPS | {'data_dir': data_dir, 'flip': True}, 'train'),
-    sources.open_source('more', CLIPS | {'data_dir': data_dir, 'sampler': 'segments'}, 'test'),
-    sources.open_source('pictures', PICTURES | {'data_dir': data_dir}, 'train'),
+    open_tfds.open_source('clips', CLIPS | {'data_dir': data_dir, 'flip': True}, 'train'),
+    open_tfds.open_source('more', CLIPS | {'data_dir': data_dir, 'sampler': 'segments'}, 'test'),
+    open_tfds.open_source('pictures', PICTURES | {'data_dir': data_dir}, 'train'),
   ]
   streams = {'video': Stream((0, 1), 3, (16, 20), 8), 'image': Stream((2,), 1, 16, 4)}
   return opened, streams
@@ -62,18 +63,18 @@ def same(a, b):
 
 
 def test_source_is_what_the_dataset_says(data_dir):
-  source = sources.open_source('clips', CLIPS | {'data_dir': data_dir}, 'train')
+  source = open_tfds.open_source('clips', CLIPS | {'data_dir': data_dir}, 'train')
   assert (source.modality, source.class_names, source.num_examples) == ('video', ('a', 'b', 'c'), 20)
-  pictures = sources.open_source('pictures', PICTURES | {'data_dir': data_dir}, 'train')
+  pictures = open_tfds.open_source('pictures', PICTURES | {'data_dir': data_dir}, 'train')
   assert (pictures.modality, pictures.class_names) == ('image', ('0', '1', '2', '3'))
   assert set(pictures.num_frames) == {1} and Counter(pictures.label) == {0: 3, 1: 2, 2: 2, 3: 2}
-  unlabelled = sources.open_source('p', PICTURES | {'data_dir': data_dir, 'label_key': None}, 'train')
+  unlabelled = open_tfds.open_source('p', PICTURES | {'data_dir': data_dir, 'label_key': None}, 'train')
   assert unlabelled.class_names == () and set(unlabelled.label) == {-1}
 
 
 @pytest.mark.parametrize('split', ['train', 'train[:50%]', 'train[3:7]', 'train+validation', 'validation+train[15:]'])
 def test_any_split_holds_the_examples_that_tfds_gives(data_dir, split):
-  source = sources.open_source('clips', CLIPS | {'data_dir': data_dir, 'train': split}, 'train')
+  source = open_tfds.open_source('clips', CLIPS | {'data_dir': data_dir, 'train': split}, 'train')
   builder = tfds.builder('tiny_test_clips', data_dir=data_dir)
   expected = [int(str(e['id'], 'utf8').split()[1]) for e in tfds.as_numpy(builder.as_dataset(split=split))]
   found = [int(i.split()[1]) for i in source.frames.columns['id'][source.rows]]
@@ -89,14 +90,14 @@ def test_any_split_holds_the_examples_that_tfds_gives(data_dir, split):
 def test_subsplits_share_one_index(data_dir):
   where = os.path.join(data_dir, 'tiny_test_clips', '1.0.0')
   for split in ('train', 'train[:10%]', 'train[50%:]'):
-    sources.open_source('clips', CLIPS | {'data_dir': data_dir, 'train': split}, 'train')
+    open_tfds.open_source('clips', CLIPS | {'data_dir': data_dir, 'train': split}, 'train')
   before = set(os.listdir(where))
-  sources.open_source('clips', CLIPS | {'data_dir': data_dir, 'train': 'train[2:3]'}, 'train')
+  open_tfds.open_source('clips', CLIPS | {'data_dir': data_dir, 'train': 'train[2:3]'}, 'train')
   assert set(os.listdir(where)) == before
 
 
 def test_a_clip_reads_its_own_frames_and_no_others(data_dir, monkeypatch):
-  source = sources.open_source('clips', CLIPS | {'data_dir': data_dir}, 'train')
+  source = open_tfds.open_source('clips', CLIPS | {'data_dir': data_dir}, 'train')
   example = int(np.argmax(source.num_frames))
   assert source.num_frames[example] == 7
   reads = []
@@ -130,25 +131,25 @@ def test_a_clip_reads_its_own_frames_and_no_others(data_dir, monkeypatch):
 )
 def test_mistakes_are_one_sentence(data_dir, change, message):
   with pytest.raises(UserError, match=message) as e:
-    sources.open_source('clips', CLIPS | {'data_dir': data_dir} | change, 'train')
+    open_tfds.open_source('clips', CLIPS | {'data_dir': data_dir} | change, 'train')
   assert '\n' not in str(e.value)
 
 
 def test_missing_keys_and_other_formats(data_dir, tmp_path, monkeypatch):
   with pytest.raises(UserError, match="lacks the key 'train'"):
-    sources.open_source('clips', {'dataset': 'x'}, 'train')
+    open_tfds.open_source('clips', {'dataset': 'x'}, 'train')
   with pytest.raises(UserError, match="coarse, fine; label_key is ''"):
-    sources.open_source('p', {'dataset': 'tiny_test_pictures', 'train': 'train', 'data_dir': data_dir}, 'train')
+    open_tfds.open_source('p', {'dataset': 'tiny_test_pictures', 'train': 'train', 'data_dir': data_dir}, 'train')
   builder = tfds.builder('tiny_test_clips', data_dir=tmp_path, file_format='riegeli')
   monkeypatch.setattr(builder, 'is_prepared', lambda: True)
   monkeypatch.setattr(tfds, 'builder', lambda *args, **kwargs: builder)
   with pytest.raises(UserError, match='stored as riegeli; expected tfrecord'):
-    sources.open_source('clips', CLIPS | {'data_dir': str(tmp_path)}, 'train')
+    open_tfds.open_source('clips', CLIPS | {'data_dir': str(tmp_path)}, 'train')
 
 
 def test_shortened_file_is_named(tmp_path):
   tiny_datasets.build(tmp_path)
-  source = sources.open_source('clips', CLIPS | {'data_dir': str(tmp_path)}, 'train')
+  source = open_tfds.open_source('clips', CLIPS | {'data_dir': str(tmp_path)}, 'train')
   file = source.frames.files[source.frames.shard[source.rows[0]]]
   os.truncate(file, 100)
   with pytest.raises(UserError, match='has been damaged or changed'):
@@ -156,7 +157,7 @@ def test_shortened_file_is_named(tmp_path):
   with pytest.raises(UserError, match='has been damaged or changed'):
     next(loader.train_batches([source], {'v': Stream((0,), 2, 8, 20)}, 0))
   with pytest.raises(UserError, match='truncated'):
-    sources.open_source('clips', CLIPS | {'data_dir': str(tmp_path)}, 'train')
+    open_tfds.open_source('clips', CLIPS | {'data_dir': str(tmp_path)}, 'train')
 
 
 # The plan: pure numpy.
@@ -309,8 +310,8 @@ def test_evaluation_gives_each_example_once_with_padding(run):
 
 def test_a_box_of_the_output_size_comes_out_unchanged(data_dir):
   config = {'crop_scale': (1, 1), 'crop_ratio': (1, 1), 'data_dir': data_dir}
-  clips = sources.open_source('clips', CLIPS | config, 'train')
-  pictures = sources.open_source('pictures', PICTURES | config, 'train')
+  clips = open_tfds.open_source('clips', CLIPS | config, 'train')
+  pictures = open_tfds.open_source('pictures', PICTURES | config, 'train')
   for source in (clips, pictures):
     stream = Stream((0,), 1, (H, W), source.num_examples)
     for batch in (
@@ -345,7 +346,7 @@ def test_several_views_read_their_union_once(run, monkeypatch):
 
 def test_undecodable_frames_end_the_run_with_a_sentence(tmp_path):
   tiny_datasets.build(tmp_path)
-  source = sources.open_source('clips', CLIPS | {'data_dir': str(tmp_path)}, 'train')
+  source = open_tfds.open_source('clips', CLIPS | {'data_dir': str(tmp_path)}, 'train')
   with open(source.frames.files[source.frames.shard[source.rows[0]]], 'r+b') as f:
     for offset, length in zip(*source.frames.frames(source.rows[0]), strict=True):
       f.seek(offset + 20)
@@ -368,7 +369,7 @@ def test_embedded_datasets_are_built_once_by_jobs_that_start_together(tmp_path, 
   monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, '_download_and_prepare', counted)
   config = {'dataset': 'digits', 'test': 'test', 'data_dir': str(tmp_path)}
   with ThreadPoolExecutor(2) as pool:
-    found = list(pool.map(lambda _: sources.open_source('digits', config, 'test'), range(2)))
+    found = list(pool.map(lambda _: open_tfds.open_source('digits', config, 'test'), range(2)))
   assert len(builds) == 1
   assert all(len(source.class_names) == 10 and source.num_examples > 100 for source in found)
 

@@ -27,6 +27,7 @@ from data_pipelines.builders.media import MediaBuilder, MediaConfig
 from data_pipelines.builders.video_folder import VideoFolder
 from data_pipelines.contract import UserError
 from data_pipelines.media.transcode import Interrupted, Settings
+from data_pipelines.sources import open_tfds
 from tests.test_video_files import write
 
 SETTINGS = Settings('video', 256, 0, 85)
@@ -91,7 +92,7 @@ def kit(media, tmp_path_factory):
 
 
 def opened(root, split, dataset='video_folder/mine'):
-  return sources.open_source('x', {'dataset': dataset, 'data_dir': str(root / 'tfds'), 's': split}, 's')
+  return open_tfds.open_source('x', {'dataset': dataset, 'data_dir': str(root / 'tfds'), 's': split}, 's')
 
 
 def test_found_expected_and_failed_are_told(kit):

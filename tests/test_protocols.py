@@ -18,7 +18,7 @@ from cover_jax.training import loop as training
 from data_pipelines import sources
 from data_pipelines.contract import UserError
 from data_pipelines.loading import arrays, views
-from data_pipelines.sources import subsets
+from data_pipelines.sources import open_tfds, subsets
 from tests import tiny, tiny_datasets
 
 
@@ -253,8 +253,8 @@ def test_stored_data_is_known_by_what_it_holds(tmp_path):
       patch.setattr(tiny_datasets, 'num_frames', lambda video, count=count: 1 + video % count)
       tfds.builder('tiny_test_clips', data_dir=tmp_path / folder).download_and_prepare()
     config = {'dataset': 'tiny_test_clips', 'data_dir': str(tmp_path / folder)}
-    whole = sources.open_source('s', config | {'split': 'validation'}, 'split')
-    part = sources.open_source('s', config | {'split': 'validation[:50%]'}, 'split')
+    whole = open_tfds.open_source('s', config | {'split': 'validation'}, 'split')
+    part = open_tfds.open_source('s', config | {'split': 'validation[:50%]'}, 'split')
     contents.append((sources.fingerprint(whole), sources.content(whole), sources.content(part)))
   (shown, one, part), same, other = contents
   assert same == (shown, one, part) and other[0] == shown

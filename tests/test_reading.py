@@ -16,6 +16,7 @@ from data_pipelines.contract import UserError
 from data_pipelines.loading import loader
 from data_pipelines.loading.mixture import MERGED
 from data_pipelines.loading.views import Stream
+from data_pipelines.sources import open_tfds
 from data_pipelines.storage import frame_index, reading
 from tests import tiny_datasets
 
@@ -62,7 +63,7 @@ def remote(monkeypatch):
 
 
 def opened(data_dir, **settings):
-  return sources.open_source('clips', CLIPS | {'data_dir': str(data_dir)} | settings, 'train')
+  return open_tfds.open_source('clips', CLIPS | {'data_dir': str(data_dir)} | settings, 'train')
 
 
 def build_array_record(data_dir):
@@ -97,7 +98,7 @@ def test_all_kinds_of_files_hold_the_same(plain, packed, tmp_path, remote, monke
 def test_the_log_says_once_what_unusual_files_cost(plain, packed, tmp_path, monkeypatch):
   said = []
   monkeypatch.setattr(logging, 'info', lambda text, *args: said.append(text % args))
-  sources._say_once.cache_clear()
+  open_tfds._say_once.cache_clear()
   opened(plain)
   assert not any('is read from' in s for s in said)
   opened(packed)

@@ -14,6 +14,7 @@ from data_pipelines import build, sources
 from data_pipelines.clips import sampling
 from data_pipelines.contract import UserError
 from data_pipelines.media import video_files
+from data_pipelines.sources import open_tfds
 from tests import tiny
 from tests.test_video_files import cut_of, grey
 
@@ -74,7 +75,7 @@ def evaluated_and_predicted(root, name, file, **settings):
   config.sources = {'s': {**tiny.config().sources.acts.to_dict(), 'sampler': 'dense', **options}}
   del config.streams['image']
   config.streams.video.sources = ('s',)
-  source = sources.open_source('s', config.sources.s.to_dict(), 'test')
+  source = open_tfds.open_source('s', config.sources.s.to_dict(), 'test')
   run = experiment.build(config, [source.info])
   (example,) = (i for i, found in enumerate(source.ids) if pathlib.Path(found.decode()).stem == file)
   (batch,) = wire.test_set(run, sources.select(source, np.array([example]))).batches()

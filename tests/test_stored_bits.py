@@ -21,6 +21,7 @@ from data_pipelines.contract import UserError
 from data_pipelines.loading import loader
 from data_pipelines.loading.views import Stream
 from data_pipelines.media import compact
+from data_pipelines.sources import open_tfds
 from data_pipelines.storage import frame_index, reading
 from tests import tiny_datasets
 
@@ -62,7 +63,7 @@ def folders(tmp_path_factory):
 
 def opened(folder):
   name = 'tiny_test_stored' if folder.name == 'compact' else 'tiny_test_clips'
-  return sources.open_source('s', {'dataset': name, 'data_dir': str(folder), 'train': 'train'}, 'train')
+  return open_tfds.open_source('s', {'dataset': name, 'data_dir': str(folder), 'train': 'train'}, 'train')
 
 
 def examples(source):

@@ -15,6 +15,7 @@ from data_pipelines.contract import UserError
 from data_pipelines.loading import arrays, loader
 from data_pipelines.loading.mixture import philox
 from data_pipelines.loading.views import Stream, check, examples_per_step, label_of, make_test_set, plan, protocol
+from data_pipelines.sources import open_tfds
 from tests import tiny_datasets
 
 CLIPS = {'dataset': 'tiny_test_clips', 'train': 'train', 'test': 'validation'}
@@ -208,11 +209,13 @@ def test_batches_show_the_maps(tmp_path_factory):
   data_dir = tmp_path_factory.mktemp('data')
   tiny_datasets.build(data_dir)
   config = CLIPS | {'data_dir': str(data_dir), 'rotation': 45.0, 'crop_scale': (1, 1), 'crop_ratio': (1, 1)}
-  source = sources.open_source('clips', config, 'train')
-  assert sources.open_source('clips', config | {'train': 'all'}, 'train').expected is None  # no lists, nothing expected
+  source = open_tfds.open_source('clips', config, 'train')
+  assert (
+    open_tfds.open_source('clips', config | {'train': 'all'}, 'train').expected is None
+  )  # no lists, nothing expected
   stream = Stream((0,), 2, 16, 4)
   (batch,) = loader.train_batches([source], {'v': stream}, 0, num_steps=1)
-  plain = sources.open_source('clips', config | {'rotation': 0.0}, 'train')
+  plain = open_tfds.open_source('clips', config | {'rotation': 0.0}, 'train')
   (still,) = loader.train_batches([plain], {'v': stream}, 0, num_steps=1)
   turned = (np.abs(batch['v']['views']['clip'][..., 2].astype(int) - affine.FILL) <= 3).mean()
   assert turned > 0.9 and (batch['v']['views']['clip'] != still['v']['views']['clip']).any()
@@ -230,7 +233,7 @@ def test_batches_show_the_maps(tmp_path_factory):
 
 def test_flip_exchanges_labels_of_directions():
   names = ('push left', 'push right', 'wave', 'turn left')
-  labels = sources.left_right_labels(names)
+  labels = open_tfds.left_right_labels(names)
   assert labels == (1, 0, 2, -1)
   source = source_of(count=4, class_names=names, flip=True, flip_labels=labels)
   seen = {example: set() for example in range(4)}
@@ -264,14 +267,14 @@ def test_views_of_one_example_are_mirrored_alike_where_the_label_depends_on_it()
 
 def test_left_and_right_are_words():
   names = ('left', 'right', 'Left turn', 'Right turn', 'bright', 'upright', 'aleft', 'left_hand', 'right_hand')
-  assert sources.left_right_labels(names) == (1, 0, 3, 2, 4, 5, 6, 8, 7)
-  assert sources.left_right_labels(('from left to right', 'from right to left')) == (1, 0)
+  assert open_tfds.left_right_labels(names) == (1, 0, 3, 2, 4, 5, 6, 8, 7)
+  assert open_tfds.left_right_labels(('from left to right', 'from right to left')) == (1, 0)
 
 
 def test_something_something_is_mirrored_as_its_authors_say(media):
   table = json.loads((media / 'ann/ssv2/augmentation_mappings.json').read_text())
   names = sorted(json.loads((media / 'ann/ssv2/labels.json').read_text()))
-  found = sources.left_right_labels(names)
+  found = open_tfds.left_right_labels(names)
   pairs = table['left/right']
   assert len(names) == 174 and len(pairs) == 6
   assert {*pairs, *table['left/right agnostic']} <= set(names)
@@ -282,7 +285,7 @@ def test_config_words(tmp_path_factory):
   data_dir = tmp_path_factory.mktemp('data')
   tiny_datasets.build(data_dir)
   config = CLIPS | {'data_dir': str(data_dir), 'fps': 25.0, 'flip': 'labels', 'short_side': [16, 20], 'test_clips': 2}
-  source = sources.open_source('clips', config, 'train')
+  source = open_tfds.open_source('clips', config, 'train')
   assert (source.target_fps, source.flip, source.flip_labels) == (25.0, True, (0, 1, 2))
   assert (source.short_side, source.test_clips) == ((16, 20), 2)
   assert set(source.fps) == {12.5}
@@ -295,7 +298,7 @@ def test_config_words(tmp_path_factory):
     ({'test_crop_fraction': 0.0}, 'test_crop_fraction'),
   ):
     with pytest.raises(UserError, match=message):
-      sources.open_source('clips', config | change, 'train')
+      open_tfds.open_source('clips', config | change, 'train')
 
 
 # Protocols.
@@ -342,7 +345,7 @@ def test_evaluation_batches_show_the_views(tmp_path_factory):
   data_dir = tmp_path_factory.mktemp('data')
   tiny_datasets.build(data_dir)
   config = CLIPS | {'data_dir': str(data_dir), 'sampler': 'segments', 'test_clips': 2, 'test_crops': 3}
-  source = sources.open_source('clips', config, 'test')
+  source = open_tfds.open_source('clips', config, 'test')
   stream = Stream((0,), 3, 16, 4)
   batches = list(loader.eval_batches(source, 0, stream, 4))
   assert {b['views']['clip'].shape for b in batches} == {(4, 6, 3, 16, 16, 3)} and len(batches) == 3

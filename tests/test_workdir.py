@@ -18,6 +18,7 @@ from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.jobs import train as train_job
 from data_pipelines import durable
 from data_pipelines.contract import UserError
+from data_pipelines.sources import open_tfds
 from tests.test_main import ROOT
 
 HOLDER = """
@@ -145,12 +146,11 @@ def test_errors_within_the_block_are_their_own(tmp_path):
 
 
 def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path):
-  from data_pipelines import sources
 
   left = tmp_path / 'digits' / 'incomplete.ABCDEF_1.0.0'  # as TFDS names it
   left.mkdir(parents=True)
   (left / 'digits-train.tfrecord').write_bytes(b'half')
-  builder = sources.prepared_builder('digits', 'digits', str(tmp_path))
+  builder = open_tfds.prepared_builder('digits', 'digits', str(tmp_path))
   assert sorted(os.listdir(tmp_path / 'digits')) == ['.1.0.0.lock', builder.data_path.name] == ['.1.0.0.lock', '1.0.0']
 
 

@@ -22,7 +22,7 @@ from cover_jax.training import loop as training
 from cover_jax.weights import initialise
 from data_pipelines import sources
 from data_pipelines.contract import UserError
-from data_pipelines.sources import leaks
+from data_pipelines.sources import leaks, open_tfds
 
 
 def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -44,7 +44,7 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
     info = experiment.sources[experiment.source_id(name)]
     if info.modality == 'video':
       source_config['test_clips'] = options['clips']
-    pair = open_training(name, source_config), sources.open_source(name, source_config, 'test')
+    pair = open_training(name, source_config), open_tfds.open_source(name, source_config, 'test')
     sets = [wire.test_set(experiment, source, mesh) for source in pair]
     train_features, test_features = (
       frozen.cached(workdir, experiment, encoder, sha256, f'{name}_{split}', test_set, mesh, options['pool'])

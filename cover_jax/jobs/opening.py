@@ -18,7 +18,7 @@ from cover_jax.runtime import sharding
 from cover_jax.weights import files
 from data_pipelines import sources
 from data_pipelines.contract import BatchIterator, UserError
-from data_pipelines.sources import leaks, subsets
+from data_pipelines.sources import leaks, open_tfds, subsets
 
 
 def open_experiment(
@@ -73,14 +73,14 @@ def open_evaluation(
 def open_tests(experiment: Experiment) -> list[sources.Source]:
   """The test splits of the labelled sources that have one."""
   configs = {s.name: options_of(experiment.config.sources[s.name]) for s in experiment.sources if s.class_names}
-  return [sources.open_source(name, config, 'test') for name, config in configs.items() if config['test']]
+  return [open_tfds.open_source(name, config, 'test') for name, config in configs.items() if config['test']]
 
 
 def open_training(name: str, source_config: Mapping[str, Any]) -> sources.Source:
   def open_split(dataset, split):
-    return sources.open_source(name, source_config | {'dataset': dataset, 'train': split}, 'train')
+    return open_tfds.open_source(name, source_config | {'dataset': dataset, 'train': split}, 'train')
 
-  source = sources.open_source(name, source_config, 'train')
+  source = open_tfds.open_source(name, source_config, 'train')
   source = leaks.leave_out(source, source_config['exclude'], open_split)
   return subsets.few_labels(source, source_config['label_fraction'])
 

@@ -1,5 +1,9 @@
 """Every key that a config can set for a source, with its default, what it may be and its meaning."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from data_pipelines.clips import sampling
 from data_pipelines.declared import (
   OPTIONAL,
@@ -17,7 +21,7 @@ from data_pipelines.declared import (
   whole,
 )
 
-# How clips are cut. A `sources.Source` has the same settings ('fps' is its `target_fps`).
+# How clips are cut.
 CLIPS = {
   # 'dense': `num_frames` frames `stride` apart; or 'segments': one of each of `num_frames` parts.
   'sampler': Key('dense', one_of('dense', 'segments')),
@@ -40,6 +44,29 @@ CLIPS = {
   # Share of the short side that a test crop shows; 224 / 256 is ImageNet's.
   'test_crop_fraction': Key(1.0, number(above=0, high=1)),
 }
+
+# Settings that have another name as a field: the `fps` of a source are those of its stored frames.
+_FIELDS = {'fps': 'target_fps'}
+
+# Who inherits from it has the settings as keyword-only fields with their defaults.
+ClipSettings = dataclasses.make_dataclass(
+  'ClipSettings',
+  [(_FIELDS.get(key, key), Any, dataclasses.field(default=declared.default)) for key, declared in CLIPS.items()],
+  frozen=True,
+  eq=False,
+  kw_only=True,
+)
+
+
+def fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings by their names in a config to the fields of `ClipSettings`."""
+  return {_FIELDS.get(key, key): value for key, value in settings.items()}
+
+
+def of(holder: ClipSettings) -> dict[str, Any]:
+  """The settings of who holds them, by their names in a config."""
+  return {key: getattr(holder, _FIELDS.get(key, key)) for key in CLIPS}
+
 
 SOURCE = {
   'dataset': Key(REQUIRED, nonempty),  # a TFDS name with config and version as needed, e.g. 'moving_digits/objects'

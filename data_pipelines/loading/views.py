@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.clips import affine, sampling
-from data_pipelines.clips.settings import CLIPS
+from data_pipelines.clips import affine, sampling, settings
 from data_pipelines.contract import TARGETS, SubBatch, TestSet, UserError, ViewSampler
-from data_pipelines.sources import FIELDS, Source, content, fingerprint
+from data_pipelines.sources import Source, content, fingerprint
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def make_test_set(source: Source, stream: Stream, batches: Callable[[], Iterator
 
 def identity(source: Source, stream: Stream) -> str:
   """SHA-256 (hex) of all that a source's test clips depend on: what is stored of its examples, and how it is cut."""
-  cut = {key: getattr(source, FIELDS.get(key, key)) for key in (*CLIPS, 'flip_labels', 'modality')}
+  cut = settings.of(source) | {'flip_labels': source.flip_labels, 'modality': source.modality}
   text = json.dumps([content(source), cut, stream.num_frames, stream.height_width], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
