@@ -16,8 +16,8 @@ from cover_jax.experiment import wire
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState, state_shardings
 from cover_jax.runtime import sharding
-from cover_jax.training import loop as training
 from cover_jax.training import metrics
+from cover_jax.training import step as stepping
 from cover_jax.weights import initialise
 from data_pipelines.builders import digits_rendering as rendering
 from data_pipelines.clips import settings as clips
@@ -87,7 +87,7 @@ def initial(config: ml_collections.ConfigDict, sources: Sequence[Source], seed: 
 
 def _start(experiment: Experiment, mesh: Mesh, seed: int) -> tuple[TrainState, TrainState]:
   """The initial state and its shardings."""
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   _, placed = state_shardings(experiment, optimizer, mesh)
   seeded = ml_collections.ConfigDict({**experiment.config.to_dict(), 'seed': seed})
   return initialise.start(dataclasses.replace(experiment, config=seeded), optimizer, mesh, placed), placed
@@ -115,12 +115,12 @@ def train(
     UserError: as `experiment.build` says.
   """
   experiment, mesh = build(config, sources)
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   state, placed = _start(experiment, mesh, seed)
   if encoder is not None:
     params = {**state.params, 'encoder': jax.tree.map(jax.device_put, encoder, placed.params['encoder'])}
     state = state.replace(params=params)
-  step, losses, measures = training.compile_step(experiment, optimizer, mesh), [], None
+  step, losses, measures = stepping.compile_step(experiment, optimizer, mesh), [], None
   batches = wire.training_batches(experiment, sources, mesh, seed)(0)
   for number, batch in enumerate(batches, 1):
     state, report = step(state, sharding.to_global(batch, mesh))

@@ -21,6 +21,7 @@ from cover_jax.models import LOGICAL_AXES
 from cover_jax.models import encoder as encoders
 from cover_jax.runtime import sharding
 from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from cover_jax.weights import initialise
 from data_pipelines import declared
 from data_pipelines.contract import SourceInfo, UserError
@@ -173,10 +174,10 @@ def build(c, devices=1):
 
 def run_steps(name, steps=3, mesh=ONE, **changes):
   run, devices, batches = build(config(name, mesh=mesh, **changes), int(np.prod(list(mesh.values()))))
-  optimizer, _ = training.make_optimizer(run)
+  optimizer, _ = stepping.make_optimizer(run)
   _, placed = state.state_shardings(run, optimizer, devices)
   current = state.create(run, optimizer, devices, placed)
-  step = training.compile_step(run, optimizer, devices)
+  step = stepping.compile_step(run, optimizer, devices)
   losses = []
   for batch in itertools.islice(batches(0), steps):
     current, report = step(current, sharding.to_global(batch, devices))
@@ -273,11 +274,11 @@ def test_a_frozen_encoder_costs_no_backward_pass(name):
 
   def compiled(**changes):
     run, mesh, _ = build(config(name, heads__all={'name': 'attentive', 'num_heads': 2}, **changes))
-    optimizer, _ = training.make_optimizer(run)
+    optimizer, _ = stepping.make_optimizer(run)
     abstract, _ = state.state_shardings(run, optimizer, mesh)
-    step = training.jit_step(run, optimizer, mesh)
+    step = stepping.jit_step(run, optimizer, mesh)
     with sharding.use(mesh, run.config.logical_axis_rules):
-      program = step.lower(abstract, training.abstract_batch(run)).compile()
+      program = step.lower(abstract, stepping.abstract_batch(run)).compile()
     gradient = sum(
       x.size for x in jax.tree.leaves(optim.split(tuple(run.config.optimizer.learning_rate_rules), abstract.params)[0])
     )
@@ -363,7 +364,7 @@ def trained(tmp_path_factory):
 
 def seeded(folder, **changes):
   run, mesh, _ = build(config('videomae', init_from__path=folder, **changes))
-  optimizer, _ = training.make_optimizer(run)
+  optimizer, _ = stepping.make_optimizer(run)
   _, placed = state.state_shardings(run, optimizer, mesh)
   return initialise.start(run, optimizer, mesh, placed)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from cover_jax.evaluation import classify, visualise
 from cover_jax.experiment import build, state
 from cover_jax.jobs import train as train_job
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from data_pipelines.contract import SourceInfo
 from tests import tiny
 
@@ -24,7 +24,7 @@ def results_with(mesh, batch_size, eval_missing='leave_out', **protocol):
   sizes = dict(zip(('data', 'fsdp', 'tensor'), mesh, strict=True))
   config = tiny.config(mesh=sizes, eval_batch_size=batch_size, eval_missing=eval_missing)
   run, devices, _, tests = tiny.build(config, jax.devices()[:count], **protocol)
-  optimizer, _ = training.make_optimizer(run)
+  optimizer, _ = stepping.make_optimizer(run)
   _, placed = state.state_shardings(run, optimizer, devices)
   params = state.create(run, optimizer, devices, placed).params
   # Zero heads say nothing; random ones do.

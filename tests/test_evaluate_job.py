@@ -17,7 +17,7 @@ from cover_jax.jobs import evaluate as evaluate_job
 from cover_jax.jobs import frozen as frozen_job
 from cover_jax.jobs import train as train_job
 from cover_jax.runtime import sharding
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from data_pipelines.contract import UserError
 from data_pipelines.sources import open_tfds
 from tests import tiny
@@ -103,7 +103,7 @@ def test_test_splits_of_other_classes_and_none(trained, monkeypatch):
 @pytest.mark.parametrize('which', ['raw', 'ema'])
 def test_only_parameters_are_read_and_placed(tmp_path, monkeypatch, kind, which):
   run, mesh, _, _ = tiny.build(tiny.config())
-  optimizer, _ = training.make_optimizer(run)
+  optimizer, _ = stepping.make_optimizer(run)
   _, placed = state.state_shardings(run, optimizer, mesh)
   whole = state.create(run, optimizer, mesh, placed)
   whole = whole.replace(ema=jax.tree.map(lambda x: x + 1, whole.params))

@@ -9,7 +9,7 @@ import pytest
 from cover_jax.experiment import build as experiment
 from cover_jax.objectives import LossOutput, Objective
 from cover_jax.planning import costs
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from data_pipelines.contract import UserError
 from data_pipelines.loading import arrays, mixture
 from data_pipelines.loading.views import Stream
@@ -44,7 +44,7 @@ def test_the_order_of_examples_has_epochs_of_the_same_length():
 def test_the_schedule_counts_the_same_epochs():
   weights = {'acts': 1.0, 'moves': 0.0, 'things': 1.0}
   run = build(total_steps=0, total_epochs=10.0, mixture__weights=weights, optimizer__warmup_epochs=2.0)
-  schedule = training.make_optimizer(run)[1]
+  schedule = stepping.make_optimizer(run)[1]
   rates = [float(schedule(step)) for step in range(run.total_steps)]
   assert int(np.argmax(rates)) == 13  # 2 x 6.5
 
@@ -71,10 +71,10 @@ def test_views_have_the_lengths_that_the_objective_says():
   }
   batch = next(arrays.array_batches(tiny.sources(), streams, 0))
   shapes = lambda tree: jax.tree.map(lambda x: (tuple(x.shape), x.dtype), tree)
-  assert shapes(training.abstract_batch(run)) == shapes(dict(batch))
-  optimizer, _ = training.make_optimizer(run)
+  assert shapes(stepping.abstract_batch(run)) == shapes(dict(batch))
+  optimizer, _ = stepping.make_optimizer(run)
   abstract, shaped = costs._abstract(run, mesh)
-  _, report = jax.eval_shape(training.make_train_step(run, optimizer), abstract, shaped)
+  _, report = jax.eval_shape(stepping.make_train_step(run, optimizer), abstract, shaped)
   assert set(report['losses']) == {'video', 'image'}
 
 

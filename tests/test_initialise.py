@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from cover_jax import checkpoints
 from cover_jax.models import TimeSformer
 from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from cover_jax.weights import common, files, initialise
 from data_pipelines.contract import UserError
 from tests import tiny
@@ -585,14 +586,14 @@ def test_heads_that_cannot_be_mapped(arrays, tmp_path):
 
 def start(workdir, **changes):
   experiment, mesh, *_ = tiny.build(tiny.config(**changes))
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   return training.start_state(experiment, optimizer, mesh, str(workdir))[0]
 
 
 def pretend_to_train(workdir, **changes):
   """Leaves a checkpoint of step 2 in a workdir, with noise for what was learnt. Returns the workdir."""
   experiment, mesh, *_ = tiny.build(tiny.config(**changes))
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   state, interval, _ = training.start_state(experiment, optimizer, mesh, str(workdir))
   rng = np.random.default_rng(0)
   noise = lambda x: (x + rng.normal(size=x.shape)).astype(np.float32)

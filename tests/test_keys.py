@@ -9,7 +9,7 @@ from configs import defaults
 from cover_jax.augment import photometric
 from cover_jax.experiment import state
 from cover_jax.objectives import LossOutput, Objective, augmented
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from tests import tiny
 
 JITTER = {'color_jitter': {'brightness': 0.9, 'contrast': 0.9}}
@@ -26,11 +26,11 @@ def losses_and_params(*others):
   for name in others:
     config.streams[name] = defaults.stream(('things',), num_frames=1, size=16, batch_size=8)
   run, _, batches, _ = tiny.build(config, jax.devices()[:1])
-  optimizer, _ = training.make_optimizer(run)
+  optimizer, _ = stepping.make_optimizer(run)
   fresh = jax.jit(lambda: nn.meta.unbox(state.init_state(run, optimizer, jax.random.key(0))))()
   heads = jax.tree.map(lambda x: np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape), fresh.params['heads'])
   fresh = fresh.replace(params={**fresh.params, 'heads': heads})  # zero heads give every clip the same loss
-  _, report = jax.jit(training.make_train_step(run, optimizer))(fresh, next(batches(0)))
+  _, report = jax.jit(stepping.make_train_step(run, optimizer))(fresh, next(batches(0)))
   return jax.device_get(report['losses']), jax.device_get(fresh.params['objectives']['own'])
 
 

@@ -14,7 +14,7 @@ from cover_jax.models.timesformer import TimeSformer
 from cover_jax.objectives import LossOutput
 from cover_jax.runtime import sharding
 from cover_jax.training import accumulation, metrics
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from data_pipelines.contract import UserError
 from tests import tiny
 
@@ -26,9 +26,9 @@ def make(mesh_shape=(1, 1, 1), **changes):
   """(experiment, mesh, fresh state, step, batches) of the tiny run."""
   sizes = dict(zip(sharding.AXES, mesh_shape, strict=True))
   run, mesh, batches, _ = tiny.build(tiny.config(mesh=sizes, **changes), jax.devices()[: int(np.prod(mesh_shape))])
-  optimizer, _ = training.make_optimizer(run)
+  optimizer, _ = stepping.make_optimizer(run)
   _, placed = state_shardings(run, optimizer, mesh)
-  return run, mesh, create(run, optimizer, mesh, placed), training.compile_step(run, optimizer, mesh), batches
+  return run, mesh, create(run, optimizer, mesh, placed), stepping.compile_step(run, optimizer, mesh), batches
 
 
 _RUNS = {}
@@ -156,8 +156,8 @@ def test_frozen_parameters_cost_no_gradient():
 
   def flops(**changes):
     run, mesh, state, _, batches = make(model__scan_unroll=2, **STILL, **changes)
-    optimizer, _ = training.make_optimizer(run)
-    step = jax.jit(training.make_train_step(run, optimizer))
+    optimizer, _ = stepping.make_optimizer(run)
+    step = jax.jit(stepping.make_train_step(run, optimizer))
     return step.lower(state, sharding.to_global(next(batches(0)), mesh)).compile().cost_analysis()['flops']
 
   assert flops(optimizer__learning_rate_rules=FREEZE_ENCODER) < 0.45 * flops()
@@ -255,8 +255,8 @@ def test_remat_keeps_less():
   def temporaries(remat):
     changes = {'model__remat': remat, 'model__depth': 6, 'streams__video__batch_size': 64, 'batch_size': 72}
     run, mesh, state, _, batches = make(**STILL, **changes)
-    optimizer, _ = training.make_optimizer(run)
-    step = jax.jit(training.make_train_step(run, optimizer), donate_argnums=0)
+    optimizer, _ = stepping.make_optimizer(run)
+    step = jax.jit(stepping.make_train_step(run, optimizer), donate_argnums=0)
     compiled = step.lower(state, sharding.to_global(next(batches(0)), mesh)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

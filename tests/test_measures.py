@@ -12,8 +12,8 @@ from cover_jax.evaluation import classify
 from cover_jax.experiment import state
 from cover_jax.models.encoder import Encoded
 from cover_jax.objectives import LossOutput, Objective
-from cover_jax.training import loop as training
 from cover_jax.training import metrics
+from cover_jax.training import step as stepping
 from data_pipelines.contract import SourceInfo, TestSet
 from tests import tiny
 
@@ -102,8 +102,8 @@ def draws_of(**changes):
 
   run, *_ = tiny.build(tiny.config(mesh__data=1, **changes), jax.devices()[:1])
   run = dataclasses.replace(run, objectives=dict.fromkeys(run.streams, Objective(loss=loss)))
-  optimizer, _ = training.make_optimizer(run)
-  step = jax.jit(training.make_train_step(run, optimizer))
+  optimizer, _ = stepping.make_optimizer(run)
+  step = jax.jit(stepping.make_train_step(run, optimizer))
   now = state.around(run, optimizer, {'encoder': {'kernel': jnp.ones(2)}, 'heads': {}, 'objectives': {}})
   size = {name: stream.batch_size for name, stream in run.streams.items()}
   batch = {name: {'source': np.zeros(n, np.int32), 'mask': np.ones(n, bool)} for name, n in size.items()}

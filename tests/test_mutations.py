@@ -109,28 +109,28 @@ MUTATIONS = {
   ),
   # The step.
   'weights of the streams dropped': Mutation(
-    'cover_jax/training/loop.py',
+    'cover_jax/training/step.py',
     'experiment.streams[name].loss_weight * out.loss',
     'out.loss',
     _STEP.format('sgd, weighted streams'),
   ),
   'average warms up otherwise': Mutation(
-    'cover_jax/training/loop.py', '(10.0 + step)', '(11.0 + step)', _STEP.format('adam, shares of the mixture')
+    'cover_jax/training/step.py', '(10.0 + step)', '(11.0 + step)', _STEP.format('adam, shares of the mixture')
   ),
   'average the wrong way round': Mutation(
-    'cover_jax/training/loop.py',
+    'cover_jax/training/step.py',
     'averaged, 1.0 - decay',
     'averaged, decay',
     _STEP.format('adam, shares of the mixture'),
   ),
   'every step draws the same': Mutation(
-    'cover_jax/training/loop.py',
+    'cover_jax/training/step.py',
     'jax.random.fold_in(jax.random.key(config.seed), state.step)',
     'jax.random.key(config.seed)',
     'test_measures.py::test_every_step_stream_microbatch_and_seed_draws_its_own_numbers',
   ),
   'learning rate of the next step is logged': Mutation(
-    'cover_jax/training/loop.py',
+    'cover_jax/training/records.py',
     'schedule(step - 1)',
     'schedule(step)',
     'test_train.py::test_metrics_are_averages_over_the_interval',

@@ -18,7 +18,7 @@ from flax import linen, traverse_util
 from cover_jax.experiment import optim, state
 from cover_jax.models.timesformer import TimeSformer
 from cover_jax.objectives import LossOutput, Objective
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from data_pipelines.contract import UserError
 from tests import tiny
 
@@ -404,8 +404,8 @@ def test_step_is_what_is_written_out(case):
   strength = {'video': 3.0, 'image': -1.0}
   tasks = {name: distance(pattern, strength[name]) for name in experiment.streams}
   experiment = dataclasses.replace(experiment, objectives=tasks)
-  optimizer, _ = training.make_optimizer(experiment)
-  step = jax.jit(training.make_train_step(experiment, optimizer))
+  optimizer, _ = stepping.make_optimizer(experiment)
+  step = jax.jit(stepping.make_train_step(experiment, optimizer))
 
   decay, frozen = config.optimizer.layer_decay, 'learning_rate_rules' in ' '.join(changes)
   rate = freeze if frozen else lambda name: layered(decay, name, SHAPES[name])
@@ -508,8 +508,8 @@ def written_out():
 
 def trained(start, some, **changes):
   experiment = tiny.build(tiny.config(**REAL, **changes), jax.devices()[:1])[0]
-  optimizer, _ = training.make_optimizer(experiment)
-  step = jax.jit(training.make_train_step(experiment, optimizer))
+  optimizer, _ = stepping.make_optimizer(experiment)
+  step = jax.jit(stepping.make_train_step(experiment, optimizer))
   now = state.around(experiment, optimizer, nested(start) | {'objectives': {name: {} for name in experiment.streams}})
   for batch in some:
     now, _ = step(now, batch)

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 from cover_jax.evaluation import classify, frozen, protocols
 from cover_jax.experiment import build, state
 from cover_jax.runtime import sharding
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from data_pipelines import sources
 from data_pipelines.contract import UserError
 from data_pipelines.loading import arrays, views
@@ -171,7 +171,7 @@ def features_on(mesh_sizes, batch_size, **protocol):
   count = int(np.prod(mesh_sizes))
   c = tiny.config(mesh=dict(zip(sharding.AXES, mesh_sizes, strict=True)), eval_batch_size=batch_size)
   run, mesh, _, tests = tiny.build(c, jax.devices()[:count], **protocol)
-  optimizer, _ = training.make_optimizer(run)
+  optimizer, _ = stepping.make_optimizer(run)
   _, placed = state.state_shardings(run, optimizer, mesh)
   encoder = state.create(run, optimizer, mesh, placed).params['encoder']
   return run, encoder, tests, frozen.encode(run, encoder, tests['acts'].batches(), mesh, 'cls')
@@ -309,7 +309,7 @@ def test_evaluations_tell_how_far_they_are(monkeypatch, caplog, tmp_path):
     run, encoder, tests, _ = features_on((1, 1, 1), 16)
     _, mesh, _, _ = tiny.build(run.config, jax.devices()[:1])
     frozen.cached(str(tmp_path), run, encoder, 'weights', 'frozen', tests['acts'], mesh, 'cls')
-    optimizer, _ = training.make_optimizer(run)
+    optimizer, _ = stepping.make_optimizer(run)
     params = state.create(run, optimizer, mesh, state.state_shardings(run, optimizer, mesh)[1]).params
     classify.make_evaluate(run, tests, mesh)(params)
   lines = [r.getMessage() for r in caplog.records]

@@ -16,7 +16,7 @@ from configs import defaults, digits_cover
 from cover_jax import command_line
 from cover_jax.experiment import build as experiment
 from cover_jax.experiment import settings, state
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from data_pipelines import declared
 from data_pipelines.clips.settings import SOURCE
 from data_pipelines.contract import SourceInfo, UserError
@@ -43,11 +43,11 @@ def infos(config) -> list[SourceInfo]:
 def build(config, with_state: bool = True) -> None:
   """As far as a run can be made without data: its parts, the optimizer and the shapes of its state."""
   run = experiment.build(config, infos(config))
-  optimizer, schedule = training.make_optimizer(run)
+  optimizer, schedule = stepping.make_optimizer(run)
   assert np.isfinite(schedule(0)) and np.isfinite(schedule(run.total_steps - 1))
   if with_state:
     jax.eval_shape(lambda: state.init_state(run, optimizer, jax.random.key(config.seed)))
-  training.abstract_batch(run)
+  stepping.abstract_batch(run)
 
 
 REFUSED = [

@@ -12,7 +12,7 @@ from configs import defaults
 from cover_jax.experiment import build as experiments
 from cover_jax.experiment.state import state_shardings
 from cover_jax.runtime import sharding
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from data_pipelines.contract import SourceInfo, UserError
 from tests import tiny
 
@@ -102,7 +102,7 @@ def large(size, mesh_sizes):
 @pytest.mark.parametrize('mesh_sizes', [(1, 8, 1), (2, 2, 2), (1, 4, 2)])
 def test_no_large_parameter_is_replicated(size, mesh_sizes):
   experiment, mesh = large(size, mesh_sizes)
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   abstract, placed = state_shardings(experiment, optimizer, mesh)
   whole = {}
   for (path, x), where in zip(jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(placed), strict=True):
@@ -119,13 +119,13 @@ def collectives(mesh_sizes, **changes):
   count = int(np.prod(mesh_sizes))
   config = tiny.config(mesh=dict(zip(sharding.AXES, mesh_sizes, strict=True)), **changes)
   experiment, mesh, _, _ = tiny.build(config, jax.devices()[:count])
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   abstract, placed = state_shardings(experiment, optimizer, mesh)
   on = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   batch_sharding = jax.sharding.NamedSharding(mesh, sharding.BATCH)
   state = jax.tree.map(on, abstract, placed)
-  batch = jax.tree.map(lambda x: on(x, batch_sharding), training.abstract_batch(experiment))
-  step = jax.jit(training.make_train_step(experiment, optimizer), out_shardings=(placed, sharding.replicated(mesh)))
+  batch = jax.tree.map(lambda x: on(x, batch_sharding), stepping.abstract_batch(experiment))
+  step = jax.jit(stepping.make_train_step(experiment, optimizer), out_shardings=(placed, sharding.replicated(mesh)))
   with sharding.use(mesh, config.logical_axis_rules):
     text = step.lower(state, batch).compile().as_text()
   found: dict[str, list[str]] = {}

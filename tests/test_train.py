@@ -15,6 +15,7 @@ from cover_jax.experiment.state import create, state_shardings
 from cover_jax.runtime import sharding
 from cover_jax.training import loop as training
 from cover_jax.training import metrics
+from cover_jax.training import step as stepping
 from cover_jax.training.finite import NonFiniteLoss
 from data_pipelines.contract import UserError
 from tests import tiny
@@ -27,10 +28,10 @@ def run_steps(mesh_sizes, steps=20, **changes):
   count = int(np.prod(list(mesh_sizes.values())))
   config = tiny.config(mesh=mesh_sizes, **changes)
   experiment, mesh, batches, _ = tiny.build(config, jax.devices()[:count])
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   _, placed = state_shardings(experiment, optimizer, mesh)
   state = create(experiment, optimizer, mesh, placed)
-  step = training.compile_step(experiment, optimizer, mesh)
+  step = stepping.compile_step(experiment, optimizer, mesh)
   losses = []
   for batch in itertools.islice(batches(0), steps):
     state, report = step(state, sharding.to_global(batch, mesh))
@@ -67,10 +68,10 @@ def test_mesh_does_not_change_training(one_device, mesh):
 def test_training_learns():
   """Random pixels with random labels can only be learnt by heart: the same batch again and again."""
   experiment, mesh, batches, _ = tiny.build(tiny.config(model__drop_path=0.0))
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   _, placed = state_shardings(experiment, optimizer, mesh)
   state = create(experiment, optimizer, mesh, placed)
-  step = training.compile_step(experiment, optimizer, mesh)
+  step = stepping.compile_step(experiment, optimizer, mesh)
   batch = sharding.to_global(next(batches(0)), mesh)
   losses = []
   for _ in range(20):
@@ -91,11 +92,11 @@ def test_gradient_is_that_of_proportional_sampling():
 
 def test_step_of_all_streams_is_the_weighted_sum():
   experiment, mesh, batches, _ = tiny.build(tiny.config(model__drop_path=0.0))
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   _, placed = state_shardings(experiment, optimizer, mesh)
   state = create(experiment, optimizer, mesh, placed)
   batch = sharding.to_global(next(batches(0)), mesh)
-  _, report = training.compile_step(experiment, optimizer, mesh)(state, batch)
+  _, report = stepping.compile_step(experiment, optimizer, mesh)(state, batch)
   losses = report['losses']
   assert float(report['scalars']['loss']) == pytest.approx(
     sum(experiment.streams[n].loss_weight * float(v) for n, v in losses.items()), rel=1e-6
@@ -111,10 +112,10 @@ def test_no_gradient_reaches_a_head_without_samples():
   _, params, state = run_steps(ONE_DEVICE, steps=2)
   assert np.any(params['heads']['moves']['kernel'])  # it does move where it has samples
   sources = tiny.sources()
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   _, placed = state_shardings(experiment, optimizer, mesh)
   state = create(experiment, optimizer, mesh, placed)
-  step = training.compile_step(experiment, optimizer, mesh)
+  step = stepping.compile_step(experiment, optimizer, mesh)
   _, _, batches, _ = tiny.build(tiny.config())
   batch = next(batches(0))
   video = batch['video'] | {'source': np.zeros_like(batch['video']['source'])}
@@ -235,13 +236,13 @@ def test_ema_follows_its_definition():
     d = min(decay, (1 + step) / (10 + step))
     ema = jax.tree.map(lambda p, e, d=d: d * e + (1 - d) * p, params, ema)
   experiment, mesh, batches, _ = tiny.build(tiny.config(optimizer__learning_rate=0.0))
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   _, placed = state_shardings(experiment, optimizer, mesh)
   state = create(experiment, optimizer, mesh, placed)
   zero = jax.tree.map(jnp.zeros_like, state.ema)
   expected = jax.tree.map(lambda p: np.asarray(p) * float(ema['w'][0]), state.params)
   state = state.replace(ema=zero)
-  step = training.compile_step(experiment, optimizer, mesh)
+  step = stepping.compile_step(experiment, optimizer, mesh)
   for batch in itertools.islice(batches(0), 3):
     state, _ = step(state, sharding.to_global(batch, mesh))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), jax.device_get(state.ema), expected)
@@ -332,7 +333,7 @@ def test_every_logical_axis_has_a_rule_and_a_missing_one_is_an_error():
   config = tiny.config()
   config.logical_axis_rules = tuple(r for r in sharding.DEFAULT_RULES if r[0] != 'mlp')
   experiment, mesh, _, _ = tiny.build(config)
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   with pytest.raises(UserError, match='mlp'):
     state_shardings(experiment, optimizer, mesh)
 

@@ -16,6 +16,7 @@ from cover_jax.experiment.state import create, state_shardings
 from cover_jax.objectives import contrastive, vtdl
 from cover_jax.runtime import sharding
 from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from data_pipelines import sources
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.loading import arrays
@@ -37,10 +38,10 @@ def config(**changes):
 def start(c, devices=None):
   """(experiment, mesh, batches, state, step)."""
   experiment, mesh, batches, _ = tiny.build(c, devices)
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   _, placed = state_shardings(experiment, optimizer, mesh)
   state = create(experiment, optimizer, mesh, placed)
-  return experiment, mesh, batches, state, training.compile_step(experiment, optimizer, mesh)
+  return experiment, mesh, batches, state, stepping.compile_step(experiment, optimizer, mesh)
 
 
 # ---- Temporal Consistent Augmentation.
@@ -350,7 +351,7 @@ def test_resumed_run_is_bit_equal(tmp_path):
 
   c = tiny.config(init_from__path=str(tmp_path / 'whole'))
   experiment, mesh, _, _ = tiny.build(c)
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   _, placed = state_shardings(experiment, optimizer, mesh)
   seeded = initialise.start(experiment, optimizer, mesh, placed)
   assert bits(seeded.params['encoder']) == bits(whole.params['encoder'])

@@ -24,7 +24,7 @@ from cover_jax.jobs import evaluate as evaluate_job
 from cover_jax.jobs import opening
 from cover_jax.models.encoder import Encoded
 from cover_jax.runtime import sharding
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from cover_jax.weights import initialise
 from data_pipelines.contract import SourceInfo
 from tests import tiny
@@ -303,7 +303,7 @@ def test_weights_of_the_streams_losses():
 def test_epochs_of_the_schedule_are_the_runs():
   options = {'schedule': 'steps', 'decay_epochs': (1.0,), 'decay_factor': 0.5, 'warmup_epochs': 0.5}
   changes = {f'optimizer__{key}': value for key, value in options.items()}
-  _, schedule = training.make_optimizer(built(tiny.config(optimizer__learning_rate=1.0, **changes)))
+  _, schedule = stepping.make_optimizer(built(tiny.config(optimizer__learning_rate=1.0, **changes)))
   np.testing.assert_allclose([float(schedule(i)) for i in (0, 2, 4, 7, 8)], [0, 0.5, 1, 1, 0.5])
 
 

@@ -18,7 +18,7 @@ from cover_jax.experiment.build import Experiment
 from cover_jax.jobs.evaluate import load_params
 from cover_jax.jobs.opening import open_experiment, open_training, options_of
 from cover_jax.runtime import processes, sharding
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 from cover_jax.weights import initialise
 from data_pipelines import sources
 from data_pipelines.contract import UserError
@@ -80,7 +80,7 @@ def _frozen_encoder(experiment: Experiment, workdir: str, mesh: Mesh) -> Any:
     loaded = load_params(experiment, workdir, mesh)
     print(f'Encoder: {experiment.config.eval_params} parameters of {loaded["path"]}')
     return loaded['params']['encoder']
-  optimizer, _ = training.make_optimizer(experiment)
+  optimizer, _ = stepping.make_optimizer(experiment)
   _, placed = state.state_shardings(experiment, optimizer, mesh)
   print(f'Encoder: {experiment.config.init_from.path or "random weights, neither the workdir nor init_from has any"}')
   return initialise.start(experiment, optimizer, mesh, placed).params['encoder']

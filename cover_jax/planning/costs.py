@@ -16,7 +16,7 @@ from cover_jax.models.products import product_flops
 from cover_jax.planning import hlo
 from cover_jax.planning.chips import Chip
 from cover_jax.runtime import sharding
-from cover_jax.training import loop as training
+from cover_jax.training import step as stepping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,10 @@ class OutOfMemory:
 
 def _abstract(run: Experiment, mesh: Mesh) -> tuple[Any, Any]:
   """The state and the batch of a step as shapes that know where they lie."""
-  optimizer, _ = training.make_optimizer(run)
+  optimizer, _ = stepping.make_optimizer(run)
   shapes, placed = state.state_shardings(run, optimizer, mesh)
   at = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
-  batch = training.abstract_batch(run)
+  batch = stepping.abstract_batch(run)
   return jax.tree.map(at, shapes, placed), jax.tree.map(lambda s: at(s, NamedSharding(mesh, sharding.BATCH)), batch)
 
 
@@ -78,8 +78,8 @@ def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled | OutOfMemory:
 
 def compile_step(run: Experiment, mesh: Mesh) -> jax.stages.Compiled | OutOfMemory:
   """Compiles the step that `train` would run."""
-  optimizer, _ = training.make_optimizer(run)
-  step, arguments = training.jit_step(run, optimizer, mesh), _abstract(run, mesh)
+  optimizer, _ = stepping.make_optimizer(run)
+  step, arguments = stepping.jit_step(run, optimizer, mesh), _abstract(run, mesh)
   with sharding.use(mesh, run.config.logical_axis_rules):
     return _compile(step.lower(*arguments))
 
@@ -143,9 +143,9 @@ def _gradient(run: Experiment, stream: str) -> Callable[[Any, Any, Any], Any]:
 
 def step_products(run: Experiment) -> float:
   """Floating-point operations of a step's matrix products as the step does them, on all chips together."""
-  optimizer, _ = training.make_optimizer(run)
+  optimizer, _ = stepping.make_optimizer(run)
   shapes = jax.eval_shape(lambda: nn.meta.unbox(state.init_state(run, optimizer, jax.random.key(0))))
-  return product_flops(training.make_train_step(run, optimizer), shapes, training.abstract_batch(run))
+  return product_flops(stepping.make_train_step(run, optimizer), shapes, stepping.abstract_batch(run))
 
 
 @dataclasses.dataclass(frozen=True)

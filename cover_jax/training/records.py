@@ -1,0 +1,121 @@
+"""What a run leaves behind as it goes: its config, metrics, checkpoints, the best one."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import optax
+from absl import logging
+
+from cover_jax import checkpoints
+from cover_jax.checkpoints import workdir as workdirs
+from cover_jax.experiment.build import Experiment
+from cover_jax.experiment.state import TrainState
+from cover_jax.runtime import processes
+from cover_jax.training import finite, metrics
+from data_pipelines import durable
+from data_pipelines.contract import UserError
+
+
+class Records:
+  """Writes into the workdir of one run. Every process makes one and calls it alike."""
+
+  def __init__(self, experiment: Experiment, workdir: str, schedule: optax.Schedule, first: int, *, tests_again: bool):
+    """Opens checkpoints and metrics and writes config.json.
+
+    Args:
+      experiment: the run.
+      workdir: where all of it lies.
+      schedule: step -> learning rate, to be told with the metrics.
+      first: the step that the run starts from.
+      tests_again: that step is evaluated again.
+
+    Raises:
+      UserError: if something cannot be written there.
+    """
+    self._experiment, self._workdir, self._schedule, self._first = experiment, workdir, schedule, first
+    self._saved = first
+    config = experiment.config
+    self._saver = checkpoints.Saver(workdir, config.keep_checkpoints)  # what cannot be saved is found now
+    # Only now: the checkpoint that is there, if any, fits this config.
+    processes.first(lambda: _write_config(workdir, config))
+    self._writer = metrics.Writer(workdir, first_step=first, tests_again=tests_again)
+
+  @contextlib.contextmanager
+  def writing(self) -> Iterator[None]:
+    """While the run goes on; what was written is flushed at its end."""
+    with self._writer:
+      if self._first > 0 and due(self._experiment.config.keep_every, self._first):
+        self._saver.keep(f'step-{self._first}')  # a kill may have come between its save and this
+      yield
+
+  def settle(self, step: int, report: Mapping[str, Any]) -> None:
+    """Reads the report of a step that has been dispatched; blocks until it is done. Writes it where it has a 'log'.
+
+    Raises:
+      NonFiniteLoss: if its loss or gradient is not a number.
+    """
+    losses, scalars = jax.device_get((report['losses'], report['scalars']))
+    if trouble := finite.trouble(losses, scalars['loss'], scalars['gradient_norm']):
+      self._stop_at(step, trouble)
+    if 'log' in report:
+      averages = {f'train/{k}': v for k, v in metrics.compute(report['log']).items()}
+      own = {f'train/{k}': float(v) for k, v in scalars.items()}
+      self._writer.write(step, averages | own | {'learning_rate': float(self._schedule(step - 1))})
+
+  def save(self, step: int, state: TrainState, interval: Any) -> None:
+    """Saves a checkpoint; raises NonFiniteLoss if the state holds numbers that are none."""
+    if bad := finite.bad_arrays(state):
+      trouble = f'Loss and gradient are finite, but the state is not ({", ".join(bad[:3])}, {len(bad)} arrays)'
+      self._stop_at(step, trouble)
+    self._writer.flush()
+    config = self._experiment.config
+    text = checkpoints.about(config.to_dict(), self._experiment.sources, step)
+    path = self._saver.save({'about': text, 'state': state, 'interval': interval})
+    logging.info('Saved %s (step %d)', path, step)
+    if due(config.keep_every, step):
+      self._saver.keep(f'step-{step}')
+    self._saved = step
+
+  def evaluated(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes what an evaluation gave, and keeps the checkpoint of that step if it is the best."""
+    self._writer.write(step, scalars)
+    best = self._experiment.config.keep_best
+    if best:
+      if best not in scalars:
+        raise UserError(f'config.keep_best is {best!r}: expected one of {", ".join(sorted(scalars))}.')
+      self._saver.keep_if_best(best, scalars[best], step)
+
+  def wait(self) -> None:
+    """Until what was saved is whole."""
+    if self._saved > self._first:
+      self._saver.wait()
+
+  def _stop_at(self, step: int, trouble: str) -> None:
+    self.wait()
+    raise finite.NonFiniteLoss(
+      f'{trouble} at step {step}. Nothing of that step was saved; the last whole checkpoint is '
+      f'{checkpoints.latest(self._workdir) or "none"}. Lower config.optimizer.learning_rate, set '
+      'config.optimizer.clip_norm, or look at the data of that step, then run the same command again.'
+    )
+
+
+def due(every: int, step: int) -> bool:
+  """Whether something that is done every so many steps (0: never) is done after this one."""
+  return bool(every) and step % every == 0
+
+
+def check_start(state: TrainState, workdir: str, config: Any) -> None:
+  """Raises a UserError if the state to start from holds numbers that are none: training could only spread them."""
+  if bad := finite.bad_arrays(state):
+    newest = checkpoints.latest(workdir)
+    where = newest or config.init_from.path or 'The state to start from'
+    remedy = 'remove it, to go on from the one before' if newest else 'start from other weights'
+    raise UserError(f'{where} holds numbers that are not finite ({", ".join(bad[:3])}, {len(bad)} arrays): {remedy}.')
+
+
+def _write_config(workdir: str, config: Any) -> None:
+  with workdirs.writing(workdir, 'config.json'):
+    durable.write(os.path.join(workdir, 'config.json'), config.to_json_best_effort(indent=2) + '\n')
