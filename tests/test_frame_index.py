@@ -192,7 +192,7 @@ def test_an_index_of_another_dataset_is_built_again(file, tmp_path):
 
 _OPEN = """
 import sys, time
-from data_pipelines import frame_index
+from data_pipelines.storage import frame_index
 file, folder, number = sys.argv[1:]
 build = frame_index._build
 def slow(*args):

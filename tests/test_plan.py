@@ -387,7 +387,8 @@ def test_tpu_compiler(tmp_path):
 REAL_SLICES = """
 import numpy as np
 from jax.experimental import topologies
-from cover_jax import chips, sharding
+from cover_jax.planning import chips
+from cover_jax.runtime import sharding
 sizes = {'data': -1, 'fsdp': 8, 'tensor': 1}
 chips.prepare([])
 for name in ('v5p:4x4x4', 'v6e:8x8', 'v4:2x2x4'):  # the torus has no axis of 8, or none left of the other size

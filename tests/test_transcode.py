@@ -26,7 +26,7 @@ PICTURE = Settings('image', short_side=64, fps=0, jpeg_quality=85)
 # What a broken decoder does, by the name of the file; the child reads this module before its own.
 _SABOTAGE = """
 import os, signal, time
-from data_pipelines import video_files
+from data_pipelines.media import video_files
 real, before = video_files.frames, 0
 def frames(path, threads=0):
   global before

@@ -23,7 +23,7 @@ from tests.test_main import ROOT
 
 HOLDER = """
 import sys, time
-from cover_jax import workdir
+from cover_jax.checkpoints import workdir
 with workdir.hold(sys.argv[1]):
   print('held', flush=True)
   time.sleep(600)
@@ -158,7 +158,7 @@ WRITERS = """
 import os, sys, time
 sys.path.insert(0, '.')
 import numpy as np
-from cover_jax import visualise
+from cover_jax.evaluation import visualise
 from data_pipelines import durable
 count = 0
 while True:

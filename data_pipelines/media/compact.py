@@ -9,6 +9,7 @@ follows is the same as for JPEG frames.
 import functools
 import io
 import os
+import pathlib
 import queue
 import subprocess
 import sys
@@ -196,7 +197,7 @@ class _Process:
   def __init__(self):
     self._connection, theirs = Pipe()
     # Not multiprocessing: that would import the caller's main module, with JAX and TensorFlow, into every decoder.
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = str(pathlib.Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-m', 'data_pipelines.media.compact', str(theirs.fileno())]
     self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=os.environ | {'PYTHONPATH': path})

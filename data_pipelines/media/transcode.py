@@ -230,7 +230,7 @@ class Decoder:
     return Media(frames, *answer)
 
   def _start(self) -> None:
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
     self._child = subprocess.Popen(
       # -P: files in the working directory must not stand in for modules.
