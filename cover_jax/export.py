@@ -18,6 +18,7 @@ from absl import app, flags
 
 from cover_jax import checkpoints
 from cover_jax.experiment import build as experiments
+from cover_jax.experiment.build import Experiment, StreamPlan
 from cover_jax.models import encoder as encoders
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from cover_jax.training import finite
@@ -75,12 +76,31 @@ def to_huggingface(
   """
   experiment = experiments.of_checkpoint(loaded)
   chosen = _chosen(loaded, params)
+  head = _named_head(loaded, chosen, head)
+  _check_huggingface(loaded, experiment, chosen, head)
+  stream, model = experiment.stream_of(head), experiment.model
+  encoder = checkpoints.flatten(chosen['encoder'])
+  grid = stream.size[0] // model.patch_size
+  encoder['position_embedding'] = resize_position_embedding(np.asarray(encoder['position_embedding']), (grid, grid))
+  if 'time_embedding' in encoder:
+    encoder['time_embedding'] = resize_time_embedding(np.asarray(encoder['time_embedding']), stream.num_frames)
+  arrays = huggingface.to_hf_timesformer(encoder, chosen['heads'][head])
+  class_names = experiment.sources[experiment.source_id(head)].class_names
+  return arrays, _hf_config(model, stream, class_names), _hf_preprocessor(experiment.config, stream.size[0])
+
+
+def _named_head(loaded: Mapping[str, Any], chosen: Mapping[str, Any], head: str | None) -> str:
   heads = sorted(chosen['heads'])
   if head is None and len(heads) == 1:
     head = heads[0]
   if head not in heads:
     asked = f'no head {head!r}' if head else 'several heads or none'
     raise UserError(f'{loaded["path"]} has {asked}: choose one with --head, of {heads}.')
+  return head
+
+
+def _check_huggingface(loaded: Mapping[str, Any], experiment: Experiment, chosen: Mapping[str, Any], head: str) -> None:
+  """Raises a UserError for what transformers' model cannot compute."""
   stream, model = experiment.stream_of(head), experiment.model
   if (name := encoders.name_of(experiment.config.model)) != 'timesformer':
     raise UserError(
@@ -93,6 +113,7 @@ def to_huggingface(
       'take --format=flax.'
     )
   frames, (height, width) = stream.num_frames, stream.size
+  heads = sorted(chosen['heads'])
   where = f'{loaded["path"]} cannot be written for Hugging Face'
   if height != width:
     raise UserError(f"{where}: its clips are {height} x {width}, and transformers' TimeSformer takes squares only.")
@@ -106,20 +127,14 @@ def to_huggingface(
       f'{where}: config.model.image_temporal="skip" has no counterpart there; choose a head of videos, of {heads}.'
     )
 
-  encoder = checkpoints.flatten(chosen['encoder'])
-  grid = height // model.patch_size
-  encoder['position_embedding'] = resize_position_embedding(np.asarray(encoder['position_embedding']), (grid, grid))
-  if 'time_embedding' in encoder:
-    encoder['time_embedding'] = resize_time_embedding(np.asarray(encoder['time_embedding']), frames)
-  arrays = huggingface.to_hf_timesformer(encoder, chosen['heads'][head])
 
-  class_names = experiment.sources[experiment.source_id(head)].class_names
-  config = {
+def _hf_config(model: Any, stream: StreamPlan, class_names: tuple[str, ...]) -> dict[str, Any]:
+  return {
     'architectures': ['TimesformerForVideoClassification'],
     'model_type': 'timesformer',
     'attention_type': _ATTENTION[model.attention],
-    'num_frames': frames,
-    'image_size': height,
+    'num_frames': stream.num_frames,
+    'image_size': stream.size[0],
     'patch_size': model.patch_size,
     'num_channels': 3,
     'hidden_size': model.width,
@@ -136,20 +151,22 @@ def to_huggingface(
     'label2id': {name: k for k, name in enumerate(class_names)},
     'dtype': 'float32',
   }
-  preprocessor = {
+
+
+def _hf_preprocessor(config: Any, side: int) -> dict[str, Any]:
+  return {
     'image_processor_type': 'VideoMAEImageProcessor',
     'do_resize': True,
-    'size': {'shortest_edge': height},
+    'size': {'shortest_edge': side},
     'resample': 2,  # bilinear
     'do_center_crop': True,
-    'crop_size': {'height': height, 'width': height},
+    'crop_size': {'height': side, 'width': side},
     'do_rescale': True,
     'rescale_factor': 1 / 255,
     'do_normalize': True,
-    'image_mean': list(experiment.config.pixel_mean),
-    'image_std': list(experiment.config.pixel_std),
+    'image_mean': list(config.pixel_mean),
+    'image_std': list(config.pixel_std),
   }
-  return arrays, config, preprocessor
 
 
 def _chosen(loaded: Mapping[str, Any], params: str) -> Mapping[str, Any]:

@@ -125,56 +125,69 @@ def largest_batch(
   if limit is None:
     return None
   run, mesh = planner.build()
-  unit = sharding.batch_divisor(mesh) * run.config.accumulation_steps
   own = {name: s.batch_size for name, s in run.streams.items()}
-
-  def batch_sizes(n: int) -> dict[str, int]:
-    """About n units a step, each stream's share as in the config and at least one unit."""
-    return {name: unit * max(1, round(n * b / sum(own.values()))) for name, b in own.items()}
-
-  def units(n: int) -> int:
-    return sum(batch_sizes(n).values()) // unit
-
-  def found() -> dict[str, Any]:
-    low, high = bounds()
-    return {
-      'batch_sizes': sizes[low] if low in seen else None,
-      'exact': low in seen and high is not None and not between(low, high),
-      'tried': [
-        {'batch_sizes': sizes[n], 'fits': isinstance(memory, Memory), 'bytes': _bytes(memory)}
-        for n, memory in sorted(seen.items())
-      ],
-    }
-
-  def bounds() -> tuple[int, int | None]:
-    low = max((n for n, memory in seen.items() if isinstance(memory, Memory)), default=len(own) - 1)
-    return low, min((n for n, memory in seen.items() if isinstance(memory, OutOfMemory)), default=None)
-
-  def between(low: int, high: int) -> list[int]:
-    """All n that make a batch between the two."""
-    return [n for n in range(1, high) if low < units(n) < high]
-
-  seen, sizes = {sum(own.values()) // unit: now}, {sum(own.values()) // unit: own}
+  search = _Search(own, sharding.batch_divisor(mesh) * run.config.accumulation_steps)
+  search.saw(own, now)
   for _ in range(6):
-    low, high = bounds()
+    sizes = search.next(_fixed(now), limit)
+    if sizes is None:
+      break
+    search.saw(sizes, planner.memory(**{f'streams.{name}.batch_size': b for name, b in sizes.items()}))
+    save(search.found())
+  return search.found()
+
+
+class _Search:
+  """Which batch to compile next, counted in units: the examples that devices and microbatches divide evenly."""
+
+  def __init__(self, own: Mapping[str, int], unit: int):
+    self._own, self._unit = own, unit
+    self._seen: dict[int, Memory | OutOfMemory] = {}
+    self._sizes: dict[int, Mapping[str, int]] = {}
+
+  def saw(self, sizes: Mapping[str, int], memory: Memory | OutOfMemory) -> None:
+    units = sum(sizes.values()) // self._unit
+    self._seen[units], self._sizes[units] = memory, sizes
+
+  def next(self, fixed: float, limit: float) -> dict[str, int] | None:
+    """The batch sizes to try, or None where the largest is known closely enough."""
+    low, high = self._bounds()
     near = max(1, low // 32)
     if high is not None and high - low <= near:
-      break
-    guess = _on_the_line({n: _bytes(memory) for n, memory in seen.items()}, _fixed(now), limit)
+      return None
+    guess = _on_the_line({n: _bytes(memory) for n, memory in self._seen.items()}, fixed, limit)
     if guess is None:
       guess = 2 * max(low, 1) if high is None else (low + high) // 2
     # Where the line ends at a batch that was seen, the next one says whether it is the last.
     guess = max(guess, low + near)
     guess = guess if high is None else min(guess, high - near)
-    free = between(low, high or 2 * guess + len(own))
-    if not free:
-      break
-    guess = min(free, key=lambda n: abs(n - guess))
-    sizes[units(guess)] = batch_sizes(guess)
-    changes = {f'streams.{name}.batch_size': b for name, b in batch_sizes(guess).items()}
-    seen[units(guess)] = planner.memory(**changes)
-    save(found())
-  return found()
+    free = self._between(low, high or 2 * guess + len(self._own))
+    return self._batch_sizes(min(free, key=lambda n: abs(n - guess))) if free else None
+
+  def found(self) -> dict[str, Any]:
+    """What `largest_batch` returns, as far as it is known."""
+    low, high = self._bounds()
+    return {
+      'batch_sizes': self._sizes[low] if low in self._seen else None,
+      'exact': low in self._seen and high is not None and not self._between(low, high),
+      'tried': [
+        {'batch_sizes': self._sizes[n], 'fits': isinstance(memory, Memory), 'bytes': _bytes(memory)}
+        for n, memory in sorted(self._seen.items())
+      ],
+    }
+
+  def _bounds(self) -> tuple[int, int | None]:
+    low = max((n for n, memory in self._seen.items() if isinstance(memory, Memory)), default=len(self._own) - 1)
+    return low, min((n for n, memory in self._seen.items() if isinstance(memory, OutOfMemory)), default=None)
+
+  def _batch_sizes(self, n: int) -> dict[str, int]:
+    """About n units a step, each stream's share as in the config and at least one unit."""
+    total = sum(self._own.values())
+    return {name: self._unit * max(1, round(n * b / total)) for name, b in self._own.items()}
+
+  def _between(self, low: int, high: int) -> list[int]:
+    """All n that make a batch between the two."""
+    return [n for n in range(1, high) if low < sum(self._batch_sizes(n).values()) // self._unit < high]
 
 
 def _bytes(found: Memory | OutOfMemory) -> float:
