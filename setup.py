@@ -22,6 +22,9 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11,<3.14',
+  # Named, so that an editable install is a line on the path: with a finder of its own, `import cover_jax` beside a
+  # checkout of that name would find the checkout's folder, an empty namespace.
+  package_dir={'': '.'},
   packages=setuptools.find_packages(include=['cover_jax*', 'data_pipelines*', 'configs*']),
   package_data={'data_pipelines.builders': ['labels/*']},
   install_requires=[

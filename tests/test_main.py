@@ -13,6 +13,7 @@ import time
 import ml_collections
 import pytest
 
+import cover_jax
 from configs import digits_cover
 from cover_jax import checkpoints
 from cover_jax import main as command_line
@@ -320,6 +321,15 @@ def test_import_needs_no_tensorflow():
     "assert 'tensorflow' not in sys.modules and 'tensorflow_datasets' not in sys.modules"
   )
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_a_folder_of_that_name_does_not_hide_the_package(tmp_path):
+  """As from the folder above a checkout: the installed package is found, not an empty namespace."""
+  (tmp_path / 'cover_jax' / 'cover_jax').mkdir(parents=True)
+  environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+  code = 'import cover_jax, configs.defaults, data_pipelines; print(cover_jax.__version__, cover_jax.load)'
+  done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0 and done.stdout.startswith(cover_jax.__version__), done.stderr
 
 
 def test_missing_config_file_with_settings_is_one_sentence(tmp_path):
