@@ -18,7 +18,8 @@ An encoder is one file in this folder with a Linen module named in `ENCODERS`; `
 6.  `products(frames, size)`: multiply-adds of the matrix products and convolutions of one clip's way forward. What is
     inherited counts those of the code; write a formula where the code pads or computes something twice.
 7.  `num_layers` and `layer(name)`: where a parameter stands between the pixels (0) and the heads (`num_layers`), for
-    layer-wise learning rates; an array where layers are stacked on the first axis.
+    layer-wise learning rates; an array where layers are stacked on the first axis. `LoopEncoder` has both, and
+    `level_names`, for an encoder that is an embedding, one loop over equal layers and a norm.
 8.  `DEBUG`: fields that make it tiny for `:debug` configs and tests. `DEPTHS`: the fields that count the layers of a
     loop over layers; a plan extrapolates from few of them. Such an encoder has a field `scan_unroll`, too.
 9.  Optional, where there is attention to show: `attention_map`, and `SHOWS_ATTENTION = True`.
@@ -118,6 +119,26 @@ class Encoder(nn.Module):
   def attention_map(self, variables: Any, clip: jax.Array) -> jax.Array:
     """Where the encoder looked in clips [B, T, H, W, 3]: float32 [B, T', H', W'], which sums to 1 over each clip."""
     raise NotImplementedError
+
+
+class LoopEncoder(Encoder):
+  """An encoder of one loop over `depth` layers ('blocks/...') between an embedding and a norm ('norm/...')."""
+
+  DEPTHS: ClassVar[tuple[str, ...]] = ('depth',)
+  LEVEL: ClassVar[str] = 'layer'  # what a layer is called: 'layer1' is the map after the first
+
+  @property
+  def level_names(self) -> tuple[str, ...]:
+    return tuple(f'{self.LEVEL}{i + 1}' for i in range(self.depth))
+
+  @property
+  def num_layers(self) -> int:
+    return self.depth + 1
+
+  def layer(self, name: str) -> int | np.ndarray:
+    if name.startswith('blocks/'):
+      return 1 + np.arange(self.depth)
+    return self.num_layers if name.startswith('norm/') else 0
 
 
 def name_of(options: Mapping[str, Any]) -> str:

@@ -19,11 +19,10 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cover_jax.models import attention_rollout
 from cover_jax.models.attention import Attention, rows_together
-from cover_jax.models.encoder import Count, Deviation, Encoded, Encoder, Share, check_levels
+from cover_jax.models.encoder import Count, Deviation, Encoded, LoopEncoder, Share, check_levels
 from cover_jax.models.transformer import REMAT_POLICIES, Mlp, Remat, dense, drop_path, layer_norm, token_init
 from data_pipelines import declared
 from data_pipelines.declared import flag, one_of, whole
@@ -152,7 +151,7 @@ class Block(nn.Module):
       self.sow('attention', name, probs, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
 
-class TimeSformer(Encoder):
+class TimeSformer(LoopEncoder):
   """Encodes clips of any number of frames and any size; an image is a clip of one frame.
 
   Attributes:
@@ -207,21 +206,8 @@ class TimeSformer(Encoder):
     'patch_size': 8, 'width': 16, 'depth': 2, 'num_heads': 2, 'mlp_dim': 32, 'num_frames': 4, 'image_size': 32,
     'remat': 'none',
   }  # fmt: skip
-  DEPTHS: ClassVar[tuple[str, ...]] = ('depth',)
+  LEVEL: ClassVar[str] = 'block'
   SHOWS_ATTENTION: ClassVar[bool] = True
-
-  @property
-  def level_names(self) -> tuple[str, ...]:
-    return tuple(f'block{i + 1}' for i in range(self.depth))
-
-  @property
-  def num_layers(self) -> int:
-    return self.depth + 1
-
-  def layer(self, name: str) -> int | np.ndarray:
-    if name.startswith('blocks/'):
-      return 1 + np.arange(self.depth)
-    return self.num_layers if name.startswith('norm/') else 0
 
   def limits(self, frames: int, size: tuple[int, int]) -> str:
     if any(side % self.patch_size for side in size):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cover_jax.models import transformer, tubelets
-from cover_jax.models.encoder import Count, Deviation, Encoded, Encoder, Share, check_levels
+from cover_jax.models.encoder import Count, Deviation, Encoded, LoopEncoder, Share, check_levels
 from cover_jax.models.transformer import Remat, Transformer, layer_norm
 from data_pipelines.declared import number
 
@@ -24,7 +24,7 @@ def sine_positions(places: int, width: int) -> np.ndarray:
   return np.where(np.arange(width) % 2, np.cos(angle), np.sin(angle)).astype(np.float32)
 
 
-class VideoMAE(Encoder):
+class VideoMAE(LoopEncoder):
   """Encodes clips of one frame or an even number; a frame that stands alone fills a tubelet (our choice).
 
   Attributes:
@@ -58,20 +58,6 @@ class VideoMAE(Encoder):
     'patch_size': 8, 'width': 16, 'depth': 2, 'num_heads': 2, 'mlp_dim': 32, 'num_frames': 4, 'image_size': 32,
     'remat': 'none',
   }  # fmt: skip
-  DEPTHS: ClassVar[tuple[str, ...]] = ('depth',)
-
-  @property
-  def level_names(self) -> tuple[str, ...]:
-    return tuple(f'layer{i + 1}' for i in range(self.depth))
-
-  @property
-  def num_layers(self) -> int:
-    return self.depth + 1
-
-  def layer(self, name: str) -> int | np.ndarray:
-    if name.startswith('blocks/'):
-      return 1 + np.arange(self.depth)
-    return self.num_layers if name.startswith('norm') else 0
 
   def limits(self, frames: int, size: tuple[int, int]) -> str:
     return tubelets.limits(frames, size, self.tubelet_size, self.patch_size)
