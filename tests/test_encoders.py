@@ -34,6 +34,10 @@ ONE, EIGHT = {'data': 1, 'fsdp': 1, 'tensor': 1}, {'data': 2, 'fsdp': 2, 'tensor
 OPTIONS = {'s3d': {'gating': True}, 'timesformer': {'tokens_together': 0}}
 
 
+# S3D at its smallest compiles longer than all others together.
+BUT_S3D = [pytest.param(n, marks=pytest.mark.slow if n == 's3d' else ()) for n in encoders.ENCODERS]
+
+
 def each(fast):
   """All encoders: the whole matrix takes minutes, so one stands for the others and these are slow."""
   return [pytest.param(name, marks=() if name == fast else pytest.mark.slow) for name in encoders.ENCODERS]
@@ -58,9 +62,7 @@ def initial(name):
 # ---- The contract.
 
 
-@pytest.mark.parametrize(
-  'name', [n if n != 's3d' else pytest.param(n, marks=pytest.mark.slow) for n in encoders.ENCODERS]
-)
+@pytest.mark.parametrize('name', BUT_S3D)
 def test_shapes_are_as_promised(name):
   encoder, clip = model(name), clip_of(name)
   run = functools.partial(encoder.apply, levels=encoder.level_names)
@@ -75,7 +77,7 @@ def test_shapes_are_as_promised(name):
     jax.eval_shape(functools.partial(encoder.apply, levels=('another',)), initial(name), clip)
 
 
-@pytest.mark.parametrize('name', encoders.ENCODERS)
+@pytest.mark.parametrize('name', BUT_S3D)
 def test_levels_do_not_change_the_rest_and_an_image_is_finite_or_refused(name):
   encoder = model(name)
   plain = jax.jit(encoder.apply)(initial(name), clip_of(name))
@@ -219,6 +221,7 @@ def test_accumulation_is_the_large_batch_where_statistics_are_frozen(name):
   near(more.params, one.params, 1e-4)
 
 
+@pytest.mark.slow
 def test_statistics_go_through_the_microbatches():
   """The running statistics of a step of two microbatches have moved twice."""
   _, one = run_steps('resnet3d', steps=1, optimizer__learning_rate=1e-9)

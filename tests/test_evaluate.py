@@ -111,7 +111,9 @@ def test_views_are_averaged_as_probabilities(of_many_views, reference):
   assert results['acts'].loss == pytest.approx(np.mean(loss), rel=1e-4)  # 40 examples: no padding
 
 
-@pytest.mark.parametrize(('mesh', 'batch_size'), [((1, 1, 1), 4), ((8, 1, 1), 8), ((4, 2, 1), 96)])
+@pytest.mark.parametrize(
+  ('mesh', 'batch_size'), [((1, 1, 1), 4), ((8, 1, 1), 8), pytest.param((4, 2, 1), 96, marks=pytest.mark.slow)]
+)
 def test_batch_size_and_devices_do_not_matter_with_many_views(of_many_views, mesh, batch_size):
   """Also where all views of a step are more clips than may be encoded at once."""
   for name, result in results_with(mesh, batch_size, **MANY_VIEWS)[3].items():

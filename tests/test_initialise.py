@@ -632,6 +632,7 @@ def test_a_seeded_encoder_can_be_frozen(trained, tmp_path):
   assert moments and not any('encoder' in jax.tree_util.keystr(path) for path, _ in moments)
 
 
+@pytest.mark.slow
 def test_own_checkpoint_without_average_or_with_other_attention(trained, tmp_path):
   pretend_to_train(tmp_path, ema_decay=0.0, model__attention='space')
   with pytest.raises(UserError, match='holds no ema parameters'):

@@ -294,6 +294,7 @@ def test_a_program_whose_communication_cannot_be_read_keeps_the_rest(monkeypatch
   assert 'cannot be counted, so there is no time of a step: all-gather in a loop.' in report.slice_report(result)
 
 
+@pytest.mark.slow
 def test_what_is_known_is_saved_at_once(monkeypatch):
   """A plan takes long: where it is killed, all that came before is in the file."""
   monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: OutOfMemory(2 * GiB, GiB))

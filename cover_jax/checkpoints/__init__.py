@@ -1,7 +1,7 @@
 """Checkpoints: `Saver` (`save`, `wait`, `keep`), `latest`, `describe`, `load`, `restore`.
 
 A checkpoint is one tree {'about': JSON text, 'state': TrainState, 'interval': metrics being summed} in
-`<workdir>/checkpoints`; see `checkpoints_contents.py`. One process writes it with `clu.checkpoint`
+`<workdir>/checkpoints`; see `contents.py`. One process writes it with `clu.checkpoint`
 (`clu_file.py`), several with Orbax (`orbax_folder.py`); reading finds out which. Either way a killed or
 failed save leaves the previous checkpoint as it was, every bit is checked when it is read, and reading needs no
 TensorFlow.
@@ -243,7 +243,7 @@ def load(path: str) -> dict[str, Any]:
     path: a workdir (its newest whole checkpoint), or a checkpoint: a `.flax` file, or a folder that Orbax wrote.
 
   Returns:
-    {'about': dict, 'state': {...}, 'interval': {...}, 'path': str}, checked by `checkpoints_contents.check_tree`.
+    {'about': dict, 'state': {...}, 'interval': {...}, 'path': str}, checked by `contents.check_tree`.
 
   Raises:
     UserError: if there is none, or it is damaged or not one of this project.
