@@ -286,6 +286,17 @@ def test_a_flipped_bit_of_a_folder_is_noticed(tmp_path, monkeypatch):
     checkpoints.load(path)
 
 
+def test_a_lost_list_of_checksums_is_noticed(tmp_path, monkeypatch):
+  """Without it a checkpoint would be taken for one of before there were checksums."""
+  monkeypatch.setattr(checkpoints, '_kinds', lambda: KINDS[::-1])
+  (path,) = save(checkpoints.Saver, tmp_path, 1)
+  assert 'sealed' not in checkpoints.load(path)['about']
+  pathlib.Path(path, 'sha256.json').unlink()
+  for read in (checkpoints.load, checkpoints.describe):
+    with pytest.raises(UserError, match=r'sha256\.json.*is missing'):
+      read(path)
+
+
 @pytest.mark.parametrize('kind', ['clu', 'orbax'])
 def test_checkpoints_of_before_there_were_checksums_load_and_are_continued(tmp_path, kind):
   shutil.copytree(DATA / f'checkpoints_{kind}', tmp_path / 'checkpoints')

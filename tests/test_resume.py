@@ -205,3 +205,33 @@ def test_damaged_checkpoints_alone_are_said_to_be_all_there_is(tmp_path):
   (tmp_path / 'checkpoints' / 'ckpt-1.flax').write_bytes(bytes(1000))
   with pytest.raises(UserError, match=r'no other checkpoint in .* is whole: put a copy of one back'):
     resume.check(str(tmp_path), config())
+
+
+@pytest.mark.parametrize('with_config', [True, False])
+def test_a_run_whose_folder_of_checkpoints_is_gone_is_not_started_anew(tmp_path, with_config):
+  """Its metrics tell: they go on behind the step of the first save."""
+  c = config(checkpoint_every=4)
+  if with_config:
+    (tmp_path / 'config.json').write_text(json.dumps(c))
+  rows = [{'step': step, 'train/loss': 1.0} for step in (2, 4, 6)]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  before = files(tmp_path)
+  with pytest.raises(UserError, match=r'goes on to step 6, and the run saved first at step 4.*nothing is started anew'):
+    resume.check(str(tmp_path), c)
+  assert files(tmp_path) == before
+  (tmp_path / 'checkpoints' / 'ckpt_4.orbax-checkpoint-tmp').mkdir(parents=True)  # killed within its first save
+  resume.check(str(tmp_path), c)
+
+
+def test_a_run_that_was_killed_before_its_first_save_starts_anew(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 2}\n{"step": 4}\n')
+  resume.check(str(tmp_path), config(checkpoint_every=4))
+
+
+def test_harmless_changes_are_said(tmp_path, caplog):
+  c = digits_cover.get_config('debug')
+  saver = checkpoints.Saver(str(tmp_path), 2)
+  saver.save({'about': checkpoints.about(c.to_dict(), (), 4), 'state': {'w': 1}, 'interval': {}})
+  c.log_every = 7
+  resume.check(str(tmp_path), c.to_dict())
+  assert 'The config changed since the checkpoint: log_every: 1 -> 7' in caplog.text

@@ -230,6 +230,12 @@ def traces(workdir: str) -> list[str]:
   return sorted(os.path.join(folder, n) for n in names if n == 'checkpoint' or n.endswith(_REFUSED))
 
 
+def unfinished(workdir: str) -> bool:
+  """Whether a save was cut off there before its checkpoint had a name."""
+  folder = os.path.join(workdir, FOLDER)
+  return os.path.isdir(folder) and any('.orbax-checkpoint-tmp' in name for name in os.listdir(folder))
+
+
 def describe(path: str) -> dict[str, Any]:
   """{'about': dict, 'path': str} of a checkpoint, as `load` gives them, without reading its arrays."""
   found, about, _ = _newest(path, _read_about)

@@ -25,6 +25,8 @@ from data_pipelines.contract import UserError
 
 _PREFIX = 'ckpt'
 _MANIFEST = 'sha256.json'
+_ABOUT = os.path.join('about', 'metadata')
+_SEALED = 'sealed'  # in the description: there is a list of checksums, and where it is missing it was lost
 _PARTS = ('about', 'arrays')
 
 
@@ -59,7 +61,9 @@ class Saver:
     arrays = flax.serialization.to_state_dict({key: tree[key] for key in ('state', 'interval')})
     self._step = about['step']
     saved = self._manager.save(
-      self._step, args=args.Composite(about=args.JsonSave(about), arrays=args.PyTreeSave(arrays)), force=True
+      self._step,
+      args=args.Composite(about=args.JsonSave(about | {_SEALED: True}), arrays=args.PyTreeSave(arrays)),
+      force=True,
     )
     if not saved:
       raise OSError(f'Orbax refused to save step {self._step}')
@@ -114,6 +118,8 @@ def check(path: str) -> None:
 def _digests(path: str) -> dict[str, str] | None:
   manifest = os.path.join(path, _MANIFEST)
   if not os.path.exists(manifest):
+    if _raw_about(path).get(_SEALED):
+      raise ValueError(f'{_MANIFEST}, the list of its checksums, is missing')
     return None
   with open(manifest, encoding='utf-8') as f:
     return json.load(f)
@@ -145,11 +151,19 @@ def is_whole(path: str) -> bool:
 
 def read_about(path: str) -> Any:
   """What JSON gives of 'about'; ValueError if a bit of it is wrong."""
-  name = os.path.join('about', 'metadata')
   if (digests := _digests(path)) is not None:
-    _check_file(path, name, digests)
-  with open(os.path.join(path, name), encoding='utf-8') as f:
-    return json.load(f)
+    _check_file(path, _ABOUT, digests)
+  about = _raw_about(path)
+  about.pop(_SEALED, None)
+  return about
+
+
+def _raw_about(path: str) -> dict[str, Any]:
+  with open(os.path.join(path, _ABOUT), encoding='utf-8') as f:
+    about = json.load(f)
+  if not isinstance(about, dict):
+    raise ValueError('its description is no table')
+  return about
 
 
 def read(path: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from absl import logging
 from configs import defaults
 from cover_jax import checkpoints
 from cover_jax.models import encoder as encoders
+from cover_jax.training import metrics
 from data_pipelines.contract import UserError
 
 # Regexes of whole keys that a run may change as it goes on: how long it is, how it is optimised, what it costs, what it
@@ -65,7 +66,7 @@ def check(workdir: str, config: Mapping[str, Any]) -> None:
   """
   newest = checkpoints.latest(workdir)
   if newest is None:
-    _check_folder(workdir)
+    _check_folder(workdir, config)
     return
   about = checkpoints.describe(workdir)['about']
   if not isinstance(about.get('config'), Mapping):
@@ -110,7 +111,7 @@ def _compare(about: Mapping[str, Any], config: Mapping[str, Any], path: str) -> 
     ) from error
 
 
-def _check_folder(workdir: str) -> None:
+def _check_folder(workdir: str, config: Mapping[str, Any]) -> None:
   """Of a workdir without a checkpoint: a run that saved nothing is started anew, all else is left alone."""
   if left := checkpoints.traces(workdir):
     raise UserError(
@@ -118,19 +119,40 @@ def _check_folder(workdir: str) -> None:
       '--workdir; nothing is started anew over that run.'
     )
   path = os.path.join(workdir, 'config.json')
+  before = _config_in(path)
+  _check_metrics(workdir, before or config)
   if not os.path.exists(path):
     return
-  try:
-    with open(path, encoding='utf-8') as f:
-      before = json.load(f)
-  except (OSError, ValueError):
-    before = None
-  if not isinstance(before, dict) or 'streams' not in before:
+  if before is None:
     raise UserError(
       f'{path} is not the config of a run, so {workdir} may hold something else, such as an exported model: take '
       'another --workdir, or remove that file.'
     )
   logging.warning('The run in %s saved no checkpoint: it starts anew, and its config.json is replaced.', workdir)
+
+
+def _config_in(path: str) -> dict[str, Any] | None:
+  """The config of a run in a file; None if there is none."""
+  try:
+    with open(path, encoding='utf-8') as f:
+      config = json.load(f)
+  except (OSError, ValueError):
+    return None
+  return config if isinstance(config, dict) and 'streams' in config else None
+
+
+def _check_metrics(workdir: str, config: Mapping[str, Any]) -> None:
+  """Raises UserError if metrics go on behind the step at which a run of this config saves first."""
+  steps = [config.get(key) for key in ('checkpoint_every', 'keep_every', 'eval_every')]
+  first = min((step for step in steps if isinstance(step, int) and step > 0), default=None)
+  path = os.path.join(workdir, metrics.FILE)
+  last = max((row['step'] for row in metrics.read_jsonl(path)), default=0)
+  # Several processes save in the background: they may be killed some steps behind the first save, before it is whole.
+  if first is not None and last > first and not checkpoints.unfinished(workdir):
+    raise UserError(
+      f'{workdir} has no checkpoint, but {path} goes on to step {last}, and the run saved first at step {first}: put '
+      'the checkpoints back, or take another --workdir; nothing is started anew over that run.'
+    )
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import tqdm
 
+from data_pipelines import durable
 from data_pipelines.builders import shards
 from data_pipelines.builders.listing import Clip as Clip
 from data_pipelines.builders.listing import Listing as Listing
@@ -313,9 +314,7 @@ def _claim(folder: Path, settings: Settings) -> None:
       )
   for rest in folder.glob('**/*.tmp'):
     rest.unlink()
-  temporary = folder / 'settings.json.tmp'
-  temporary.write_text(json.dumps(now))
-  os.replace(temporary, note)
+  durable.write(note, json.dumps(now))
 
 
 def _link(source: str | os.PathLike, target: Path) -> None:

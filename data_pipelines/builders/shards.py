@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from data_pipelines import durable
 from data_pipelines.builders.listing import Clip
 from data_pipelines.media import compact
 from data_pipelines.media.transcode import Decoder, Failure, Media, Settings
@@ -166,16 +167,16 @@ def write_shard(shard: str, note: Callable[[Lost | None], None] = lambda lost: N
         writer.write(example)
         num_examples, num_bytes = num_examples + 1, num_bytes + len(example)
         note(None)
+    durable.flush(temporary)
     os.replace(temporary, shard)
+    durable.flush_folder(os.path.dirname(shard))
   except tf.errors.OpError as error:
     raise OSError(f'{shard} cannot be written: {error.message}') from None
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(temporary)
   outcome = Outcome(num_examples, num_bytes, lost, stamps)
-  unwritten = Path(f'{temporary}.json.tmp')
-  unwritten.write_text(json.dumps(outcome))
-  os.replace(unwritten, _note(shard, 'outcome'))
+  durable.write(_note(shard, 'outcome'), json.dumps(outcome))
   return outcome
 
 
