@@ -55,7 +55,7 @@ def test_views_have_the_lengths_that_the_objective_says():
 
   def loss(params, state, batch, rng):
     features = [
-      experiment_run.encode(params['encoder'], batch[name], rng=rng).feature_BxD for name in ('short', 'long')
+      experiment_run.encode(params['encoder'], batch['views'][name], rng=rng).feature_BxD for name in ('short', 'long')
     ]
     loss_B = sum(f.mean(axis=1) for f in features)
     return LossOutput(loss_B.mean(), state, {'loss': loss_B})

@@ -5,6 +5,7 @@ import gzip
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -80,7 +81,8 @@ def all_frames(source, example):
 
 
 def same_batches(a, b):
-  return all(np.array_equal(x['v'][k], y['v'][k]) for x, y in zip(a, b, strict=True) for k in x['v'])
+  alike = jax.tree.map(np.array_equal, [dict(x['v']) for x in a], [dict(y['v']) for y in b])
+  return all(jax.tree.leaves(alike))
 
 
 def test_all_kinds_of_files_hold_the_same(plain, packed, tmp_path, remote, monkeypatch):
@@ -194,7 +196,7 @@ def test_gzipped_files_restart_and_split_as_others(packed, plain):
   whole = list(loader.train_batches(both, streams, 3, num_steps=8))
   assert same_batches(loader.train_batches(both, streams, 3, start_step=5, num_steps=3), whole[5:])
   parts = [loader.train_batches(both, streams, 3, num_steps=8, process_index=i, process_count=2) for i in range(2)]
-  joined = [{'v': {k: np.concatenate([a['v'][k], b['v'][k]]) for k in a['v']}} for a, b in zip(*parts, strict=True)]
+  joined = [jax.tree.map(lambda *x: np.concatenate(x), *both) for both in zip(*parts, strict=True)]
   assert same_batches(joined, whole)
 
 
@@ -202,7 +204,7 @@ def test_gzipped_files_are_evaluated_like_others(packed, plain):
   stream = Stream((0,), 2, 16, 1)
   of_both = [loader.eval_batches(opened(d), 0, stream, 8) for d in (packed, plain)]
   for a, b in zip(*of_both, strict=True):
-    assert all(np.array_equal(a[k], b[k]) for k in a)
+    jax.tree.map(np.testing.assert_array_equal, dict(a), dict(b))
 
 
 def test_two_streams_over_one_source_do_not_disturb_each_other(packed, monkeypatch):
