@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,8 @@ from cover_jax.jobs import evaluate as evaluate_job
 from cover_jax.jobs import resume
 from cover_jax.models import LOGICAL_AXES
 from cover_jax.models import encoder as encoders
+from cover_jax.models.heads import Head
+from cover_jax.objectives import LossOutput
 from cover_jax.runtime import sharding
 from cover_jax.training import loop as training
 from cover_jax.training import step as stepping
@@ -230,6 +233,44 @@ def test_statistics_go_through_the_microbatches():
   # From 0 the mean moves by 0.1 of the batch's, then by 0.1 of the rest: 0.1 and 0.19 of much the same.
   ratio = np.linalg.norm(first(two)) / np.linalg.norm(first(one))
   assert ratio == pytest.approx(1.9, rel=0.1)
+
+
+def test_statistics_of_several_streams_are_weighted_as_their_losses():
+  streams = {'video': SimpleNamespace(loss_weight=3.0), 'image': SimpleNamespace(loss_weight=1.0)}
+  output = lambda value: LossOutput(0.0, {}, {}, {'mean': np.array([value])})
+  mean = stepping._mean_statistics(
+    SimpleNamespace(streams=streams), {'video': output(2.0), 'image': output(10.0)}, None
+  )
+  assert mean['mean'].tolist() == [4.0]  # (3 x 2 + 1 x 10) / 4
+
+
+def test_the_average_of_a_run_averages_statistics():
+  """One step: what moved are the clips', not a gradient's, and the average goes a share of the way there."""
+  run, mesh, batches = build(config('resnet3d', optimizer__name='sgd', optimizer__options={}))
+  optimizer, _ = stepping.make_optimizer(run)
+  _, placed = state.state_shardings(run, optimizer, mesh)
+  before = state.create(run, optimizer, mesh, placed)
+  old = jax.device_get(before.params)
+  batch = next(batches(0))
+  after, _ = stepping.compile_step(run, optimizer, mesh)(before, sharding.to_global(batch, mesh))
+  seen = run.encode(old['encoder'], batch['video']['views']['clip'], rng=jax.random.key(0)).statistics
+  near(after.params['encoder'][encoders.STATISTICS], seen, 1e-5)
+  decay = min(0.5, 2 / 11)
+  averaged = jax.tree.map(
+    lambda a, b: decay * a + (1 - decay) * b, old['encoder'][encoders.STATISTICS], jax.device_get(seen)
+  )
+  near(after.ema['encoder'][encoders.STATISTICS], averaged, 1e-5)
+
+
+def test_an_attentive_head_looks_at_every_token():
+  encoded = encoders.Encoded(np.zeros((1, 8), np.float32), np.random.default_rng(0).normal(size=(1, 2, 2, 2, 8)))
+  encoded = encoded.replace(tokens_BxTxHxWxD=encoded.tokens_BxTxHxWxD.astype(np.float32))
+  head = Head(3, (('name', 'attentive'), ('num_heads', 2)))
+  params = nn.meta.unbox(head.init(jax.random.key(0), encoded))
+  params['params']['kernel'] = np.random.default_rng(1).normal(size=params['params']['kernel'].shape)
+  logits = lambda tokens: head.apply(params, encoded.replace(tokens_BxTxHxWxD=tokens)).sum()
+  slope = jax.grad(logits)(encoded.tokens_BxTxHxWxD)
+  assert (np.abs(slope).max(axis=-1) > 1e-6).all()
 
 
 @pytest.mark.parametrize('name', each('resnet3d'))

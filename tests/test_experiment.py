@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from cover_jax.experiment import build as experiment
+from cover_jax.experiment import wire
 from cover_jax.objectives import LossOutput, Objective
 from cover_jax.planning import costs
 from cover_jax.training import step as stepping
 from data_pipelines.contract import UserError
-from data_pipelines.loading import arrays, mixture
-from data_pipelines.loading.views import Stream
+from data_pipelines.loading import mixture
 from tests import tiny
 
 
@@ -62,16 +62,13 @@ def test_views_have_the_lengths_that_the_objective_says():
 
   config = tiny.config()
   experiment_run, mesh, _, _ = tiny.build(config, jax.devices()[:1])
-  objectives = {**experiment_run.objectives, 'video': Objective(loss, views=views)}
+  objectives = {**experiment_run.objectives, 'video': Objective(loss, views=views, targets=('frames', 'flip'))}
   run = dataclasses.replace(experiment_run, objectives=objectives)
   assert run.view_lengths('video') == {'short': 2, 'long': 6} and run.view_lengths('image') == {'clip': 1}
-  streams = {
-    name: Stream(s.sources, s.num_frames, s.size, s.batch_size, views=run.objectives[name].views)
-    for name, s in run.streams.items()
-  }
-  batch = next(arrays.array_batches(tiny.sources(), streams, 0))
+  batch = next(wire.training_batches(run, tiny.sources(), mesh)(0))
   shapes = lambda tree: jax.tree.map(lambda x: (tuple(x.shape), x.dtype), tree)
   assert shapes(stepping.abstract_batch(run)) == shapes(dict(batch))
+  assert batch['video']['targets'].keys() == {'frames', 'flip'} and batch['image']['targets'] == {}
   optimizer, _ = stepping.make_optimizer(run)
   abstract, shaped = costs._abstract(run, mesh)
   _, report = jax.eval_shape(stepping.make_train_step(run, optimizer), abstract, shaped)

@@ -325,6 +325,92 @@ MUTATIONS = {
     'jax.random.key(0)',
     'test_wiring.py::test_seed_of_the_initial_weights',
   ),
+  # Encoders with batch statistics, and heads on tokens.
+  'streams count alike in the statistics': Mutation(
+    'cover_jax/training/step.py',
+    'sum(w * x for w, x in',
+    'sum(total / len(weights) * x for w, x in',
+    'test_encoders.py::test_statistics_of_several_streams_are_weighted_as_their_losses',
+  ),
+  'average keeps the old statistics': Mutation(
+    'cover_jax/training/step.py',
+    'ema = with_statistics(ema, optax.incremental_update(statistics, old, 1.0 - decay))',
+    'ema = with_statistics(ema, old)',
+    'test_encoders.py::test_the_average_of_a_run_averages_statistics',
+  ),
+  'statistics stay as they were': Mutation(
+    'cover_jax/training/step.py',
+    'params = with_statistics(optim.join(learning, frozen), statistics)\n    step = state.step + 1',
+    'params = optim.join(learning, frozen)\n    step = state.step + 1',
+    'test_encoders.py::test_the_average_of_a_run_averages_statistics',
+  ),
+  'microbatches start from the same statistics': Mutation(
+    'cover_jax/training/accumulation.py',
+    '    states, statistics, total, gradients = carry\n',
+    '    states, _, total, gradients = carry\n',
+    'test_encoders.py::test_statistics_go_through_the_microbatches',
+  ),
+  'statistics are optimised': Mutation(
+    'cover_jax/experiment/optim.py',
+    'if is_statistic(name) or _value(rules, name) == 0',
+    'if _value(rules, name) == 0',
+    'test_encoders.py::test_the_average_of_a_run_averages_statistics',
+  ),
+  'attentive heads see one token': Mutation(
+    'cover_jax/models/heads.py',
+    'tokens_BxTxHxWxD.reshape(len(feature_BxD), -1, tokens_BxTxHxWxD.shape[-1])',
+    'feature_BxD[:, None]',
+    'test_encoders.py::test_an_attentive_head_looks_at_every_token',
+  ),
+  'weights of another function are evaluated': Mutation(
+    'cover_jax/jobs/resume.py',
+    "  'pixel_(mean|std)',\n)",
+    ')',
+    'test_encoders.py::test_weights_are_tested_as_the_function_that_was_trained',
+  ),
+  'a head of another kind is reshaped': Mutation(
+    'cover_jax/weights/initialise.py',
+    '(same or ours in mapped) and set(weights.heads[theirs]) != set(ours_flat)',
+    'False',
+    'test_encoders.py::test_another_function_of_the_same_weights_is_refused',
+  ),
+  # What is refused, and what a batch says.
+  'a folder of checkpoints that is gone': Mutation(
+    'cover_jax/jobs/resume.py',
+    '  _check_metrics(workdir, before or config)\n',
+    '',
+    'test_resume.py::test_a_run_whose_folder_of_checkpoints_is_gone_is_not_started_anew',
+  ),
+  'a list of checksums that is gone': Mutation(
+    'cover_jax/checkpoints/orbax_folder.py',
+    '    if _raw_about(path).get(_SEALED):\n',
+    '    if False:\n',
+    'test_checkpoint_damage.py::test_a_lost_list_of_checksums_is_noticed',
+  ),
+  'boxes in pixels': Mutation(
+    'data_pipelines/loading/views.py',
+    'np.asarray(view.box) / np.tile(stored, 2)',
+    'np.asarray(view.box)',
+    'test_loader.py::test_targets_say_how_the_host_cut_each_clip',
+  ),
+  'padding has labels': Mutation(
+    'data_pipelines/loading/fetch.py',
+    'np.int32(value if row.mask else -1)',
+    'np.int32(value)',
+    'test_loader.py::test_evaluation_gives_each_example_once_with_padding',
+  ),
+  'examples of the next step': Mutation(
+    'data_pipelines/loading/loader.py',
+    'r = rows(start + step)',
+    'r = rows(start + step + 1)',
+    'test_loader.py::test_batches_keep_the_contract_and_show_the_planned_frames',
+  ),
+  'targets dropped on the way to the loader': Mutation(
+    'cover_jax/experiment/wire.py',
+    'targets=experiment.objectives[name].targets',
+    'targets=()',
+    'test_experiment.py::test_views_have_the_lengths_that_the_objective_says',
+  ),
 }
 
 
@@ -351,7 +437,18 @@ def test_a_fault_turns_its_test_red(name, tmp_path):
   assert text.count(mutation.text) == 1
   file.write_text(text.replace(mutation.text, mutation.mutated))
   done = subprocess.run(
-    [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', f'tests/{mutation.test}'],
+    [
+      sys.executable,
+      '-m',
+      'pytest',
+      '-m',
+      'slow or not slow',
+      '-x',
+      '-q',
+      '-p',
+      'no:cacheprovider',
+      f'tests/{mutation.test}',
+    ],
     cwd=tmp_path,
     env=os.environ | {'PYTHONPATH': str(tmp_path), 'PYTHONDONTWRITEBYTECODE': '1'},
     capture_output=True,
