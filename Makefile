@@ -31,8 +31,8 @@ test: venv lint
 	$(BIN)/python -m pytest -n 2
 
 # Every layer once, and one run from the command line to the report.
-FAST := $(addprefix tests/test_,mixture.py clips.py frame_index.py loader.py timesformer.py heads.py checkpoints.py \
-  evaluate.py rollout.py main.py::test_run_leaves_what_it_says main.py::test_import_needs_no_tensorflow)
+FAST := $(addprefix tests/test_,mixture.py clips.py frame_index.py loader.py heads.py checkpoints.py \
+  main.py::test_run_leaves_what_it_says main.py::test_import_needs_no_tensorflow)
 
 test-fast: venv
 	$(BIN)/python -m pytest -n 2 $(FAST)

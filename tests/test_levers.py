@@ -232,12 +232,13 @@ def test_layer_decay_scales_the_first_update():
 # Remat and dtype.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('remat', 'unroll'),
   [
-    pytest.param('full', 1, marks=pytest.mark.slow),
-    pytest.param('attention', 1, marks=pytest.mark.slow),
-    pytest.param('dots', 1, marks=pytest.mark.slow),
+    ('full', 1),
+    ('attention', 1),
+    ('dots', 1),
     ('attention', 2),
   ],
 )

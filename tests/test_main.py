@@ -119,6 +119,7 @@ def test_sigterm_saves_and_exits_with_75(uninterrupted, tmp_path):
   assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
 
 
+@pytest.mark.slow
 def test_evaluate_gives_what_training_ended_with(uninterrupted):
   workdir, _ = uninterrupted
   path = workdir / 'evaluation' / 'report.json'

@@ -92,8 +92,8 @@ def prepared(media, tmp_path_factory):
   [
     pytest.param('timesformer_k400', marks=pytest.mark.slow),
     pytest.param('timesformer_k600', marks=pytest.mark.slow),
-    pytest.param('timesformer_ssv2', marks=pytest.mark.slow),
-    'cover_b16',
+    'timesformer_ssv2',
+    pytest.param('cover_b16', marks=pytest.mark.slow),
     pytest.param('cover_b16:k600', marks=pytest.mark.slow),
     pytest.param('cover_l16', marks=pytest.mark.slow),
     pytest.param('cover_l16:k700', marks=pytest.mark.slow),

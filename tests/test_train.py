@@ -338,18 +338,21 @@ def test_every_logical_axis_has_a_rule_and_a_missing_one_is_an_error():
     state_shardings(experiment, optimizer, mesh)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_close_to_float32(one_device):
   losses, _, state = run_steps(ONE_DEVICE, steps=5, dtype='bfloat16')
   np.testing.assert_allclose(losses, one_device[0][:5], rtol=0.03)
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_workdir_holds_no_stray_files(tmp_path):
   train_in(tmp_path, total_steps=12)
   kept = sorted(f for f in os.listdir(tmp_path / checkpoints.FOLDER) if f.endswith('.flax'))
   assert kept == ['ckpt-2.flax', 'ckpt-3.flax']  # keep_checkpoints = 2, numbered in order
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_where_the_config_asks_for_it(tmp_path):
   experiment, mesh, batches, _ = tiny.build(tiny.config(total_steps=10, profile_at_step=2), jax.devices()[:1])
   training.train(experiment, batches, str(tmp_path), mesh)

@@ -306,7 +306,8 @@ def run(mesh_sizes, steps=6, **changes):
   return np.array(losses), state
 
 
-@pytest.mark.parametrize('mesh', [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', [(8, 1, 1), (2, 2, 2)])
 def test_devices_do_not_matter(mesh):
   expected_losses, expected = run((1, 1, 1))
   losses, state = run(mesh)
@@ -372,8 +373,9 @@ def test_training_pulls_positives_together():
 
 
 @pytest.mark.parametrize('options', [
-  {'temporal_discrimination': False, 'pool': 'mean'}, {'tca_on': 'both', 'head_layers': 2, 'queue_size': 3},
-  {'tca_on': 'key', 'queue_size': 0}, {'released_code': True},
+  {'temporal_discrimination': False, 'pool': 'mean'}, {'released_code': True},
+  pytest.param({'tca_on': 'both', 'head_layers': 2, 'queue_size': 3}, marks=pytest.mark.slow),
+  pytest.param({'tca_on': 'key', 'queue_size': 0}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_options_change_the_loss_and_stay_finite(options):
   experiment, _, batches, state, _ = start(config(**{f'vtdl__{k}': v for k, v in options.items()}))
