@@ -325,6 +325,12 @@ MUTATIONS = {
     'jax.random.key(0)',
     'test_wiring.py::test_seed_of_the_initial_weights',
   ),
+  'streams draw by their place': Mutation(
+    'cover_jax/training/step.py',
+    'keys.of(rng, name)',
+    'keys.of(rng, str(list(experiment.objectives).index(name)))',
+    'test_keys.py::test_a_stream_draws_the_same_whatever_other_streams_there_are',
+  ),
   # Encoders with batch statistics, and heads on tokens.
   'streams count alike in the statistics': Mutation(
     'cover_jax/training/step.py',
