@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from data_pipelines import durable, sources
 from data_pipelines.contract import UserError
+from data_pipelines.media import still_images
 from data_pipelines.sources import Source, open_tfds
 from data_pipelines.storage import reading
 from data_pipelines.storage.layout import Malformed
@@ -186,7 +187,7 @@ def _frames(source: Source, example: int, columns: int, height: int) -> list[Ima
 
 
 def _strip(frames: Sequence[Image.Image], caption: str, height: int) -> Image.Image:
-  font = ImageFont.load_default(12)
+  font = still_images.font(12)
   # A caption of characters that the font lacks is still drawn, with boxes in their place.
   width = max(sum(f.width + 2 for f in frames), int(font.getlength(caption)) + 8)
   strip = Image.new('RGB', (width, height + _CAPTION + 4), 'white')

@@ -389,3 +389,43 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path, name, kind):
   with pytest.raises(UserError, match=words[kind]) as caught:
     listed(tmp_path)
   assert str(path) in str(caught.value) and 'official' not in str(caught.value)
+
+
+# ---- What a new user's folder had.
+
+
+@pytest.mark.parametrize('name', ['clips.csv', 'a/index.tsv', 'notes.txt'])
+def test_a_list_of_any_name_is_not_passed_over(tmp_path, name):
+  lay(tmp_path, 'a/x.mp4', 'b/y.mkv')
+  separator = {'.csv': ',', '.tsv': '\t', '.txt': ' '}[name[-4:]]
+  (tmp_path / name).write_text(f'path{separator}label\na/x.mp4{separator}walk\nb/y.mkv{separator}say, you\n')
+  with pytest.raises(UserError, match=f'{name} looks like annotations and is not read'):
+    list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
+  (tmp_path / name).write_text('Made with a phone in May.\nx.mp4 is the best.\nAsk me for the rest.\n')
+  assert len(list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').splits['train']) == 2
+
+
+def test_files_that_no_list_names_are_told(tmp_path):
+  lay(tmp_path, 'a/x.mp4', 'a/y.mp4', 'b/z.mkv', 'b/z.srt')
+  (tmp_path / 'train.csv').write_text('a/x.mp4,walk\n')
+  found = list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
+  assert found.unlisted == (f'{tmp_path}/a/y.mp4', f'{tmp_path}/b/z.mkv') and len(found.splits['train']) == 1
+
+
+def test_a_flat_folder_tells_what_is_not_read(tmp_path):
+  lay(tmp_path, 'x.mp4', 'y.mkv', 'thumb.jfif')
+  assert list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').left_over == (f'{tmp_path}/thumb.jfif',)
+
+
+@pytest.mark.parametrize(
+  ('line', 'said'),
+  [
+    ('thumb.jfif,walk', r"train.csv:4: 'thumb.jfif,walk' is not .*\(.jfif is no ending"),
+    ('z.mp4,walk,note', 'train.csv:4:'),
+  ],
+)
+def test_the_line_at_fault_is_named_in_a_table_with_quotes(tmp_path, line, said):
+  lay(tmp_path, 'x.mp4', 'y.mkv', 'z.mp4')
+  (tmp_path / 'train.csv').write_text(f'path,label\nx.mp4,walk\ny.mkv,"say, you"\n{line}\n')
+  with pytest.raises(UserError, match=said):
+    list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')

@@ -225,7 +225,7 @@ def test_pictures_of_every_ending_are_read_and_what_is_left_over_is_told(tmp_pat
     colour = tf.io.decode_jpeg(frame).numpy().reshape(-1, 3).mean(0)
     np.testing.assert_allclose(colour, (200, 100, 50), atol=4)
   said = capsys.readouterr().out
-  assert 'Not read, by its ending: 2 .heic, 1 .txt in class folders, such as ' in said
+  assert 'Not read, by its ending: 2 .heic, 1 .txt, such as ' in said
   assert f'Not a class, since no file in it is read: {tmp_path}/manual/gone\n' in said
   assert [(r['split'], r['path'][len(str(tmp_path)) + 8 :], r['reason']) for r in failures(builder)] == [
     ('', 'gone/x.heic', 'no file .heic is read'),

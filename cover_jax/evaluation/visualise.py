@@ -13,11 +13,12 @@ from absl import logging
 
 from data_pipelines import durable
 from data_pipelines.contract import UserError
+from data_pipelines.media import still_images
 
 matplotlib.use('Agg')  # machines that train have no screen
 
 import matplotlib.pyplot as plt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 # Names of classes, sources and files are drawn as they are: a '$' is a '$'.
 matplotlib.rcParams.update({'text.parse_math': False, 'text.usetex': False})
@@ -281,7 +282,7 @@ def annotate(image_HxWx3: np.ndarray, lines: Sequence[str]) -> np.ndarray:
   size = int(np.clip(0.6 * height / max(len(lines), 8), 7, 28))
   picture = Image.fromarray(image_HxWx3)
   draw = ImageDraw.Draw(picture, 'RGBA')
-  text, font = '\n'.join(_drawn(line, _TITLE) for line in lines), ImageFont.load_default(size)
+  text, font = '\n'.join(_drawn(line, _TITLE) for line in lines), still_images.font(size)
   left, top, right, bottom = draw.multiline_textbbox((4, 4), text, font=font, spacing=2)
   draw.rectangle((left - 4, top - 4, right + 4, bottom + 4), fill=(0, 0, 0, 150))
   draw.multiline_text((4, 4), text, font=font, spacing=2, fill=(255, 255, 255, 255))

@@ -35,7 +35,7 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
     kind: 'video' or 'image', for messages.
 
   Returns:
-    The listing; `left_over` has the other files of class folders.
+    The listing; `left_over` has the other files of class folders, `unlisted` what no list names.
 
   Raises:
     UserError: it is in none of these layouts, a line cannot be understood, or a file looks like annotations and would
@@ -44,9 +44,10 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
   if not manual_dir.is_dir():
     raise UserError(f'{manual_dir} is not a directory; expected a folder of {kind} files: correct --manual_dir.')
   paths = lists.find(manual_dir)
-  lists.refuse_others(manual_dir, {*paths.values(), lists.class_names_file(manual_dir)})
+  lists.refuse_others(manual_dir, {*paths.values(), lists.class_names_file(manual_dir)}, extensions)
   if paths:
     listing = _of_lists(manual_dir, paths, extensions)
+    listing = listing._replace(unlisted=_unlisted(manual_dir, listing, extensions))
   else:
     files = sorted(_walk(manual_dir))
     found = [parts for parts in files if lists.has_extension(parts[-1], extensions)]
@@ -57,11 +58,20 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
         f'{manual_dir} has no {kind} file ({lists.some_of(extensions)}) and no list (train.txt, val.csv, '
         f'...){instead}: correct --manual_dir.'
       )
-    left_over = sorted({parts for parts in files if len(parts) > 1} - set(found))
+    # Beside folders of classes lie a README and the like; where there are none, a file that is not read may be meant.
+    least = min(2, max(map(len, found)))
+    left_over = sorted({parts for parts in files if len(parts) >= least} - set(found))
     listing = _of_folders(manual_dir, found, _class_names(manual_dir, extensions))
     listing = listing._replace(left_over=tuple(os.path.join(manual_dir, *parts) for parts in left_over))
   _check_labels_of_files(listing)
   return listing
+
+
+def _unlisted(root: Path, listing: Listing, extensions: Collection[str]) -> tuple[str, ...]:
+  """Files of the folder that could be examples and are named by no list."""
+  named = {os.path.normpath(c.path) for clips in listing.splits.values() for c in clips if c.path}
+  lying = (os.path.join(root, *parts) for parts in _walk(root) if lists.has_extension(parts[-1], extensions))
+  return tuple(sorted(path for path in lying if os.path.normpath(path) not in named))
 
 
 def _walk(root: Path) -> Iterator[tuple[str, ...]]:

@@ -58,11 +58,13 @@ class Listing(NamedTuple):
     class_names: in label order.
     splits: {split: its clips, in the order of the annotations}.
     left_over: paths of files in class folders that are of no kind that is read.
+    unlisted: paths of files that could be examples and that no list names.
   """
 
   class_names: tuple[str, ...]
   splits: dict[str, list[Clip]]
   left_over: tuple[str, ...] = ()
+  unlisted: tuple[str, ...] = ()
 
 
 class Folder(NamedTuple):

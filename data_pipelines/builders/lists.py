@@ -23,6 +23,7 @@ _TABLES = frozenset([
   '.txt', '.csv', '.tsv', '.json', '.jsonl', '.xml', '.yaml', '.yml', '.parquet', '.feather', '.xls', '.xlsx', '.pkl',
   '.pickle', '.npy', '.npz', '.mat', '.lst', '.list', '.pbtxt', '.h5', '.hdf5', '.sqlite', '.db',
 ])  # fmt: skip
+_LOOK = 1 << 16  # bytes of a file that are looked at to see whether it is a list
 _SEPARATORS = ('\t', ',', ';', ' ')
 _PATH_HEADING = re.compile(r'(path|file ?name|file ?path|file|video|video path|video name|image|image path|name)')
 _NAME_HEADING = re.compile(r'(name|class|class name|label|label name|category)s?')
@@ -53,12 +54,17 @@ def find(root: Path) -> dict[str, Path]:
   return lists
 
 
-def refuse_others(root: Path, known: Collection[Path]) -> None:
-  """Raises a UserError for a file at the top or in a folder there that looks like annotations and is not of `known`."""
+def refuse_others(root: Path, known: Collection[Path], extensions: Collection[str]) -> None:
+  """Raises a UserError for a file at the top or in a folder there that looks like annotations and is not of `known`.
+
+  It looks so by its name, or since most of its first lines begin with a file that has one of `extensions`.
+  """
   for path in _at_the_top(root):
     words = _words(path.stem)
     splits = _splits(path.stem)
-    if path in known or path.suffix.lower() not in _TABLES or not (splits or _ABOUT & set(words)):
+    if path in known or path.suffix.lower() not in _TABLES:
+      continue
+    if not (splits or _ABOUT & set(words) or _lists_files(path, extensions)):
       continue
     if path.suffix.lower() not in _LISTS:
       why = f'a list is a {", ".join(_LISTS)} file of `path label` lines'
@@ -72,6 +78,21 @@ def refuse_others(root: Path, known: Collection[Path]) -> None:
       f'{path} looks like annotations and is not read, since {why}: make it such a list, take it away, or put a dot '
       f'before its name.'
     )
+
+
+def _lists_files(path: Path, extensions: Collection[str]) -> bool:
+  """Whether most of the first lines of a text file begin with the name of a file with one of some endings."""
+  if path.suffix.lower() not in _LISTS or not path.is_file():
+    return False
+  try:
+    with open(path, 'rb') as f:
+      lines = f.read(_LOOK).decode('utf-8-sig', 'replace').splitlines()[:20]
+  except OSError:
+    return False  # `read` says why, where it is a list
+  cells = [unquoted(re.split(r'[\t,;]', line.strip())[0]) for line in lines if line.strip()]
+  cells = cells[1:] if len(cells) > 1 and _is_heading(cells[0]) else cells
+  named = [has_extension(cell, extensions) or has_extension(cell.rpartition(' ')[0], extensions) for cell in cells]
+  return bool(named) and sum(named) > len(named) / 2
 
 
 def _at_the_top(root: Path) -> list[Path]:
@@ -225,13 +246,26 @@ def read(path: Path, extensions: Collection[str]) -> list[Row]:
     if len(rows) == len(lines):
       return rows
     best = max(best, rows, key=len)
-  n, text = lines[len(best)]
+  n, text = _culprit(path, extensions) or lines[len(best)]
+  ending = os.path.splitext(unquoted(re.split(r'[\t,;]', text)[0]))[1].lower()
+  other = f' ({ending} is no ending that is read here)' if ending[1:].isalnum() and ending not in extensions else ''
   raise bad_line(
     path,
     n,
-    f'{text[:80]!r} is not `path label`, with a tab, a comma, a semicolon or a space between, as the lines before',
-    f'Expected one path ({some_of(extensions)}) and one label.',
+    f'{text[:80]!r} is not `path label`, with a tab, a comma, a semicolon or a space between, as the lines before'
+    f'{other}',
+    f'Expected one path ({some_of(extensions)}) and one label, and no third column.',
   )
+
+
+def _culprit(path: Path, extensions: Collection[str]) -> tuple[int, str] | None:
+  """The first row, of a table whose other rows are all a path or a path and a label, that is neither."""
+  for separator in _SEPARATORS[:3]:
+    rows = _without_heading(_table(path, separator))
+    odd = [(n, separator.join(c)) for n, c in rows if len(c) > 2 or not has_extension(c[0], extensions)]
+    if len(odd) == 1 and len(rows) > 1 and any(len(c) == 2 for _, c in rows):
+      return odd[0]
+  return None
 
 
 def _table(path: Path, separator: str) -> list[tuple[int, list[str]]]:

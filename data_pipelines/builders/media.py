@@ -177,6 +177,7 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
       rows.writerows([split, *row] for split in lost for row in sorted(lost[split]))
       # They are of no split: nobody can know whether they were meant as examples.
       rows.writerows(['', '', path, '', f'no file {_ending(path)} is read'] for path in listing.left_over)
+      rows.writerows(['', '', path, '', 'no list names it'] for path in listing.unlisted)
     for split, clips in listing.splits.items():
       if len(lost[split]) == len(clips):
         raise UserError(
@@ -203,7 +204,7 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
       expected={split: len(clips) for split, clips in listing.splits.items()},
       failed={split: len(rows) for split, rows in lost.items()},
       stored=dataclasses.asdict(settings),
-      **({'left_over': _left_over(listing)} if listing.left_over else {}),
+      **({'left_over': lines} if (lines := _left_over(listing)) else {}),
     )
 
   def _remove_leftovers(self) -> None:
@@ -266,15 +267,26 @@ def _check(name: str, listing: Listing) -> None:
 
 
 def _left_over(listing: Listing) -> list[str]:
-  """Lines on the files in class folders that are not read, and on folders that have no other."""
+  """Lines on the files that are not read, on folders that have no other, and on files that no list names."""
+  lines = []
+  if listing.unlisted:
+    count, first = len(listing.unlisted), listing.unlisted[0]
+    lines = [
+      f'Not read, since no list names it: {count:,} file{"s" * (count > 1)}, such as {first}; {FAILURES} has all'
+    ]
+  lines += _of_other_endings(listing) if listing.left_over else []
+  return [line.encode('utf-8', 'backslashreplace').decode() for line in lines]
+
+
+def _of_other_endings(listing: Listing) -> list[str]:
   files = listing.left_over
   kinds = ', '.join(f'{count:,} {ending}' for ending, count in Counter(map(_ending, files)).most_common())
-  lines = [f'Not read, by its ending: {kinds} in class folders, such as {files[0]}; {FAILURES} has all']
+  lines = [f'Not read, by its ending: {kinds}, such as {files[0]}; {FAILURES} has all']
   used = {os.path.dirname(c.path) for clips in listing.splits.values() for c in clips if c.path}
   if unused := sorted({os.path.dirname(path) for path in files} - used):
     more = f' and {len(unused) - 5:,} more' if len(unused) > 5 else ''
     lines.append(f'Not a class, since no file in it is read: {", ".join(unused[:5])}{more}')
-  return [line.encode('utf-8', 'backslashreplace').decode() for line in lines]
+  return lines
 
 
 def _ending(path: str) -> str:

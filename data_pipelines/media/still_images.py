@@ -1,7 +1,9 @@
 """A picture file's pixels as 8-bit RGB, upright: what builds store and predictions see. Pillow, no TensorFlow."""
 
+import os
+
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFont, ImageOps
 
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
@@ -39,3 +41,10 @@ def _white(picture: Image.Image) -> int | None:
     kind = 'floats' if picture.mode == 'F' else '32-bit or signed integers'
     raise Refused(f'has grey pixels that are {kind}, and nothing says which is white: save it with 8 or 16 bits.')
   return None
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
+  """DejaVu Sans, which matplotlib brings: it has the letters of most alphabets, though none of East Asia."""
+  import matplotlib
+
+  return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf'), size)

@@ -224,7 +224,7 @@ def _select(dataset: str, builder, split: str, frames_key: str) -> tuple[FrameIn
     raise UserError(
       f'Split {split!r} of the {dataset} cannot be used ({str(e).strip().splitlines()[0]}); it has '
       f'{", ".join(splits)}{hint}: name one of these, build the data set again with that split, or, if it is for '
-      f"testing, set test='' to train without."
+      f"testing, name it (--config.sources.NAME.test=SPLIT) or set test='' to train without."
     ) from None
   if not instructions:
     raise UserError(f'Split {split!r} of the {dataset} has no examples: choose another one of {", ".join(splits)}.')
