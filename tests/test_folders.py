@@ -429,3 +429,26 @@ def test_the_line_at_fault_is_named_in_a_table_with_quotes(tmp_path, line, said)
   (tmp_path / 'train.csv').write_text(f'path,label\nx.mp4,walk\ny.mkv,"say, you"\n{line}\n')
   with pytest.raises(UserError, match=said):
     list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
+
+
+def test_a_label_of_a_thousand_million_is_refused(tmp_path):
+  lay(tmp_path, 'a.mp4', 'b.mp4')
+  (tmp_path / 'train.csv').write_text('a.mp4,1\nb.mp4,999999999\n')
+  with pytest.raises(UserError, match='label 999999999, which would make as many classes'):
+    list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
+
+
+def test_class_folders_without_a_file_are_told(tmp_path):
+  lay(tmp_path, 'x/a.mp4', 'y/b.mp4', 'hidden/.c.mp4')
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'z').symlink_to(tmp_path / 'x')
+  assert list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').empty == tuple(
+    f'{tmp_path}/{n}' for n in ('empty', 'hidden', 'z')
+  )
+
+
+@pytest.mark.parametrize('heading', ['action', 'activity', 'Action Name', 'classes', 'labels'])
+def test_a_heading_of_the_classes_is_no_class(tmp_path, heading):
+  lay(tmp_path, 'run/a.mp4', 'sit/b.mp4')
+  (tmp_path / 'classes.csv').write_text(f'{heading}\nsit\nrun\n')
+  assert list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').class_names == ('sit', 'run')

@@ -664,3 +664,10 @@ def test_resuming_ignores_init_from(trained, tmp_path):
   assert int(state.step) == 2
   with pytest.raises(UserError, match='do not exist'):
     start(tmp_path, init_from__path=str(tmp_path / 'nowhere.npz'))
+
+
+@pytest.mark.parametrize('ending', ['npz', 'safetensors', 'flax'])
+def test_weights_that_are_a_pipe_are_not_waited_for(tmp_path, ending):
+  os.mkfifo(tmp_path / f'w.{ending}')
+  with pytest.raises(UserError, match='is not a regular file'):
+    files.read(str(tmp_path / f'w.{ending}'))

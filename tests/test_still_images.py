@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.contract import UserError
-from data_pipelines.media import transcode, video_files
+from data_pipelines.media import still_images, transcode, video_files
 from data_pipelines.media.transcode import Failure, Settings
 
 SETTINGS = Settings('image', short_side=0, fps=0, jpeg_quality=95)
@@ -111,3 +111,35 @@ def test_a_picture_that_would_grow_beyond_the_limit_is_refused_by_its_header(tmp
     list(video_files.frames(str(path)))
   assert tracemalloc.get_traced_memory()[1] < 1 << 24
   tracemalloc.stop()
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGBA', 'CMYK', 'I;16'])
+@pytest.mark.parametrize('orientation', [5, 6, 8])
+def test_a_plain_tiff_that_is_turned_is_not_sheared(tmp_path, mode, orientation):
+  """Pillow maps such pixels into memory by their turned size, where it has the name of the file."""
+  ramp = np.arange(24 * 40, dtype=np.uint16).reshape(24, 40)
+  plain = Image.fromarray(ramp * 60 if mode == 'I;16' else (ramp % 251).astype(np.uint8)).convert(mode)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  plain.save(tmp_path / 'turned.tif', exif=exif)
+  other = ('packed.tif', {'compression': 'tiff_lzw'}) if mode == 'CMYK' else ('turned.png', {})
+  plain.save(tmp_path / other[0], exif=exif, **other[1])
+  pixels = lambda name: np.asarray(still_images.upright(still_images.opened(str(tmp_path / name))))
+  found, expected = pixels('turned.tif'), pixels(other[0])
+  assert found.shape == (40, 24, 3)
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_wide_colours_in_planes_are_refused(tmp_path):
+  """What Pillow makes of them is noise."""
+  pixels = np.arange(3 * 8 * 8, dtype='<u2').tobytes()
+  entries = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 3, 200), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, 220),
+             (277, 3, 1, 3), (278, 3, 1, 8), (279, 4, 3, 240), (284, 3, 1, 2)]  # fmt: skip
+  directory = struct.pack('<H', len(entries)) + b''.join(struct.pack('<HHII', *e) for e in entries) + bytes(4)
+  head = (b'II*\0' + struct.pack('<I', 8) + directory).ljust(200, b'\0') + struct.pack('<3H', 16, 16, 16)
+  head = head.ljust(220, b'\0') + struct.pack('<3I', 300, 428, 556)
+  (tmp_path / 'x.tif').write_bytes(
+    (head.ljust(240, b'\0') + struct.pack('<3I', 128, 128, 128)).ljust(300, b'\0') + pixels
+  )
+  with pytest.raises(still_images.Refused, match='in planes'):
+    still_images.upright(still_images.opened(str(tmp_path / 'x.tif')))

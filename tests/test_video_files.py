@@ -1,6 +1,7 @@
 """Frames and windows of files: real ones of every container and codec, and generated ones whose content is known."""
 
 import itertools
+import pathlib
 import struct
 import tracemalloc
 from fractions import Fraction
@@ -510,3 +511,44 @@ def test_colours_that_there_are_none_of_are_one_sentence(tmp_path):
   with pytest.raises(UserError, match='pixels that cannot be made RGB') as caught:
     frame.pixels()
   assert str(caught.value).startswith(path)
+
+
+# ---- What breaking it found.
+
+
+def test_boxes_of_unknown_kinds_are_skipped(tmp_path):
+  """As ISO 14496-12 has it; junk that is no box still is damage."""
+  data = pathlib.Path(write(tmp_path / 'whole.mp4', 8)).read_bytes()
+  at = data.index(b'moov') - 4
+  for name in (b'meco', b'SEFT', b'idat'):
+    (tmp_path / 'more.mp4').write_bytes(data[:at] + struct.pack('>I', 20) + name + bytes(12) + data[at:])
+    assert len(list(video_files.frames(str(tmp_path / 'more.mp4')))) == 8
+  (tmp_path / 'junk.mp4').write_bytes(data[:at] + bytes(range(20)) + data[at:])
+  with pytest.raises(UserError, match='structure breaks'):
+    list(video_files.frames(str(tmp_path / 'junk.mp4')))
+
+
+def test_a_file_that_goes_while_it_is_read_is_one_sentence(tmp_path):
+  path = pathlib.Path(write(tmp_path / 'gone.mp4', 8))
+  with pytest.raises(UserError, match='No such file'):
+    for _ in video_files.frames(str(path)):
+      path.unlink(missing_ok=True)
+
+
+def test_what_is_no_picture_says_so_whatever_its_ending(tmp_path):
+  for name, content in (('page.jpg', b'<html>no</html>'), ('zeros.png', bytes(4000)), ('half.mp4', None)):
+    content = content or pathlib.Path(write(tmp_path / 'whole.mp4', 8)).read_bytes()[:-400]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match='is not a video or image that can be read') as caught:
+      list(video_files.frames(str(tmp_path / name)))
+    assert ('bytes are missing: is it complete?' in str(caught.value)) == (name == 'half.mp4')
+
+
+def test_half_floats_are_refused_by_name(tmp_path):
+  Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / 'x.tif')
+  data = bytearray((tmp_path / 'x.tif').read_bytes())
+  place = data.index(struct.pack('<HHI', 258, 3, 1)) + 8  # bits of a sample
+  data[place : place + 2] = struct.pack('<H', 24)
+  (tmp_path / 'x.tif').write_bytes(data)
+  with pytest.raises(UserError, match='is a TIFF of a kind that is not read'):
+    list(video_files.frames(str(tmp_path / 'x.tif')))

@@ -57,6 +57,8 @@ def read(path: str, which: str = 'raw', model_size: int | None = None) -> Weight
     raise UserError(f'config.init_from.params is {which!r}: expected "raw" or "ema".')
   if not os.path.exists(path):
     raise UserError(f'The weights {path} do not exist: give a local path; docs/weights.md says how to fetch files.')
+  if not (os.path.isfile(path) or os.path.isdir(path)):  # a pipe would be waited for
+    raise UserError(f'{path} is not a regular file: give the path of a file of weights.')
   if is_own(path):
     return _read_own(path, which)
   if os.path.isdir(path):
@@ -102,7 +104,7 @@ def _check_headers(path: str, model_size: int | None) -> None:
         if math.prod(shape) * dtype.itemsize > member.file_size and not dtype.hasobject:
           raise ValueError(f'{member.filename!r} is said to be of shape {shape}, and has {member.file_size:,} bytes')
         numbers += math.prod(shape)
-  except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+  except Exception as error:  # of a damaged header NumPy's parsers raise anything
     raise _damaged(path, error) from error
   _check_size(path, numbers, model_size)
 

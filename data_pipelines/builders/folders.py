@@ -12,6 +12,8 @@ from data_pipelines.builders import lists
 from data_pipelines.builders.listing import Clip, Listing, bad_line, composed, shown
 from data_pipelines.contract import UserError
 
+_MOST_CLASSES = 100_000  # of numbers alone: every number below the largest is a class
+
 
 def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Listing:
   """Lists a folder in whichever of these layouts it is:
@@ -62,7 +64,8 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
     least = min(2, max(map(len, found)))
     left_over = sorted({parts for parts in files if len(parts) >= least} - set(found))
     listing = _of_folders(manual_dir, found, _class_names(manual_dir, extensions))
-    listing = listing._replace(left_over=tuple(os.path.join(manual_dir, *parts) for parts in left_over))
+    files = tuple(os.path.join(manual_dir, *parts) for parts in left_over)
+    listing = listing._replace(left_over=files, empty=_empty(manual_dir))
   _check_labels_of_files(listing)
   return listing
 
@@ -72,6 +75,19 @@ def _unlisted(root: Path, listing: Listing, extensions: Collection[str]) -> tupl
   named = {os.path.normpath(c.path) for clips in listing.splits.values() for c in clips if c.path}
   lying = (os.path.join(root, *parts) for parts in _walk(root) if lists.has_extension(parts[-1], extensions))
   return tuple(sorted(path for path in lying if os.path.normpath(path) not in named))
+
+
+def _empty(root: Path) -> tuple[str, ...]:
+  """Folders that hold nothing that is seen, and links to folders that are read under their own names."""
+  found = []
+  for where, folders, names in os.walk(root):
+    shown_folders = [os.path.join(where, f) for f in folders if not f.startswith('.')]
+    folders[:] = [f for f in folders if not f.startswith('.')]
+    top = os.path.join(os.path.realpath(root), '')
+    found += [f for f in shown_folders if os.path.islink(f) and os.path.realpath(f).startswith(top)]
+    if not shown_folders and all(n.startswith('.') for n in names) and where != str(root):
+      found.append(where)
+  return tuple(sorted(found))
 
 
 def _walk(root: Path) -> Iterator[tuple[str, ...]]:
@@ -136,7 +152,13 @@ def _of_lists(root: Path, paths: dict[str, Path], extensions: Collection[str]) -
   labels = {row.label for parsed in rows.values() for row in parsed if row.label is not None}
   if numbered := all(re.fullmatch(r'-1|\d{1,9}', label) for label in labels):
     if names is None:
-      names = tuple(str(i) for i in range(max((int(label) for label in labels), default=-1) + 1))
+      largest = max((int(label) for label in labels), default=-1)
+      if largest >= _MOST_CLASSES:
+        raise UserError(
+          f'A list in {root} has the label {largest}, which would make as many classes; at most {_MOST_CLASSES:,} are '
+          'taken: number them from 0, or use names.'
+        )
+      names = tuple(str(i) for i in range(largest + 1))
   elif names is None:
     names = tuple(sorted(labels))
   index = {name: i for i, name in enumerate(names)}

@@ -58,6 +58,7 @@ class Listing(NamedTuple):
     class_names: in label order.
     splits: {split: its clips, in the order of the annotations}.
     left_over: paths of files in class folders that are of no kind that is read.
+    empty: folders among those of classes that hold nothing, and links to others of them.
     unlisted: paths of files that could be examples and that no list names.
   """
 
@@ -65,6 +66,7 @@ class Listing(NamedTuple):
   splits: dict[str, list[Clip]]
   left_over: tuple[str, ...] = ()
   unlisted: tuple[str, ...] = ()
+  empty: tuple[str, ...] = ()
 
 
 class Folder(NamedTuple):

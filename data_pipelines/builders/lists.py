@@ -17,7 +17,8 @@ _NAMES = ('classes', 'labels', 'label_map', 'class_names')
 # Words and endings of files that annotate others, read here or not.
 _ABOUT = frozenset([
   'annotation', 'annotations', 'label', 'labels', 'class', 'classes', 'classind', 'metadata', 'split', 'splits',
-  'list', 'lists', 'filelist', 'groundtruth',
+  'list', 'lists', 'filelist', 'groundtruth', 'truth', 'gt', 'annot', 'anno', 'trainval', 'targets', 'categories',
+  'holdout',
 ])  # fmt: skip
 _TABLES = frozenset([
   '.txt', '.csv', '.tsv', '.json', '.jsonl', '.xml', '.yaml', '.yml', '.parquet', '.feather', '.xls', '.xlsx', '.pkl',
@@ -26,7 +27,7 @@ _TABLES = frozenset([
 _LOOK = 1 << 16  # bytes of a file that are looked at to see whether it is a list
 _SEPARATORS = ('\t', ',', ';', ' ')
 _PATH_HEADING = re.compile(r'(path|file ?name|file ?path|file|video|video path|video name|image|image path|name)')
-_NAME_HEADING = re.compile(r'(name|class|class name|label|label name|category)s?')
+_NAME_HEADING = re.compile(r'((class|label|action|activity|category)( name)?|name|classe|activitie|categorie)s?')
 
 
 class Row(NamedTuple):

@@ -275,6 +275,9 @@ def _left_over(listing: Listing) -> list[str]:
       f'Not read, since no list names it: {count:,} file{"s" * (count > 1)}, such as {first}; {FAILURES} has all'
     ]
   lines += _of_other_endings(listing) if listing.left_over else []
+  if listing.empty:
+    more = f' and {len(listing.empty) - 5:,} more' if len(listing.empty) > 5 else ''
+    lines.append(f'Not a class, since it is empty or a link to another: {", ".join(listing.empty[:5])}{more}')
   return [line.encode('utf-8', 'backslashreplace').decode() for line in lines]
 
 

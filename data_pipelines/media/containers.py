@@ -172,7 +172,7 @@ def _mp4(f: BinaryIO, length: int) -> None:
     size, name = integer(f, at, 4), f.read(4)
     if size == 1:  # a length of 64 bits follows the name
       size = integer(f, at + 8, 8)
-    if name not in _BOXES or size < 8:
+    if not (name in _BOXES or _is_box(f, at, size, name, length)) or size < 8:
       if name in _BOXES and size == 0:  # to the end of the file
         at = length
       break
@@ -182,6 +182,17 @@ def _mp4(f: BinaryIO, length: int) -> None:
   if at < length and holds(f, at, (b'moof', b'mdat', b'mfra', b'moov', b'sidx')):
     raise broken(at)
   need(max(at, indexed), length)
+
+
+def _is_box(f: BinaryIO, at: int, size: int, name: bytes, length: int) -> bool:
+  """Whether bytes are a box of a kind that is not known, which readers skip: its name is text, and another follows."""
+  end = at + size
+  if not (re.fullmatch(rb'[A-Za-z0-9 _\xa9-]{4}', name) and size >= 8 and end <= length):
+    return False
+  if end == length:
+    return True
+  seek(f, end + 4)
+  return f.read(4) in _BOXES
 
 
 def _indexed_end(f: BinaryIO, start: int, end: int) -> int:

@@ -5,11 +5,19 @@ import os
 import numpy as np
 from PIL import Image, ImageFont, ImageOps
 
-_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO, _PLANAR, _APART = 258, 262, 0, 284, 2  # of TIFF
 
 
 class Refused(ValueError):
   """A picture whose pixels have no range that is known: a sentence that goes on from the name of the file."""
+
+
+def opened(path: str) -> Image.Image:
+  """The file as Pillow opens it; raises what Pillow raises."""
+  picture = Image.open(path)
+  # By this name Pillow would map raw pixels into memory, by the size that they have once they are turned.
+  picture.filename = ''
+  return picture
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -18,8 +26,11 @@ def upright(picture: Image.Image) -> Image.Image:
   Grey of 16 bits is scaled by its range; transparency is left out.
 
   Raises:
-    Refused: its pixels are floats or 32-bit integers. Pillow raises anything on broken bytes.
+    Refused: its pixels are floats or 32-bit integers, or colours of 16 bits in planes. Pillow raises anything on broken
+      bytes.
   """
+  if picture.format == 'TIFF' and picture.tag_v2.get(_PLANAR) == _APART and max(picture.tag_v2.get(_BITS, (8,))) > 8:
+    raise Refused('has colours of more than 8 bits in planes, which are not read: save it with interleaved pixels.')
   turned = ImageOps.exif_transpose(picture)
   white = _white(picture)
   if white is None:

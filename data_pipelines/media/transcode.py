@@ -154,8 +154,10 @@ def image(path: str, settings: Settings) -> bytes:
   Raises:
     Failure: it cannot be read as a whole.
   """
+  if not os.path.isfile(path):
+    raise Failure('it is not a regular file')  # a pipe would be waited for
   try:
-    with Image.open(path) as picture:
+    with still_images.opened(path) as picture:
       picture.load()
       if reason := containers.damage(path):  # Pillow asks for no checksum
         raise Failure(reason)

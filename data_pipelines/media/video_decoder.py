@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 
 import av
@@ -76,6 +77,7 @@ def survey(path: str) -> tuple[float | None, int | None]:
     rate = _nominal_rate(stream)
     packet_clock = clock.PacketClock(stream.time_base, rate)
     count, first, last = 0, None, None
+    span = [0, 0]  # numbers of the first and the last packet that have a time
     try:
       for packet in container.demux(stream):
         if not packet.size or packet.is_discard:
@@ -83,11 +85,12 @@ def survey(path: str) -> tuple[float | None, int | None]:
         time = next((t for t in reversed(packet_clock(packet.dts, packet.pts)) if t is not None), None)
         count += 1
         if time is not None:
+          span = [span[0] or count, count]
           first, last = (time, time) if first is None else (min(first, time), max(last, time))
     except av.FFmpegError:  # a broken end: the packets before it tell the rate
       pass
-    if count > 1 and first is not None and last > first:
-      measured = float((count - 1) / ((last - first) * stream.time_base))
+    if span[1] > span[0] and last > first:
+      measured = float((span[1] - span[0]) / ((last - first) * stream.time_base))
       # Timestamps are rounded to milliseconds in some containers; what they state is not.
       if not rate or abs(measured / rate - 1) > 0.01:
         rate = measured
@@ -248,10 +251,14 @@ def _open(path: str):
   try:
     container = av.open(f'file:{path}')  # or 'a:b.mp4' would be the protocol a
   except Exception as error:
-    raise UserError(f'{path} is not a video or image that can be read ({reason(error)}).') from error
-  if container.format.name == 'image2':  # a number in the name, %03d, stands for many
+    damage = containers.damage(path)  # an MP4 whose end is lost has lost its index, and FFmpeg says no more
+    why = f'{damage}: is it complete?' if damage else reason(error)
+    raise UserError(f'{path} is not a video or image that can be read ({why}).') from error
+  if container.format.name == 'image2':
     container.close()
-    raise others
+    if '%' in os.path.basename(path):  # a number in the name, %03d, stands for many
+      raise others
+    raise UserError(f'{path} is not a video or image that can be read (Pillow does not know it as a picture).')
   if (marks := _RAW.get(container.format.name)) and not containers.begins(path, marks):
     container.close()
     raise UserError(f'{path} is not a video or image that can be read (its beginning is damaged).')

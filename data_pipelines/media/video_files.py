@@ -29,6 +29,7 @@ SEGMENT_WINDOW = 300
 _LOG = logging.getLogger(__name__)
 
 _ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # other formats with several pictures hold pages or stereo pairs
+_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _MOTION_JPEG = ('.mjpg', '.mjpeg')
 _ENCODERS = ('libx264', 'mpeg4')
 _GIF_FRAMES = 200
@@ -143,7 +144,10 @@ def frames(path: str, threads: int = 0) -> Iterator[Frame]:
       '%s: its timestamps leap by %.1f s after frame %d%s; time goes on from there without the leap.',
       *(path, first.seconds, first.packet, f', and {more} times more' if more else ''),
     )
-  reason = reason or containers.damage(path)
+  try:
+    reason = reason or containers.damage(path)
+  except OSError as error:  # it has been removed, or a folder put in its place, since it was opened
+    reason = video_decoder.reason(error)
   if not reason and found.declared is not None and found.packets < found.declared:
     reason = 'the file ends early'
   if not decoded:
@@ -395,8 +399,10 @@ def _open_image(path: str) -> Image.Image | None:
   if not os.path.isfile(path):
     raise UserError(f'{path} is not a file: give the path of a video or an image.')
   try:
-    image = Image.open(path)
+    image = still_images.opened(path)
   except Image.UnidentifiedImageError:
+    if containers.begins(path, _TIFF):  # FFmpeg would show something
+      raise UserError(f'{path} is a TIFF of a kind that is not read: save it with 8 or 16 bits.') from None
     return None
   except Exception as error:  # no permission, a picture too large to be honest, a broken header
     raise UserError(f'{path} cannot be opened ({video_decoder.reason(error)}).') from error
