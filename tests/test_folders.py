@@ -452,3 +452,9 @@ def test_a_heading_of_the_classes_is_no_class(tmp_path, heading):
   lay(tmp_path, 'run/a.mp4', 'sit/b.mp4')
   (tmp_path / 'classes.csv').write_text(f'{heading}\nsit\nrun\n')
   assert list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').class_names == ('sit', 'run')
+
+
+def test_one_split_spelt_in_two_ways_is_refused(tmp_path):
+  lay(tmp_path, 'train/run/a.mp4', 'Train/sit/b.mp4')
+  with pytest.raises(UserError, match=r"has the splits '[tT]rain' and '[tT]rain': give both folders one name"):
+    list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')

@@ -139,7 +139,12 @@ def _of_folders(root: Path, found: list[tuple[str, ...]], names: tuple[str, ...]
     label = number[_class(parts)] if labelled else -1
     file = os.path.join(root, *parts)
     splits.setdefault(split, []).append(Clip(name, video_id(file), file, label, ''))
+  spelt: dict[str, str] = {}
   for split in splits:
+    if (other := spelt.setdefault(split.casefold(), split)) != split:
+      raise UserError(
+        f'{root} has the splits {other!r} and {split!r}: give both folders one name, or put one elsewhere.'
+      )
     if not re.fullmatch(r'\w+', split) or split == 'all':
       raise UserError(f"{root / split}: a split cannot be called {split!r}; expected letters and digits, not 'all'.")
   return Listing(class_names, splits)
