@@ -246,7 +246,7 @@ def test_statistics_of_several_streams_are_weighted_as_their_losses():
 
 def test_the_average_of_a_run_averages_statistics():
   """One step: what moved are the clips', not a gradient's, and the average goes a share of the way there."""
-  run, mesh, batches = build(config('resnet3d', optimizer__name='sgd', optimizer__options={}))
+  run, mesh, batches = build(config('resnet3d', optimizer__name='sgd', optimizer__options={'decay': 0.9}))
   optimizer, _ = stepping.make_optimizer(run)
   _, placed = state.state_shardings(run, optimizer, mesh)
   before = state.create(run, optimizer, mesh, placed)
