@@ -255,6 +255,8 @@ def test_the_average_of_a_run_averages_statistics():
   after, _ = stepping.compile_step(run, optimizer, mesh)(before, sharding.to_global(batch, mesh))
   seen = run.encode(old['encoder'], batch['video']['views']['clip'], rng=jax.random.key(0)).statistics
   near(after.params['encoder'][encoders.STATISTICS], seen, 1e-5)
+  kept = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after.opt_state)]
+  assert any('stem' in name for name in kept) and not any(encoders.STATISTICS in name for name in kept)  # no moments
   decay = min(0.5, 2 / 11)
   averaged = jax.tree.map(
     lambda a, b: decay * a + (1 - decay) * b, old['encoder'][encoders.STATISTICS], jax.device_get(seen)
