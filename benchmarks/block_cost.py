@@ -17,6 +17,7 @@ so depth is unrolled here. What the compiler keeps in fast memory changes from d
 good to a few percent only.
 """
 
+import argparse
 import json
 import os
 import re
@@ -35,7 +36,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -43,7 +43,10 @@ from jax.sharding import PartitionSpec as P
 from cover_jax.models import Heads, TimeSformer
 from cover_jax.models.encoder import Encoded
 from cover_jax.models.timesformer import Block
+from data_pipelines import flags
 from data_pipelines.contract import UserError
+
+_OPTIONS = argparse.Namespace()  # the flags, once they are parsed
 
 WIDTH, NUM_HEADS, MLP_DIM, DEPTH = 768, 12, 3072, 12
 FRAMES, SIZE, PLACES, CLASSES = 8, 224, 196, 400
@@ -57,17 +60,6 @@ GOALS = {'GB': 0.75, 'opt': 0.85, 'cyc': 0.95}  # of it
 
 Cost = dict[str, float]
 
-_OWN = flags.FlagValues()  # so that another module may have flags of these names
-_FAST = flags.DEFINE_bool('fast', False, 'One block only.', flag_values=_OWN)
-_DEPTHS = flags.DEFINE_list(
-  'depths', ['1', '3'], 'Depths of the training steps to compile; the last two extrapolate.', flag_values=_OWN
-)
-_PROGRAMS = flags.DEFINE_list('programs', ['ours', 'vivit', 'naive'], 'Rows of the table.', flag_values=_OWN)
-_TOPOLOGY = flags.DEFINE_string(
-  'topology', 'v5p:2x2x1', 'A slice; `opt` is meaningless on v5e and v6e.', flag_values=_OWN
-)
-_TOP = flags.DEFINE_integer('top', 0, 'Operations to list, by estimated cycles.', flag_values=_OWN)
-_JSON = flags.DEFINE_string('json', '', 'File for the figures; none if empty.', flag_values=_OWN)
 
 _dense = partial(nn.DenseGeneral, dtype=jnp.bfloat16)
 _norm = partial(nn.LayerNorm, dtype=jnp.bfloat16)
@@ -273,13 +265,29 @@ def row(name: str, cost: Cost, reference: Cost | None) -> str:
   return f'{name:<28}{"  ".join(cells)}  {cost["GiB"]:.2f} GiB{use}'
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
-  _OWN.mark_as_parsed()
-  if unknown := set(_PROGRAMS.value) - {'ours', 'vivit', 'naive'}:
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('benchmarks.block_cost', __doc__)
+  to.add_argument('--fast', action='store_true', help='one block only')
+  to.add_argument(
+    '--depths',
+    type=flags.words,
+    default=['1', '3'],
+    help='depths of the training steps to compile; the last two extrapolate',
+  )
+  to.add_argument('--programs', type=flags.words, default=['ours', 'vivit', 'naive'], help='rows of the table')
+  to.add_argument('--topology', default='v5p:2x2x1', help='a slice; `opt` is meaningless on v5e and v6e')
+  to.add_argument('--top', type=int, default=0, help='operations to list, by estimated cycles')
+  to.add_argument('--json', default='', help='file for the figures; none if empty')
+  return to
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  flags.parse(parser(), argv, _OPTIONS)
+  if unknown := set(_OPTIONS.programs) - {'ours', 'vivit', 'naive'}:
     raise UserError(f'--programs names {", ".join(sorted(unknown))}; there are ours, vivit and naive.')
-  depths = [int(depth) for depth in _DEPTHS.value]
-  mesh = open_mesh(_TOPOLOGY.value)
+  depths = [int(depth) for depth in _OPTIONS.depths]
+  mesh = open_mesh(_OPTIONS.topology)
   results: dict[str, Cost] = {}
 
   def show(name: str, cost: Cost, reference: Cost | None, note: str = '') -> Cost:
@@ -291,15 +299,15 @@ def main(argv: Sequence[str]) -> None:
     start = time.time()
     compiled = make()
     cost = show(name, cost_of_compiled(compiled), reference, f'  [{time.time() - start:.0f} s]')
-    for ms, operation, arrays, source in dearest_operations(compiled.as_text(), _TOP.value):
+    for ms, operation, arrays, source in dearest_operations(compiled.as_text(), _OPTIONS.top):
       print(f'  {ms:7.3f} ms  {operation:32} {arrays[:80]:80} {source[-100:]}')
     return cost
 
-  print(f'{_TOPOLOGY.value}, {CLIPS_PER_CHIP} clips a chip, jax {jax.__version__}; ratios are to scenic as recorded:')
+  print(f'{_OPTIONS.topology}, {CLIPS_PER_CHIP} clips a chip, jax {jax.__version__}; ratios are to scenic as recorded:')
   print(row('scenic, depth 12', SCENIC | {'GiB': 7.58}, None))
   print('goals'.ljust(28) + ', '.join(f'{key} {SCENIC[key] * share:.1f} ({share}x)' for key, share in GOALS.items()))
-  for program in _PROGRAMS.value:
-    if _FAST.value:
+  for program in _OPTIONS.programs:
+    if _OPTIONS.fast:
       twelfth = {key: value / DEPTH for key, value in SCENIC.items()}
       measure(f'{program}, one block', partial(compile_block, program, mesh), twelfth)
       continue
@@ -310,15 +318,10 @@ def main(argv: Sequence[str]) -> None:
     if len(depths) > 1:
       a, b = depths[-2:]
       show(f'{program}, {DEPTH} from {a} and {b}', extrapolate(steps[a], steps[b], (a, b)), SCENIC)
-  if _JSON.value:
-    with open(_JSON.value, 'w', encoding='utf-8') as f:
-      json.dump({'topology': _TOPOLOGY.value, 'jax': jax.__version__, 'scenic': SCENIC, 'rows': results}, f, indent=2)
+  if _OPTIONS.json:
+    with open(_OPTIONS.json, 'w', encoding='utf-8') as f:
+      json.dump({'topology': _OPTIONS.topology, 'jax': jax.__version__, 'scenic': SCENIC, 'rows': results}, f, indent=2)
 
 
 if __name__ == '__main__':
-  flags.FLAGS.append_flag_values(_OWN)
-  try:
-    app.run(main)
-  except UserError as error:
-    print(f'\nError: {error}', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(flags.run(main))

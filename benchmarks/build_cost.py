@@ -1,6 +1,6 @@
 """What it costs to build a dataset of one's own videos: CPU time, frames a second a core, bytes a video.
 
-    python benchmarks/build_cost.py --video=a.mp4 --video=b.webm [--copies=32] [--fps=0] [--storage=jpeg]
+    python -m benchmarks.build_cost --video=a.mp4 --video=b.webm [--copies=32] [--fps=0] [--storage=jpeg]
 
 Each video is built by itself, `copies` times with one decoding process, by the engine that real builds use. CPU time is
 that of all processes, so other work on the machine disturbs it little; start-up is left out. About 30 s a video.
@@ -9,12 +9,15 @@ that of all processes, so other work on the machine disturbs it little; start-up
 import argparse
 import os
 import resource
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from data_pipelines import flags
 from data_pipelines.builders.media import MediaConfig
 from data_pipelines.builders.video_folder import VideoFolder
 from data_pipelines.sources import open_tfds
@@ -51,14 +54,19 @@ def build(video: str, copies: int, config: MediaConfig) -> dict[str, float]:
     }
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--video', action='append', required=True)
-  parser.add_argument('--copies', type=int, default=32)
-  parser.add_argument('--fps', type=float, default=0)
-  parser.add_argument('--short_side', type=int, default=256)
-  parser.add_argument('--storage', default='jpeg')
-  options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('benchmarks.build_cost', __doc__)
+  to.add_argument('--video', action='append', required=True)
+  to.add_argument('--copies', type=int, default=32)
+  to.add_argument('--fps', type=float, default=0)
+  to.add_argument('--short_side', type=int, default=256)
+  to.add_argument('--storage', default='jpeg')
+  return to
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  options = flags.parse(parser(), argv)
   config = MediaConfig(name='bench', fps=options.fps, short_side=options.short_side, storage=options.storage)
   rows = {Path(v).name: build(v, options.copies, config) for v in options.video}
   print(f'{"video":28} {"frames":>6} {"stored":>6} {"CPU s":>6} {"frames/CPU s":>12} {"MB":>6} {"source MB":>9}')
@@ -70,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(flags.run(main))

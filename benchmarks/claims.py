@@ -9,6 +9,7 @@ a line of `cells.jsonl` in DIR (with --doc: beside the document), so the same co
 does another machine that has the file. Weights and compiled programs lie in DIR and may be deleted.
 """
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -24,40 +25,15 @@ from concurrent import futures
 from multiprocessing import connection
 from typing import Any
 
-from absl import app, flags
-
 from benchmarks import claims_report, claims_runs
 from benchmarks.claims_runs import LEARNING_RATES, Run
 from benchmarks.claims_study import Cell, Results, Study, append, read, ready, start_cell, weights_path
 from configs import claims_digits
+from data_pipelines import flags
 from data_pipelines.contract import UserError
 
-_OWN = flags.FlagValues()  # so that another module may have flags of these names
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder for weights, compiled programs and, without --doc, results.', flag_values=_OWN
-)
-_DOC = flags.DEFINE_string(
-  'doc', '', 'Markdown file to write the tables to; cells and pictures go beside it.', flag_values=_OWN
-)
-_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2', '3', '4'], 'Seeds of the runs that count.', flag_values=_OWN)
-_WORKERS = flags.DEFINE_integer(
-  'workers', os.cpu_count() or 1, 'Runs at a time, each on one core; 1 on a GPU.', flag_values=_OWN
-)
-_MINUTES = flags.DEFINE_float(
-  'minutes', 0.0, 'Start no further run after so long; 0: until all is done.', flag_values=_OWN
-)
-_RERUN = flags.DEFINE_list(
-  'rerun', [], 'Only train these runs again and print them beside what is recorded.', flag_values=_OWN
-)
-_TRY = flags.DEFINE_string(
-  'try',
-  '',
-  'With --rerun: changes of its config, such as {"model.width": 96}; judged on the validation split.',
-  flag_values=_OWN,
-)
-_QUICK = flags.DEFINE_bool(
-  'quick', False, 'A small study: short runs, two seeds, no search, no sweep, no longer runs.', flag_values=_OWN
-)
+_OPTIONS = argparse.Namespace()  # the flags, once they are parsed
+
 
 SEARCH_SEEDS = (100,)
 STEPS, FINETUNING_STEPS = 2400, 300
@@ -143,16 +119,16 @@ def execute(study: Study, results: Results, cells_path: str, folder: str) -> Non
   """Runs what is left, several cells at a time, and says how long the rest will take."""
   begin, spent = time.monotonic(), 0.0
   context, cores = multiprocessing.get_context('spawn'), None
-  if _WORKERS.value > 1 and hasattr(os, 'sched_setaffinity'):
+  if _OPTIONS.workers > 1 and hasattr(os, 'sched_setaffinity'):
     cores, mine = context.Queue(), sorted(os.sched_getaffinity(0))
-    for worker in range(_WORKERS.value):
+    for worker in range(_OPTIONS.workers):
       cores.put(mine[worker % len(mine)])
-  with futures.ProcessPoolExecutor(_WORKERS.value, context, _start_worker, (folder, cores)) as pool:
+  with futures.ProcessPoolExecutor(_OPTIONS.workers, context, _start_worker, (folder, cores)) as pool:
     running: dict[futures.Future, Cell] = {}
     while True:
-      late = _MINUTES.value and time.monotonic() - begin > 60 * _MINUTES.value
+      late = _OPTIONS.minutes and time.monotonic() - begin > 60 * _OPTIONS.minutes
       for cell in [] if late else ready(study, results, folder):
-        if len(running) == _WORKERS.value:
+        if len(running) == _OPTIONS.workers:
           break
         if cell not in running.values():
           running[_submit(pool, study, cell, folder)] = cell
@@ -245,55 +221,80 @@ def again(study: Study, results: Results, names: Sequence[str], changes: Mapping
         )
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
-  _OWN.mark_as_parsed()
-  if _OUTPUT.value is None:
-    raise UserError('--output is missing: name a folder for weights and compiled programs.')
-  steps, finetuning_steps = (QUICK_STEPS, QUICK_FINETUNING_STEPS) if _QUICK.value else (STEPS, FINETUNING_STEPS)
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('benchmarks.claims', __doc__)
+  to.add_argument('--output', required=True, help='folder for weights, compiled programs and, without --doc, results')
+  to.add_argument('--doc', default='', help='Markdown file to write the tables to; cells and pictures go beside it')
+  to.add_argument('--seeds', type=flags.words, default=['0', '1', '2', '3', '4'], help='seeds of the runs that count')
+  to.add_argument(
+    '--workers',
+    type=int,
+    default=os.cpu_count() or 1,
+    help='runs at a time, each on one core; 1 on a GPU',
+  )
+  to.add_argument('--minutes', type=float, default=0.0, help='start no further run after so long; 0: until all is done')
+  to.add_argument(
+    '--rerun',
+    type=flags.words,
+    default=[],
+    help='only train these runs again and print them beside what is recorded',
+  )
+  to.add_argument(
+    '--try',
+    dest='changes',
+    default='',
+    help='with --rerun: changes of its config, such as {"model.width": 96}; judged on the validation split',
+  )
+  to.add_argument(
+    '--quick',
+    action='store_true',
+    help='a small study: short runs, two seeds, no search, no sweep, no longer runs',
+  )
+  return to
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  flags.parse(parser(), argv, _OPTIONS)
+  steps, finetuning_steps = (QUICK_STEPS, QUICK_FINETUNING_STEPS) if _OPTIONS.quick else (STEPS, FINETUNING_STEPS)
   try:
-    seeds = tuple(int(seed) for seed in _SEEDS.value)
+    seeds = tuple(int(seed) for seed in _OPTIONS.seeds)
   except ValueError as error:
-    raise UserError(f'--seeds is {",".join(_SEEDS.value)}: expected whole numbers, such as 0,1,2.') from error
+    raise UserError(f'--seeds is {",".join(_OPTIONS.seeds)}: expected whole numbers, such as 0,1,2.') from error
   try:
-    changes = json.loads(_TRY.value or '{}')
+    changes = json.loads(_OPTIONS.changes or '{}')
     if not isinstance(changes, dict):
       raise ValueError('it is no object')
   except ValueError as error:
-    raise UserError(f'--try is {_TRY.value!r}: expected JSON such as {{"model.width": 96}}: {error}.') from error
-  if changes and not _RERUN.value:
+    raise UserError(f'--try is {_OPTIONS.changes!r}: expected JSON such as {{"model.width": 96}}: {error}.') from error
+  if changes and not _OPTIONS.rerun:
     raise UserError('--try needs --rerun: name the runs to change.')
   if clash := set(seeds) & set(SEARCH_SEEDS):
     raise UserError(f'--seeds has {sorted(clash)}, which the search uses: take others.')
   study = Study(
-    claims_runs.study(steps, finetuning_steps, whole=not _QUICK.value),
-    seeds[:2] if _QUICK.value else seeds,
+    claims_runs.study(steps, finetuning_steps, whole=not _OPTIONS.quick),
+    seeds[:2] if _OPTIONS.quick else seeds,
     SEARCH_SEEDS,
-    LEARNING_RATES[1:2] if _QUICK.value else LEARNING_RATES,
+    LEARNING_RATES[1:2] if _OPTIONS.quick else LEARNING_RATES,
   )
-  os.makedirs(_OUTPUT.value, exist_ok=True)
-  files = os.path.splitext(_DOC.value)[0] if _DOC.value else os.path.join(_OUTPUT.value, 'cells')
+  os.makedirs(_OPTIONS.output, exist_ok=True)
+  files = os.path.splitext(_OPTIONS.doc)[0] if _OPTIONS.doc else os.path.join(_OPTIONS.output, 'cells')
   cells_path = files + '.jsonl'
   results = read(cells_path, study)
-  if _WORKERS.value > 1:  # one core each, which the workers inherit; sums in the same order when a run is repeated
+  if _OPTIONS.workers > 1:  # one core each, which the workers inherit; sums in the same order when a run is repeated
     single = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {single}'
-  if _RERUN.value:
-    if _WORKERS.value > 1 and hasattr(os, 'sched_setaffinity'):  # as a worker
+  if _OPTIONS.rerun:
+    if _OPTIONS.workers > 1 and hasattr(os, 'sched_setaffinity'):  # as a worker
       os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    _start_worker(_OUTPUT.value)
-    return again(study, results, _RERUN.value, changes, _OUTPUT.value)
-  execute(study, results, cells_path, _OUTPUT.value)
+    _start_worker(_OPTIONS.output)
+    return again(study, results, _OPTIONS.rerun, changes, _OPTIONS.output)
+  execute(study, results, cells_path, _OPTIONS.output)
   final = [results[cell] for cell in study.cells(results) if cell in results and cell.seed in study.seeds]
   searched = {name: study.rate(name, results) for name, run in study.runs.items() if not run.rate_of}
   done = 1 - study.left(results) / study.whole(results)
-  print('\n' + claims_report.write(files, _DOC.value, final, searched, list(results.values()), done))
+  print('\n' + claims_report.write(files, _OPTIONS.doc, final, searched, list(results.values()), done))
 
 
 if __name__ == '__main__':
-  flags.FLAGS.append_flag_values(_OWN)
-  try:
-    app.run(main)
-  except UserError as error:
-    print(f'\nError: {error}', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(flags.run(main))

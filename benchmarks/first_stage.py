@@ -8,35 +8,32 @@ that is there already is continued or read. The table has, for each source and e
 which the test top-1 reaches it; levels are shares of what the run from scratch ends with, mean over the seeds.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from absl import app, flags
 
 from cover_jax.training import metrics
+from data_pipelines import flags
 from data_pipelines.contract import UserError
+
+_OPTIONS = argparse.Namespace()  # the flags, once they are parsed
 
 LEVELS = (0.5, 0.75, 0.9, 1.0)  # of the final accuracy from scratch
 
-_OWN = flags.FlagValues()  # so that another module may have flags of these names
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the workdirs.', required=True, flag_values=_OWN)
-_SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds, each a pair of runs.', flag_values=_OWN)
-_EVERY = flags.DEFINE_integer('every', 100, 'Steps between evaluations: the resolution of the table.', flag_values=_OWN)
-_STEPS = flags.DEFINE_integer('steps', 0, "Steps of co-training; 0 for the config's own.", flag_values=_OWN)
-_VARIANT = flags.DEFINE_string('variant', '', "Variant of the configs, e.g. 'debug'.", flag_values=_OWN)
 
 Curve = list[tuple[int, float]]  # (step, top-1)
 
 
 def train(config: str, workdir: str, seed: str, *options: str) -> None:
   """Runs one training as a user would."""
-  variant = f':{_VARIANT.value}' if _VARIANT.value else ''
+  variant = f':{_OPTIONS.variant}' if _OPTIONS.variant else ''
   command = [sys.executable, '-m', 'cover_jax.main', f'--config=configs/{config}.py{variant}', f'--workdir={workdir}']
   print('Running', os.path.basename(workdir), flush=True)
-  log = os.path.join(_OUTPUT.value, f'{os.path.basename(workdir)}.log')
+  log = os.path.join(_OPTIONS.output, f'{os.path.basename(workdir)}.log')
   with open(log, 'a', encoding='utf-8') as f:
     done = subprocess.run([*command, f'--config.seed={seed}', *options], stdout=f, stderr=subprocess.STDOUT)
   if done.returncode:
@@ -79,29 +76,34 @@ def table(scratch: Sequence[Mapping[str, Curve]], seeded: Sequence[Mapping[str, 
   return '\n'.join(lines)
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
-  _OWN.mark_as_parsed()
-  os.makedirs(_OUTPUT.value, exist_ok=True)
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('benchmarks.first_stage', __doc__)
+  to.add_argument('--output', required=True, help='folder for the workdirs')
+  to.add_argument('--seeds', type=flags.words, default=['0'], help='seeds, each a pair of runs')
+  to.add_argument('--every', type=int, default=100, help='steps between evaluations: the resolution of the table')
+  to.add_argument('--steps', type=int, default=0, help="steps of co-training; 0 for the config's own")
+  to.add_argument('--variant', default='', help="variant of the configs, e.g. 'debug'")
+  return to
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  flags.parse(parser(), argv, _OPTIONS)
+  os.makedirs(_OPTIONS.output, exist_ok=True)
   scratch, seeded = [], []
-  for seed in _SEEDS.value:
-    first, plain, second = (os.path.join(_OUTPUT.value, f'{run}_{seed}') for run in ('first', 'scratch', 'seeded'))
-    options = [f'--config.eval_every={_EVERY.value}']
-    if _STEPS.value:
-      options.append(f'--config.total_steps={_STEPS.value}')
+  for seed in _OPTIONS.seeds:
+    first, plain, second = (os.path.join(_OPTIONS.output, f'{run}_{seed}') for run in ('first', 'scratch', 'seeded'))
+    options = [f'--config.eval_every={_OPTIONS.every}']
+    if _OPTIONS.steps:
+      options.append(f'--config.total_steps={_OPTIONS.steps}')
     train('pretrain_image', first, seed)
     train('digits_cover', plain, seed, *options)
     train('digits_cover', second, seed, *options, f'--config.init_from.path={first}')
     scratch.append(curves(plain))
     seeded.append(curves(second))
-  print(f'\nFirst step with that test top-1; {len(scratch)} seeds, evaluated every {_EVERY.value} steps\n')
+  print(f'\nFirst step with that test top-1; {len(scratch)} seeds, evaluated every {_OPTIONS.every} steps\n')
   print(table(scratch, seeded))
 
 
 if __name__ == '__main__':
-  flags.FLAGS.append_flag_values(_OWN)
-  try:
-    app.run(main)
-  except UserError as error:
-    print(f'\nError: {error}', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(flags.run(main))

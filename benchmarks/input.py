@@ -13,6 +13,7 @@ not installed is reported as absent: `pip install '.[bench]'`, or --peer_python 
 Writes DIR/input.json, DIR/input.md and DIR/input.png; Linux only. --quick is a trial: few videos, two peers.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -25,25 +26,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
 
 from benchmarks import input_contestants as contestants
 from benchmarks import input_media
+from data_pipelines import flags
 from data_pipelines.contract import UserError
 
-_OWN = flags.FlagValues()  # so that another module may have flags of these names
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the videos and the results.', required=True, flag_values=_OWN)
-_VIDEO = flags.DEFINE_string('video', None, 'A video to take the content from; drawn if absent.', flag_values=_OWN)
-_QUICK = flags.DEFINE_bool('quick', False, 'Few videos, short turns, two rounds, two peers.', flag_values=_OWN)
-_SECONDS = flags.DEFINE_list('seconds', None, 'Lengths of the videos; 10,60.', flag_values=_OWN)
-_COUNT = flags.DEFINE_integer('count', 0, 'Videos of each length; 12, or 4 if quick.', flag_values=_OWN)
-_ROUNDS = flags.DEFINE_integer('rounds', 0, 'Turns of each contestant; 7, or 2 if quick.', flag_values=_OWN)
-_TURN = flags.DEFINE_float('turn', 0, 'Seconds of a turn; 4, or 1 if quick.', flag_values=_OWN)
-_PEERS = flags.DEFINE_list('peers', None, 'Peers to compare with; all.', flag_values=_OWN)
-_PEER_PYTHON = flags.DEFINE_string('peer_python', sys.executable, 'Interpreter that runs the peers.', flag_values=_OWN)
-_DEMAND = flags.DEFINE_list(
-  'demand', [], 'Clips a second that an accelerator takes: prints the cores that feed it.', flag_values=_OWN
-)
+_OPTIONS = argparse.Namespace()  # the flags, once they are parsed
+
 
 _LATE = 1_000_000  # step of the restart
 _HEAD_START = 6  # batches that a loader has ready when its turn begins, about
@@ -161,7 +151,7 @@ def measure(entries: Mapping[str, tuple[str, Path]], rounds: int, turn: float) -
   running, absent, results = [], {}, {}
   try:
     for label, (name, folder) in entries.items():
-      python = sys.executable if name in ours or name == 'tfds_skip_decoding' else _PEER_PYTHON.value
+      python = sys.executable if name in ours or name == 'tfds_skip_decoding' else _OPTIONS.peer_python
       try:
         contestant = Contestant(name, folder, python)
       except Absent as e:
@@ -282,20 +272,40 @@ def draw(report: Mapping, path: Path) -> None:
   figure.savefig(path, dpi=100)
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
-  _OWN.mark_as_parsed()
-  quick = _QUICK.value
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('benchmarks.input', __doc__)
+  to.add_argument('--output', required=True, help='folder for the videos and the results')
+  to.add_argument('--video', help='a video to take the content from; drawn if absent')
+  to.add_argument('--quick', action='store_true', help='few videos, short turns, two rounds, two peers')
+  to.add_argument('--seconds', type=flags.words, help='lengths of the videos; 10,60')
+  to.add_argument('--count', type=int, default=0, help='videos of each length; 12, or 4 if quick')
+  to.add_argument('--rounds', type=int, default=0, help='turns of each contestant; 7, or 2 if quick')
+  to.add_argument('--turn', type=float, default=0, help='seconds of a turn; 4, or 1 if quick')
+  to.add_argument('--peers', type=flags.words, help='peers to compare with; all')
+  to.add_argument('--peer_python', default=sys.executable, help='interpreter that runs the peers')
+  to.add_argument(
+    '--demand',
+    type=flags.words,
+    default=[],
+    help='clips a second that an accelerator takes: prints the cores that feed it',
+  )
+  return to
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  flags.parse(parser(), argv, _OPTIONS)
+  quick = _OPTIONS.quick
   known = [p.__name__ for p in contestants.PEERS]
-  peers = [p for p in _PEERS.value or [] if p] if _PEERS.value is not None else known[:2] if quick else known
+  peers = [p for p in _OPTIONS.peers or [] if p] if _OPTIONS.peers is not None else known[:2] if quick else known
   if unknown := set(peers) - set(known):
     raise UserError(f'--peers has {", ".join(sorted(unknown))}; expected some of {", ".join(known)}.')
-  output = Path(_OUTPUT.value)
-  rounds, turn = _ROUNDS.value or (2 if quick else 7), _TURN.value or (1.0 if quick else 4.0)
+  output = Path(_OPTIONS.output)
+  rounds, turn = _OPTIONS.rounds or (2 if quick else 7), _OPTIONS.turn or (1.0 if quick else 4.0)
   videos, sizes, absent, folders = {}, {}, {}, {}
-  for seconds in _SECONDS.value or ('10', '60'):
+  for seconds in _OPTIONS.seconds or ('10', '60'):
     folder = folders[seconds] = (output / f'videos_{seconds}s').resolve()
-    sizes[seconds] = input_media.prepare(folder, int(seconds), _COUNT.value or (4 if quick else 12), _VIDEO.value)
+    sizes[seconds] = input_media.prepare(folder, int(seconds), _OPTIONS.count or (4 if quick else 12), _OPTIONS.video)
     entries = {n: (n, folder) for n in [c.__name__ for c in contestants.OURS] + [p for p in peers if p not in absent]}
     if videos:
       entries[_short(next(iter(videos)))] = ('ours', next(iter(folders.values())))
@@ -313,7 +323,7 @@ def main(argv: Sequence[str]) -> None:
     'absent': absent,
     'restart': starts,
     'goals': goals(videos, starts),
-    'demand': {demand: float(demand) * cpu / 1e3 for demand in _DEMAND.value},
+    'demand': {demand: float(demand) * cpu / 1e3 for demand in _OPTIONS.demand},
     'machine': f'{len(os.sched_getaffinity(0))} cores of {model}',
     'command': f'{rounds} rounds of {turn:g} s',
   }
@@ -324,9 +334,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.FLAGS.append_flag_values(_OWN)
-  try:
-    app.run(main)
-  except UserError as error:
-    print(f'\nError: {error}', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(flags.run(main))

@@ -29,6 +29,7 @@ from benchmarks import documents
 from benchmarks.media_picture_rows import picture_rows
 from benchmarks.media_recordings import Recorded, turns
 from benchmarks.media_rows import Row, video_rows
+from data_pipelines import flags
 from data_pipelines.contract import UserError
 from data_pipelines.media import transcode, video_files
 
@@ -205,15 +206,20 @@ def orientation(shown: np.ndarray, recorded: Recorded) -> str:
   return min((name for name in apart if apart[name] is not None), key=apart.get, default='')
 
 
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('benchmarks.media_matrix', __doc__)
+  to.add_argument('--doc', help='Markdown file that gets the table between its markers')
+  to.add_argument('--only', default='', help='rows whose file has this in its name')
+  to.add_argument('--keep', help='folder for the files; else they are deleted')
+  return to
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--doc', help='Markdown file that gets the table between its markers')
-  parser.add_argument('--only', default='', help='rows whose file has this in its name')
-  parser.add_argument('--keep', help='folder for the files; else they are deleted')
-  args = parser.parse_args(argv)
+  args = flags.parse(parser(), argv)
   ffmpeg = program()
   if ffmpeg is None:
-    parser.error("the other decoder is missing: pip install 'cover_jax[bench]' or imageio-ffmpeg")
+    raise UserError("The other decoder is missing: pip install 'cover_jax[bench]' or imageio-ffmpeg.")
   logging.getLogger('data_pipelines').setLevel(logging.ERROR)
   rows = [row for row in (*video_rows(ffmpeg), *picture_rows(ffmpeg)) if args.only in row.name]
   with tempfile.TemporaryDirectory() as temporary:
@@ -243,4 +249,4 @@ def versions(ffmpeg: str) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(flags.run(main))

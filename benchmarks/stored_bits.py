@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import input_contestants, input_media
 from benchmarks.input import Contestant
-from data_pipelines import inspect, sources
+from data_pipelines import flags, inspect, sources
 from data_pipelines.clips import sampling
 from data_pipelines.sources import open_tfds
 from data_pipelines.storage import crc32c, frame_index, reading
@@ -90,13 +90,18 @@ def _all(index: FrameIndex, row: int) -> np.ndarray:
   return np.arange(index.pointer[row + 1] - index.pointer[row])
 
 
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('benchmarks.stored_bits', __doc__)
+  to.add_argument('--output', required=True, help='folder for the videos')
+  to.add_argument('--video', help='to take the content from; drawn if absent')
+  to.add_argument('--count', type=int, default=24, help='videos')
+  to.add_argument('--rounds', type=int, default=5)
+  return to
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--output', required=True, help='folder for the videos')
-  parser.add_argument('--video', help='to take the content from; drawn if absent')
-  parser.add_argument('--count', type=int, default=24, help='videos')
-  parser.add_argument('--rounds', type=int, default=5)
-  options = parser.parse_args(argv)
+  options = flags.parse(parser(), argv)
   folder = Path(options.output, 'videos_10s').resolve()
   input_media.prepare(folder, 10, options.count, options.video)
   frames, compact = (measure(folder, name, options.rounds) for name in _KINDS)
@@ -106,4 +111,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(flags.run(main))

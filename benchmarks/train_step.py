@@ -12,6 +12,7 @@ momentum. FLOPs are those of the matrix products of the model (a training step: 
 recomputation does not count. Memory is the compiler's for JAX, the allocator's peak for PyTorch on a GPU.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -21,9 +22,10 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from absl import app, flags
-
+from data_pipelines import flags
 from data_pipelines.contract import UserError
+
+_OPTIONS = argparse.Namespace()  # the flags, once they are parsed
 
 CLASSES = 400
 MODELS = {  # fields of TimeSformer
@@ -43,24 +45,6 @@ PEAKS = {
 }
 PEERS = ('eager', 'compile', 'sdpa')
 
-_OWN = flags.FlagValues()  # so that another module may have flags of these names
-_MODELS = flags.DEFINE_list('models', ['B8'], f'Which of {", ".join(MODELS)}.', flag_values=_OWN)
-_MODES = flags.DEFINE_list('modes', ['inference', 'train'], "What to time: 'inference', 'train'.", flag_values=_OWN)
-_PEERS = flags.DEFINE_list(
-  'peers', ['eager'], f'PyTorch variants: {", ".join(PEERS)} (attention patched + compile).', flag_values=_OWN
-)
-_COMPARE = flags.DEFINE_list(
-  'compare', [], "Instead: 'mixed' (two streams against each alone), 'heads' (8 against 1).", flag_values=_OWN
-)
-_BATCH = flags.DEFINE_integer('batch', 2, 'Clips a step.', flag_values=_OWN)
-_DEPTH = flags.DEFINE_integer('depth', 0, "Blocks; 0 for the model's own.", flag_values=_OWN)
-_DTYPE = flags.DEFINE_enum(
-  'dtype', 'float32', ['float32', 'bfloat16'], 'Of the computation; parameters are float32.', flag_values=_OWN
-)
-_REMAT = flags.DEFINE_string('remat', 'none', 'Rematerialisation of ours.', flag_values=_OWN)
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Timed calls of each program, after one that is not.', flag_values=_OWN)
-_THREADS = flags.DEFINE_integer('threads', 0, 'CPU cores for both; 0 for all.', flag_values=_OWN)
-_JSON = flags.DEFINE_string('json', '', 'File for the figures; none if empty.', flag_values=_OWN)
 
 Run = Callable[[], None]  # one call, finished when it returns
 
@@ -89,7 +73,7 @@ def jax_programs(
   from cover_jax.models.heads import cross_entropy, head_columns
 
   names = [f'source{i}' for i in range(heads)]
-  encoder = TimeSformer(**fields, dtype=jnp.dtype(_DTYPE.value), remat=_REMAT.value)
+  encoder = TimeSformer(**fields, dtype=jnp.dtype(_OPTIONS.dtype), remat=_OPTIONS.remat)
   classify = Heads(tuple((name, CLASSES) for name in names))
   columns = head_columns(classify.class_counts, names)
   rng = np.random.default_rng(0)
@@ -198,7 +182,7 @@ def torch_programs(
   pixels = torch.randn(clips, frames, 3, size, size, device=device)
   label = torch.randint(CLASSES, (clips,), device=device)
   optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-  low = _DTYPE.value == 'bfloat16'
+  low = _OPTIONS.dtype == 'bfloat16'
   autocast = partial(torch.autocast, device, torch.bfloat16, enabled=low)
 
   def finish():
@@ -265,21 +249,21 @@ def model_fields(name: str) -> dict[str, Any]:
   model = TimeSformer(**MODELS[name])
   names = ('patch_size', 'width', 'depth', 'num_heads', 'mlp_dim', 'num_frames', 'image_size')
   fields = {field: getattr(model, field) for field in names}
-  return fields | ({'depth': _DEPTH.value} if _DEPTH.value else {})
+  return fields | ({'depth': _OPTIONS.depth} if _OPTIONS.depth else {})
 
 
 def against_peers(name: str, results: dict[str, Any]) -> None:
   """Prints and stores the rows of one model: ours and the peers', inference and training."""
   fields = model_fields(name)
-  clips = _BATCH.value
-  ours = jax_programs(fields, {'video': (clips, fields['num_frames'])}, 1, _MODES.value)
-  theirs = {peer: torch_programs(fields, clips, peer, _MODES.value) for peer in _PEERS.value}
-  for mode in _MODES.value:
+  clips = _OPTIONS.batch
+  ours = jax_programs(fields, {'video': (clips, fields['num_frames'])}, 1, _OPTIONS.modes)
+  theirs = {peer: torch_programs(fields, clips, peer, _OPTIONS.modes) for peer in _OPTIONS.peers}
+  for mode in _OPTIONS.modes:
     programs = {'cover_jax': ours[mode][0]} | {peer: made[mode][0] for peer, made in theirs.items()}
     for made in theirs.values():
       made[mode][1]()  # what was allocated before does not count
     memory = {'cover_jax': ours[mode][1]}
-    seconds = interleave(programs, _ROUNDS.value)
+    seconds = interleave(programs, _OPTIONS.rounds)
     memory |= {peer: made[mode][1]() for peer, made in theirs.items()}
     flops = clips * forward_flops(fields, fields['depth']) * (3 if mode == 'train' else 1)
     for program, times in seconds.items():
@@ -300,7 +284,7 @@ def against_peers(name: str, results: dict[str, Any]) -> None:
 def ours_against_ours(what: str, results: dict[str, Any]) -> None:
   """Two streams in one step against the sum of each alone; eight heads against one."""
   fields = model_fields('B8')
-  clips = _BATCH.value
+  clips = _OPTIONS.batch
   video, image = {'video': (clips, 8)}, {'image': (2 * clips, 1)}
   cases = {
     'mixed': {'video': (video, 1), 'image': (image, 1), 'both': (video | image, 1)},
@@ -309,7 +293,7 @@ def ours_against_ours(what: str, results: dict[str, Any]) -> None:
   programs = {
     name: jax_programs(fields, streams, heads, ['train'])['train'][0] for name, (streams, heads) in cases.items()
   }
-  seconds = interleave(programs, _ROUNDS.value)
+  seconds = interleave(programs, _OPTIONS.rounds)
   for name, times in seconds.items():
     print(f'{what:<7}{name:<9}{median(times) * 1e3:9.1f} ms ({min(times) * 1e3:.1f}-{max(times) * 1e3:.1f})')
   if what == 'mixed':
@@ -320,22 +304,52 @@ def ours_against_ours(what: str, results: dict[str, Any]) -> None:
   results[what] = seconds
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
-  _OWN.mark_as_parsed()
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('benchmarks.train_step', __doc__)
+  to.add_argument('--models', type=flags.words, default=['B8'], help=f'which of {", ".join(MODELS)}')
+  to.add_argument(
+    '--modes', type=flags.words, default=['inference', 'train'], help="what to time: 'inference', 'train'"
+  )
+  to.add_argument(
+    '--peers',
+    type=flags.words,
+    default=['eager'],
+    help=f'PyTorch variants: {", ".join(PEERS)} (attention patched + compile)',
+  )
+  to.add_argument(
+    '--compare',
+    type=flags.words,
+    default=[],
+    help="instead: 'mixed' (two streams against each alone), 'heads' (8 against 1)",
+  )
+  to.add_argument('--batch', type=int, default=2, help='clips a step')
+  to.add_argument('--depth', type=int, default=0, help="blocks; 0 for the model's own")
+  to.add_argument(
+    '--dtype', choices=('float32', 'bfloat16'), default='float32', help='of the computation; parameters are float32'
+  )
+  to.add_argument('--remat', default='none', help='rematerialisation of ours')
+  to.add_argument('--rounds', type=int, default=5, help='timed calls of each program, after one that is not')
+  to.add_argument('--threads', type=int, default=0, help='cPU cores for both; 0 for all')
+  to.add_argument('--json', default='', help='file for the figures; none if empty')
+  return to
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  flags.parse(parser(), argv, _OPTIONS)
   for flag, known in (
-    (_MODELS, MODELS),
-    (_MODES, ('inference', 'train')),
-    (_PEERS, PEERS),
-    (_COMPARE, ('mixed', 'heads')),
+    ('models', MODELS),
+    ('modes', ('inference', 'train')),
+    ('peers', PEERS),
+    ('compare', ('mixed', 'heads')),
   ):
-    if unknown := sorted(set(flag.value) - set(known)):
-      raise UserError(f'--{flag.name} names {", ".join(unknown)}; expected of {", ".join(known)}.')
-  if _THREADS.value:
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
+    if unknown := sorted(set(getattr(_OPTIONS, flag)) - set(known)):
+      raise UserError(f'--{flag} names {", ".join(unknown)}; expected of {", ".join(known)}.')
+  if _OPTIONS.threads:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _OPTIONS.threads])
   # PyTorch shares the GPU.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  if _PEERS.value and not _COMPARE.value:
+  if _OPTIONS.peers and not _OPTIONS.compare:
     try:
       import torch
       import transformers  # noqa: F401
@@ -343,24 +357,24 @@ def main(argv: Sequence[str]) -> None:
       raise UserError(f'The peers need the extra [torch]: {error}. Or give --peers= for none.') from error
     torch.set_num_threads(len(os.sched_getaffinity(0)))
   print(
-    f'{device_name()[0]}, {len(os.sched_getaffinity(0))} cores, {_DTYPE.value}, batch {_BATCH.value}, depth '
-    f'{_DEPTH.value or "full"}, {_ROUNDS.value} rounds, load {os.getloadavg()[0]:.1f}',
+    f'{device_name()[0]}, {len(os.sched_getaffinity(0))} cores, {_OPTIONS.dtype}, batch {_OPTIONS.batch}, depth '
+    f'{_OPTIONS.depth or "full"}, {_OPTIONS.rounds} rounds, load {os.getloadavg()[0]:.1f}',
     flush=True,
   )
   results: dict[str, Any] = {}
-  for what in _COMPARE.value:
+  for what in _OPTIONS.compare:
     ours_against_ours(what, results)
-  if not _COMPARE.value:
-    for name in _MODELS.value:
+  if not _OPTIONS.compare:
+    for name in _OPTIONS.models:
       against_peers(name, results)
-  if _JSON.value:
-    with open(_JSON.value, 'w', encoding='utf-8') as f:
+  if _OPTIONS.json:
+    with open(_OPTIONS.json, 'w', encoding='utf-8') as f:
       json.dump(
         {
           'device': device_name()[0],
-          'batch': _BATCH.value,
-          'depth': _DEPTH.value,
-          'dtype': _DTYPE.value,
+          'batch': _OPTIONS.batch,
+          'depth': _OPTIONS.depth,
+          'dtype': _OPTIONS.dtype,
           'rows': results,
         },
         f,
@@ -369,9 +383,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.FLAGS.append_flag_values(_OWN)
-  try:
-    app.run(main)
-  except UserError as error:
-    print(f'\nError: {error}', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(flags.run(main))

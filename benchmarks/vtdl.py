@@ -9,6 +9,7 @@ Data is rendered in memory: no TensorFlow, nothing is written but results. Nothi
 `--split` is the one that is reported, and settings were tried with `--split=validation`.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -19,7 +20,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags
 
 from benchmarks import documents, in_memory
 from benchmarks.documents import spread
@@ -28,28 +28,13 @@ from cover_jax.evaluation import frozen
 from cover_jax.experiment import wire
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState
+from data_pipelines import flags
 from data_pipelines.builders import digits_rendering as rendering
 from data_pipelines.contract import UserError
 from data_pipelines.sources import Source
 
-_OWN = flags.FlagValues()  # so that another module may have flags of these names
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the results.', required=True, flag_values=_OWN)
-_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds, each a whole column of runs.', flag_values=_OWN)
-_SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'validation'], 'What to report on.', flag_values=_OWN)
-_ROWS = flags.DEFINE_list('rows', [], 'Only these rows; all of them if empty.', flag_values=_OWN)
-_STEPS = flags.DEFINE_integer('steps', 1200, 'Of pre-training.', flag_values=_OWN)
-_FINETUNING_STEPS = flags.DEFINE_integer(
-  'finetuning_steps', 200, 'Of fine-tuning; it is looked at after each third.', flag_values=_OWN
-)
-_FRACTIONS = flags.DEFINE_list('fractions', ['0.05'], 'Shares of the labels to fine-tune on.', flag_values=_OWN)
-_CLIPS = flags.DEFINE_enum(
-  'clips', 'dense', ['dense', 'segments'], 'What clips show in fine-tuning: see `labelled`.', flag_values=_OWN
-)
-_DOC = flags.DEFINE_string(
-  'doc', '', 'Markdown file to write the table to, with a picture beside it.', flag_values=_OWN
-)
-_QUICK = flags.DEFINE_bool('quick', False, 'A few steps of everything, to see that it runs.', flag_values=_OWN)
-_SET = flags.DEFINE_multi_string('set', [], 'key=JSON value of the VTDL objective, to try settings.', flag_values=_OWN)
+_OPTIONS = argparse.Namespace()  # the flags, once they are parsed
+
 
 _ABLATION = ('baseline', 'augmented', 'temporal', 'vtdl')
 _PLAIN = {'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'rotation': 0.0}
@@ -62,12 +47,12 @@ def get_vtdl(*, augmented: bool, **objective) -> ml_collections.ConfigDict:
   config = vtdl_digits.get_config()
   stream = config.streams.unlabelled
   stream.objective.update(objective)
-  stream.objective.update({k: json.loads(v) for k, v in (s.split('=', 1) for s in _SET.value)})
+  stream.objective.update({k: json.loads(v) for k, v in (s.split('=', 1) for s in _OPTIONS.set)})
   if not augmented:
     stream.augment = {}
     config.sources.motions_unlabelled.update(_PLAIN)
   config.optimizer.learning_rate = _LEARNING_RATE
-  config.total_steps = _STEPS.value
+  config.total_steps = _OPTIONS.steps
   return config
 
 
@@ -77,7 +62,7 @@ def labelled() -> ml_collections.ConfigDict:
   `--clips=segments` spreads the frames over the whole video, which is another speed than that of pre-training.
   """
   config = finetune_digits.get_config()
-  config.sources.motions.sampler = _CLIPS.value
+  config.sources.motions.sampler = _OPTIONS.clips
   return config
 
 
@@ -85,13 +70,13 @@ def get_supervised(fraction: float) -> ml_collections.ConfigDict:
   """Pre-training with labels, for as many steps, with the same augmentation."""
   config = labelled()
   config.sources.motions.label_fraction = fraction
-  config.total_steps = _STEPS.value
+  config.total_steps = _OPTIONS.steps
   return config
 
 
 def get_semi() -> ml_collections.ConfigDict:
   config = semi_supervised_digits.get_config()
-  config.total_steps = _STEPS.value
+  config.total_steps = _OPTIONS.steps
   return config
 
 
@@ -120,7 +105,7 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for stream in config.streams.values():
     stream.batch_size = 32
   config.batch_size = 32 * len(config.streams)
-  if _QUICK.value:
+  if _OPTIONS.quick:
     config.model.update({'width': 16, 'num_heads': 2, 'mlp_dim': 32})
     config.total_steps = 3
     config.optimizer.warmup_steps = 1
@@ -129,8 +114,11 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def draw() -> dict[str, in_memory.Drawn]:
   """All motions: those to train on and those that are reported."""
-  limit = 48 if _QUICK.value else None
-  return {'train': in_memory.draw('motions', 'train', limit), 'report': in_memory.draw('motions', _SPLIT.value, limit)}
+  limit = 48 if _OPTIONS.quick else None
+  return {
+    'train': in_memory.draw('motions', 'train', limit),
+    'report': in_memory.draw('motions', _OPTIONS.split, limit),
+  }
 
 
 def make_sources(config: ml_collections.ConfigDict, data: in_memory.Drawn) -> list[Source]:
@@ -152,7 +140,7 @@ def evaluation(experiment: Experiment, mesh: Any, data: Mapping[str, in_memory.D
 def finetuned(seed: int, fraction: float, encoder: Any, data: Mapping[str, Any]) -> dict[str, float]:
   """Top-1 by the number of steps after which it is measured: a third, two thirds, all of them."""
   config = labelled()
-  config.total_steps = _FINETUNING_STEPS.value
+  config.total_steps = _OPTIONS.finetuning_steps
   config = shrink(config)
   config.seed, config.sources.motions.label_fraction = seed, fraction
   looks, found, kept = [round(config.total_steps * i / 3) for i in (1, 2, 3)], {}, []
@@ -194,7 +182,7 @@ def run_row(row: str, seed: int, data: Mapping[str, Any]) -> dict[str, Any]:
     encoder, losses, found = jax.device_get(run.state.params['encoder']), run.losses, run.measures
   pretrained = time.monotonic()
   judged = frozen_features(encoder, data)
-  fine = {fraction: finetuned(seed, float(fraction), encoder, data) for fraction in _FRACTIONS.value}
+  fine = {fraction: finetuned(seed, float(fraction), encoder, data) for fraction in _OPTIONS.fractions}
   return {
     'row': row,
     'seed': seed,
@@ -276,25 +264,44 @@ def picture(cells: Sequence[Mapping[str, Any]], path: str) -> None:
   plt.close(figure)
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
-  _OWN.mark_as_parsed()
-  if unknown := sorted(set(_ROWS.value) - {*ROWS, 'semi'}):
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('benchmarks.vtdl', __doc__)
+  to.add_argument('--output', required=True, help='folder for the results')
+  to.add_argument('--seeds', type=flags.words, default=['0', '1', '2'], help='seeds, each a whole column of runs')
+  to.add_argument('--split', choices=('test', 'validation'), default='test', help='what to report on')
+  to.add_argument('--rows', type=flags.words, default=[], help='only these rows; all of them if empty')
+  to.add_argument('--steps', type=int, default=1200, help='of pre-training')
+  to.add_argument('--finetuning_steps', type=int, default=200, help='of fine-tuning; it is looked at after each third')
+  to.add_argument('--fractions', type=flags.words, default=['0.05'], help='shares of the labels to fine-tune on')
+  to.add_argument(
+    '--clips', choices=('dense', 'segments'), default='dense', help='what clips show in fine-tuning: see `labelled`'
+  )
+  to.add_argument('--doc', default='', help='Markdown file to write the table to, with a picture beside it')
+  to.add_argument('--quick', action='store_true', help='a few steps of everything, to see that it runs')
+  to.add_argument('--set', action='append', default=[], help='key=JSON value of the VTDL objective, to try settings')
+  return to
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  flags.parse(parser(), argv, _OPTIONS)
+  if unknown := sorted(set(_OPTIONS.rows) - {*ROWS, 'semi'}):
     raise UserError(f'--rows has {unknown}: expected some of {", ".join((*ROWS, "semi"))}.')
-  os.makedirs(_OUTPUT.value, exist_ok=True)
+  os.makedirs(_OPTIONS.output, exist_ok=True)
   # The same few programs are compiled for every seed.
-  jax.config.update('jax_compilation_cache_dir', os.path.join(_OUTPUT.value, 'compiled'))
+  jax.config.update('jax_compilation_cache_dir', os.path.join(_OPTIONS.output, 'compiled'))
   data: dict[str, Any] = {}
   cells = []
-  for seed in map(int, _SEEDS.value):
-    for row in _ROWS.value or (*ROWS, 'semi'):
-      path = os.path.join(_OUTPUT.value, f'{_SPLIT.value}_{row}_{seed}.json')
+  for seed in map(int, _OPTIONS.seeds):
+    for row in _OPTIONS.rows or (*ROWS, 'semi'):
+      path = os.path.join(_OPTIONS.output, f'{_OPTIONS.split}_{row}_{seed}.json')
       if not os.path.exists(path):
         data = data or draw()
         print(f'{row}, seed {seed} ...', flush=True)
         cell = run_semi(seed, data) if row == 'semi' else run_row(row, seed, data)
         cell['settings'] = {
-          f.name: f.value for f in (_SPLIT, _STEPS, _FINETUNING_STEPS, _FRACTIONS, _CLIPS, _SET, _QUICK)
+          name: getattr(_OPTIONS, name)
+          for name in ('split', 'steps', 'finetuning_steps', 'fractions', 'clips', 'set', 'quick')
         }
         with open(path + '.tmp', 'w', encoding='utf-8') as f:
           json.dump(cell, f, indent=1)
@@ -304,23 +311,18 @@ def main(argv: Sequence[str]) -> None:
   settings = {json.dumps(c['settings']) for c in cells}
   if len(settings) > 1:
     raise UserError(
-      f'{_OUTPUT.value} holds results of different settings: {sorted(settings)}; use one folder for each.'
+      f'{_OPTIONS.output} holds results of different settings: {sorted(settings)}; use one folder for each.'
     )
   seconds = sum(sum(c['seconds'].values()) for c in cells)
   ablation = [c for c in cells if c['row'] != 'semi']
   text = table(cells) if ablation else json.dumps(cells, indent=1)
-  text += f'\n\nTop-1 and recall on the {_SPLIT.value} split, %; {seconds / 60:.0f} minutes in all.'
+  text += f'\n\nTop-1 and recall on the {_OPTIONS.split} split, %; {seconds / 60:.0f} minutes in all.'
   print(f'\n{text}')
-  if _DOC.value and ablation:
-    image = os.path.splitext(_DOC.value)[0] + '.png'
+  if _OPTIONS.doc and ablation:
+    image = os.path.splitext(_OPTIONS.doc)[0] + '.png'
     picture(ablation, image)
-    documents.fill(_DOC.value, f'{text}\n\n![top-1 by row]({os.path.basename(image)})', 'VTDL')
+    documents.fill(_OPTIONS.doc, f'{text}\n\n![top-1 by row]({os.path.basename(image)})', 'VTDL')
 
 
 if __name__ == '__main__':
-  flags.FLAGS.append_flag_values(_OWN)
-  try:
-    app.run(main)
-  except UserError as error:
-    print(f'\nError: {error}', file=sys.stderr)
-    sys.exit(2)
+  sys.exit(flags.run(main))

@@ -1,19 +1,78 @@
 """What the commands that take a config share: its flag, and mistakes in it told in one sentence."""
 
-import functools
+import argparse
 import linecache
 import os
 import re
+import sys
 import traceback
+from collections.abc import Sequence
 
 import ml_collections
-from absl import flags
+from absl import flags as absl_flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_flags as config_files
 
+from data_pipelines import flags
 from data_pipelines.contract import UserError
 
 _KEYS = 'see cover_jax/experiment/settings.py for all keys'
+
+
+def add_config(to: argparse.ArgumentParser) -> None:
+  """Adds --config, with --config.key=value for its keys."""
+  what = 'the experiment, see configs/; --config.key=value sets a key'
+  to.add_argument('--config', required=True, metavar='FILE[:VARIANT]', help=what)
+
+
+def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """Parses the command line of a command that takes a config.
+
+  Args:
+    of: its parser, of `flags.parser` and `add_config`.
+    argv: arguments of the command; None: the process's.
+
+  Returns:
+    The flags; `config` is the ConfigDict, checked (`settings.check`).
+
+  Raises:
+    UserError: for a mistake in the flags, or the first key of the config that is unknown, missing or of a value that it
+      may not have.
+  """
+  options, rest = of.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+  flags.check_known(of, [word for word in rest if not re.match(r'--?(no)?config\.', word)])
+  options.config = _read(options.config, rest)
+  return options
+
+
+def _read(path: str, settings_: Sequence[str]) -> ml_collections.ConfigDict:
+  """The config of a file with --config.key=value, checked."""
+  argv = ['', f'--config={path}', *settings_]
+  values = absl_flags.FlagValues()  # of this command line alone
+  config_flags.DEFINE_config_file('config', None, '', values, lock_config=True, sys_argv=argv)
+  values['config'].parser = _ConfigFile('config', lock_config=True)
+  unexpected = _set(values, argv)
+  if len(unexpected) > 1:
+    raise UserError(f'Unexpected argument {unexpected[1]!r}: give settings as --config.key=value.')
+  from cover_jax.experiment import settings  # here, so that --help answers at once
+
+  settings.check(values['config'].value)
+  return values['config'].value
+
+
+def _set(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
+  """Sets a config's keys; ml_collections raises what Python raises for an unknown one."""
+  try:
+    return values(argv)
+  except UserError:
+    raise
+  except absl_flags.Error as error:
+    raise UserError(f'{_one_line(error)}; {_KEYS}.') from error
+  except (KeyError, AttributeError) as error:
+    said = _one_line(error)
+    raise UserError(f'The command sets a key that the config lacks: {_unknown_key(said) or said}; {_KEYS}.') from error
+  except (TypeError, ValueError) as error:
+    raise UserError(f'The config cannot be set as the command asks: {_one_line(error)}.') from error
 
 
 class _ConfigFile(config_files.ConfigFileFlagParser):
@@ -53,47 +112,10 @@ def _in_file(file: str, error: Exception) -> str:
   return f'{os.path.relpath(where)}' + (f', line {line}, `{text}`' if text else '') + f': {said}.'
 
 
-@functools.cache  # several commands may be imported by one process
-def define_config() -> flags.FlagHolder:
-  """Defines --config, with --config.key=value for its keys."""
-  holder = config_flags.DEFINE_config_file('config', None, 'The experiment; see configs/.', lock_config=True)
-  flags.FLAGS['config'].parser = _ConfigFile('config', lock_config=True)
-  return holder
-
-
-def read(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
-  """The config that the flag names, checked (`settings.check`).
-
-  Raises:
-    UserError: for the first key that is unknown, missing or of a value that it may not have.
-  """
-  from cover_jax.experiment import settings  # here, so that --help answers at once
-
-  settings.check(flag.value)
-  return flag.value
-
-
-def parse(argv: list[str]) -> list[str]:
-  """Parses flags; ml_collections raises what Python raises for an unknown key."""
-  try:
-    return flags.FLAGS(argv)
-  except UserError:
-    raise
-  except flags.Error as error:
-    raise UserError(f'{_one_line(error)}; see --help, and {_KEYS}.') from error
-  except (KeyError, AttributeError) as error:
-    words = _one_line(error)
-    raise UserError(
-      f'The command sets a key that the config lacks: {_unknown_key(words) or words}; {_KEYS}.'
-    ) from error
-  except (TypeError, ValueError) as error:
-    raise UserError(f'The config cannot be set as the command asks: {_one_line(error)}.') from error
-
-
-def _unknown_key(words: str) -> str:
+def _unknown_key(said: str) -> str:
   """What a locked config says of a key that it lacks, without the list of those that it has; '' for other errors."""
-  unknown = re.search(r'Key "([^"]*)" does not exist and cannot be added', words)
-  close = re.search(r'Did you mean "([^"]*)"', words)
+  unknown = re.search(r'Key "([^"]*)" does not exist and cannot be added', said)
+  close = re.search(r'Did you mean "([^"]*)"', said)
   if unknown is None:
     return ''
   return f'there is no key {unknown[1]!r}' + (f', did you mean {close[1]!r}' if close else f'; {_KEYS}')

@@ -7,14 +7,14 @@ CHECKPOINT is a workdir (its newest checkpoint) or a file. Class names travel wi
 mistake in the command or the files (one sentence says which).
 """
 
+import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
 
 from cover_jax import checkpoints
 from cover_jax.experiment import build as experiments
@@ -23,15 +23,8 @@ from cover_jax.models import encoder as encoders
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from cover_jax.training import finite
 from cover_jax.weights import huggingface
-from data_pipelines import durable
+from data_pipelines import durable, flags
 from data_pipelines.contract import UserError
-
-EXIT_USER_ERROR = 2
-
-_FORMAT = flags.DEFINE_enum('format', 'flax', ['flax', 'huggingface'], 'What to write.')
-_OUTPUT = flags.DEFINE_string('output', None, 'File (flax) or folder (huggingface) to write.')
-_HEAD = flags.DEFINE_string('head', None, 'The head to write; needed for huggingface where there are several.')
-_PARAMS = flags.DEFINE_enum('params', 'raw', ['raw', 'ema'], 'Which parameters: as trained, or their moving average.')
 
 _FILES = ('config.json', 'preprocessor_config.json', 'model.safetensors')
 _ATTENTION = {'divided': 'divided_space_time', 'joint': 'joint_space_time', 'space': 'space_only'}
@@ -234,28 +227,26 @@ def _write_folder(
   return [os.path.join(output, name) for name in _FILES]
 
 
-def run(argv: list[str]) -> None:
-  """Does what the command line asks for."""
-  if len(argv) != 2 or _OUTPUT.value is None:
-    raise UserError('Give one checkpoint and --output: see `python -m cover_jax.export --help`.')
-  export(argv[1], _OUTPUT.value, _FORMAT.value, _HEAD.value, _PARAMS.value)
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('cover_jax.export', __doc__)
+  to.add_argument('checkpoint', help='workdir of a run, checkpoint or export')
+  to.add_argument('--output', required=True, help='file (flax) or folder (huggingface) to write')
+  to.add_argument('--format', choices=('flax', 'huggingface'), default='flax', help='what to write (default: flax)')
+  to.add_argument('--head', help='the head to write; needed for huggingface where there are several')
+  to.add_argument('--params', choices=('raw', 'ema'), default='raw', help='ema: the moving average (default: raw)')
+  return to
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    raise UserError(f'{error}; see --help.') from error
+def run(options: argparse.Namespace) -> None:
+  """Does what the flags ask for."""
+  export(options.checkpoint, options.output, options.format, options.head, options.params)
 
 
-def main() -> None:
-  """The command line."""
-  try:
-    app.run(run, flags_parser=_parse)
-  except UserError as error:
-    print(f'\nError: {error}', file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line; returns the exit code."""
+  return flags.run(lambda: run(flags.parse(parser(), argv)))
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main())

@@ -12,41 +12,54 @@ the run died: run the same command again; 130 Ctrl-C. (JAX itself ends a process
 first.)
 """
 
+import argparse
 import sys
 import traceback
+from collections.abc import Sequence
 
 import jax
-from absl import app, flags, logging
+from absl import logging
 
 from cover_jax import command_line
+from data_pipelines import flags
 from data_pipelines.contract import UserError
 
 EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 3, 75, 130
 
-_CONFIG = command_line.define_config()
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and pictures; made if missing.')
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Of several processes: host:port of the first.')
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of several processes: how many.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of several processes: which one this is, from 0.')
-_HEARTBEAT = flags.DEFINE_integer('heartbeat_seconds', 100, 'A process silent for so long is dead.', lower_bound=2)
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'frozen'], 'What to do.')
+
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('cover_jax.main', __doc__)
+  command_line.add_config(to)
+  to.add_argument('--workdir', required=True, help='folder for checkpoints, metrics and pictures; made if missing')
+  to.add_argument(
+    '--mode', choices=('train', 'evaluate', 'frozen'), default='train', help='what to do (default: train)'
+  )
+  several = to.add_argument_group('several processes', 'on Cloud TPU slices and under SLURM JAX finds these itself')
+  several.add_argument('--coordinator', metavar='HOST:PORT', help='address of the first process')
+  several.add_argument('--num_processes', type=int, help='number of processes in the run')
+  several.add_argument('--process_id', type=int, help='number of this one, from 0')
+  several.add_argument(
+    '--heartbeat_seconds', type=int, default=100, help='a process silent for so long is dead (default: 100)'
+  )
+  return to
 
 
-def run(argv: list[str]) -> None:
-  """Does what the flags ask for."""
-  if len(argv) > 1:
-    raise UserError(f'Unexpected argument {argv[1]!r}: give settings as --config.key=value.')
-  if _CONFIG.value is None or _WORKDIR.value is None:
-    raise UserError('--config and --workdir are needed: see `python -m cover_jax.main --help`.')
-  config = command_line.read(_CONFIG)
+def run(argv: Sequence[str] | None = None) -> None:
+  """Does what a command line asks for."""
+  options = command_line.parse(parser(), argv)
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
   # Imported here so that --help and a mistyped flag answer at once.
   from cover_jax.jobs import evaluate, frozen, train
   from cover_jax.runtime import processes
 
-  processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, heartbeat_seconds=_HEARTBEAT.value)
+  processes.start(
+    options.coordinator, options.num_processes, options.process_id, heartbeat_seconds=options.heartbeat_seconds
+  )
   logging.info('JAX %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
-  {'train': train.train, 'evaluate': evaluate.evaluate, 'frozen': frozen.judge_frozen}[_MODE.value](
-    config, _WORKDIR.value
+  {'train': train.train, 'evaluate': evaluate.evaluate, 'frozen': frozen.judge_frozen}[options.mode](
+    options.config, options.workdir
   )
 
 
@@ -64,7 +77,7 @@ def main() -> None:
   from cover_jax.training.loop import Preempted
 
   try:
-    app.run(run, flags_parser=command_line.parse)
+    run()
   except UserError as error:
     _fail(EXIT_USER_ERROR, f'Error: {error}')
   except NonFiniteLoss as error:

@@ -7,6 +7,7 @@ memory and communication from the result, and bounds the time of a step by the c
 docs/plan.md says how to read it.
 """
 
+import argparse
 import contextlib
 import copy
 import dataclasses
@@ -19,7 +20,6 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags
 
 from cover_jax import command_line
 from cover_jax.experiment import build as experiment
@@ -29,28 +29,9 @@ from cover_jax.planning import costs as plan_costs
 from cover_jax.planning.chips import Slice
 from cover_jax.planning.costs import Memory, OutOfMemory
 from cover_jax.runtime import sharding
-from data_pipelines import durable
+from data_pipelines import durable, flags
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.sources import sizes
-
-_CONFIG = command_line.define_config()
-_OWN = flags.FlagValues()  # so that another module may have flags of these names
-_TOPOLOGY = flags.DEFINE_list(
-  'topology', ['v5e:4x4'], 'Slices: v5e:4x8, v5p:4x4x4, v4:..., v6e:..., cpu:8, local.', flag_values=_OWN
-)
-_LEVERS = flags.DEFINE_bool(
-  'levers', False, 'Compile what remat, fsdp and accumulation would change, too.', flag_values=_OWN
-)
-_SEARCH = flags.DEFINE_bool(
-  'search', True, 'Search the largest batch that fits: about four more compilations.', flag_values=_OWN
-)
-_COSTS = flags.DEFINE_bool(
-  'costs', True, 'Estimate time and bytes: two more small compilations a stream.', flag_values=_OWN
-)
-_SIZES = flags.DEFINE_string(
-  'sizes', '', 'Of sources that are not prepared here: SOURCE=EXAMPLES/CLASSES,...', flag_values=_OWN
-)
-_OUTPUT = flags.DEFINE_string('output', '', 'Writes all numbers to this JSON file, too.', flag_values=_OWN)
 
 LEVERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
   *((f'remat {policy}', {'model.remat': policy}) for policy in ('none', 'dots', 'attention', 'full')),
@@ -300,33 +281,50 @@ def plan(
   return result
 
 
-def run(argv: list[str]) -> None:
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('cover_jax.plan', __doc__)
+  command_line.add_config(to)
+  to.add_argument(
+    '--topology',
+    type=flags.words,
+    default=['v5e:4x4'],
+    help='slices: v5e:4x8, v5p:4x4x4, v4:..., v6e:..., cpu:8, local, with commas between them (default: v5e:4x4)',
+  )
+  to.add_argument('--sizes', default='', help='of sources that are not prepared here: SOURCE=EXAMPLES/CLASSES,...')
+  to.add_argument('--output', default='', metavar='FILE', help='writes all numbers to this JSON file, too')
+  to.add_argument('--levers', action='store_true', help='compile what remat, fsdp and accumulation would change, too')
+  to.add_argument(
+    '--nosearch', dest='search', action='store_false', help='no search for the largest batch: four compilations less'
+  )
+  to.add_argument(
+    '--nocosts', dest='costs', action='store_false', help='no estimate of time and bytes: two small ones less a stream'
+  )
+  return to
+
+
+def run(options: argparse.Namespace) -> None:
   """Does what the flags ask for."""
-  _OWN.mark_as_parsed()
-  if len(argv) > 1:
-    raise UserError(f'Unexpected argument {argv[1]!r}: give settings as --config.key=value.')
-  if _CONFIG.value is None:
-    raise UserError('--config is needed: see `python -m cover_jax.plan --help`.')
-  config = command_line.read(_CONFIG)
-  chips.prepare(_TOPOLOGY.value)
-  given = sizes.parse(_SIZES.value, config.sources)
+  config = options.config
+  chips.prepare(options.topology)
+  given = sizes.parse(options.sizes, config.sources)
   known = {name: sizes.size_of(name, source, given) for name, source in config.sources.items()}
   infos = [sizes.info(name, size) for name, size in known.items()]
-  slices = [chips.open_slice(name) for name in _TOPOLOGY.value]
+  slices = [chips.open_slice(name) for name in options.topology]
   print(report.sources(known), flush=True)
   done, failed = [], {}
-  options = {'with_costs': _COSTS.value, 'with_search': _SEARCH.value, 'with_levers': _LEVERS.value}
+  parts = {'with_costs': options.costs, 'with_search': options.search, 'with_levers': options.levers}
   for one in slices:
-    save = lambda result: _save(known, [*done, result])
+    save = lambda result: _save(options.output, known, [*done, result])
     try:
-      done.append(plan(Planner(config, infos, one), **options, save=save))
+      done.append(plan(Planner(config, infos, one), **parts, save=save))
     except UserError as error:
       failed[one.name] = str(error)  # of this slice; the others may do
       continue
     except jax.errors.JaxRuntimeError as error:
       failed[one.name] = f'the compiler failed: {str(error).splitlines()[0]}'
       continue
-    _save(known, done)
+    _save(options.output, known, done)
     print(report.slice_report(done[-1]), flush=True)
   if len(done) > 1:
     print(report.comparison(done))
@@ -334,12 +332,12 @@ def run(argv: list[str]) -> None:
     raise UserError('\n'.join(f'--topology={name}: {why}' for name, why in failed.items()))
 
 
-def _save(known: Mapping[str, sizes.Size], results: Sequence[Mapping[str, Any]]) -> None:
+def _save(output: str, known: Mapping[str, sizes.Size], results: Sequence[Mapping[str, Any]]) -> None:
   """Writes --output: a plan takes long, and what is known stays known where it is interrupted."""
-  if _OUTPUT.value:
+  if output:
     versions = {name: sys.modules[name].__version__ for name in ('jax', 'jaxlib')}
     text = json.dumps({'versions': versions, 'sources': known, 'slices': results}, indent=2, default=_plain)
-    _write(_OUTPUT.value, text + '\n')
+    _write(output, text + '\n')
 
 
 def _plain(x: Any) -> Any:
@@ -354,15 +352,10 @@ def _write(path: str, text: str) -> None:
     raise UserError(f'--output={path} cannot be written ({error.strerror}): choose another place.') from error
 
 
-def main() -> None:
-  """The command line."""
-  flags.FLAGS.append_flag_values(_OWN)
-  try:
-    app.run(run, flags_parser=command_line.parse)
-  except UserError as error:
-    print(f'\nError: {error}', file=sys.stderr)
-    sys.exit(2)
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line; returns the exit code."""
+  return flags.run(lambda: run(command_line.parse(parser(), argv)))
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main())

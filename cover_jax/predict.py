@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from cover_jax import api
-from data_pipelines import durable
+from data_pipelines import durable, flags
 from data_pipelines.contract import UserError
 from data_pipelines.media import video_files
 
-EXIT_FAILED, EXIT_USER_ERROR = 1, 2
+EXIT_FAILED = 1
 _LONGEST_NAME = 200  # bytes, of the 255 that file systems have
 
 
@@ -187,24 +187,25 @@ def _annotated(report: Report, top: int) -> Iterator[np.ndarray]:
     yield visualise.annotate(np.asarray(picture.resize(size)), lines)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog='python -m cover_jax.predict', description=__doc__.split('\n')[0])
-  parser.add_argument('checkpoint', help='workdir of a run, checkpoint or export')
-  parser.add_argument('files', nargs='+', metavar='file', help='any video or image')
-  parser.add_argument('--params', choices=('raw', 'ema'), default='raw', help='ema: the moving average')
-  parser.add_argument('--output', default='predictions', help='folder for what is written (default: predictions)')
-  parser.add_argument('--top', type=int, default=5, help='classes to show of each head (default: 5)')
-  parser.add_argument('--stride', type=int, help='frames between windows (default: a window, or a second for images)')
-  parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('cover_jax.predict', __doc__)
+  to.add_argument('checkpoint', help='workdir of a run, checkpoint or export')
+  to.add_argument('files', nargs='+', metavar='file', help='any video or image')
+  to.add_argument('--params', choices=('raw', 'ema'), default='raw', help='ema: the moving average')
+  to.add_argument('--output', default='predictions', help='folder for what is written (default: predictions)')
+  to.add_argument('--top', type=int, default=5, help='classes to show of each head (default: 5)')
+  to.add_argument('--stride', type=int, help='frames between windows (default: a window, or a second for images)')
+  to.add_argument(
     '--window',
     type=int,
     default=video_files.SEGMENT_WINDOW,
     help='frames that heads which sample segments see as one video (default: %(default)s)',
   )
-  parser.add_argument('--features', action='store_true', help='write features.npz, a row a window')
-  parser.add_argument('--attention', action='store_true', help='draw attention rollout over the frames')
-  parser.add_argument('--annotate', action='store_true', help='write the video with its classes on it')
-  return parser.parse_args(argv)
+  to.add_argument('--features', action='store_true', help='write features.npz, a row a window')
+  to.add_argument('--attention', action='store_true', help='draw attention rollout over the frames')
+  to.add_argument('--annotate', action='store_true', help='write the video with its classes on it')
+  return to
 
 
 def run(options: argparse.Namespace) -> int:
@@ -294,11 +295,7 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line; returns the exit code."""
-  try:
-    return EXIT_FAILED if run(_parse(argv)) else 0
-  except UserError as error:
-    print(f'Error: {error}', file=sys.stderr)
-    return EXIT_USER_ERROR
+  return flags.run(lambda: EXIT_FAILED if run(flags.parse(parser(), argv)) else 0)
 
 
 if __name__ == '__main__':

@@ -15,34 +15,41 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 
+from data_pipelines import flags
 from data_pipelines.contract import UserError
 
 
-def main(arguments: list[str]) -> None:
-  """Runs one command line.
-
-  Raises:
-    UserError: there is no such builder, or a mistake in its files.
-  """
-  parser = argparse.ArgumentParser('python -m data_pipelines.build', description=__doc__.splitlines()[0])
-  parser.add_argument('dataset', help='builder/config: kinetics/400, video_folder/mine, ...')
-  parser.add_argument('--manual_dir', required=True, help='folder with the files and their annotations')
-  parser.add_argument('--data_dir', help='folder of all built datasets; $TFDS_DATA_DIR or ~/tensorflow_datasets')
-  parser.add_argument('--name', help='of this variant of the config')
-  parser.add_argument('--short_side', type=int, help='pixels of the shorter side; 0: as it is')
-  parser.add_argument('--fps', type=float, help='frames a second; 0: as they are')
-  parser.add_argument('--jpeg_quality', type=int, help='1 to 95')
-  parser.add_argument('--storage', choices=('jpeg', 'mp4'), help='of videos; mp4: less disk, slower to read')
-  parser.add_argument('--workers', type=int, help='processes that decode; one a CPU core')
-  parser.add_argument('--max_examples_per_split', type=int, help='a random part of each split, for a trial')
-  parser.add_argument('--beam', nargs='+', metavar='OPTION', help="Beam's pipeline options: runner=DirectRunner ...")
-  parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('data_pipelines.build', __doc__)
+  to.add_argument('dataset', help='builder/config: kinetics/400, video_folder/mine, ...')
+  to.add_argument('--manual_dir', required=True, help='folder with the files and their annotations')
+  to.add_argument('--data_dir', help='folder of all built datasets; $TFDS_DATA_DIR or ~/tensorflow_datasets')
+  to.add_argument('--name', help='of this variant of the config')
+  to.add_argument('--short_side', type=int, help='pixels of the shorter side; 0: as it is')
+  to.add_argument('--fps', type=float, help='frames a second; 0: as they are')
+  to.add_argument('--jpeg_quality', type=int, help='1 to 95')
+  to.add_argument('--storage', choices=('jpeg', 'mp4'), help='of videos; mp4: less disk, slower to read')
+  to.add_argument('--workers', type=int, help='processes that decode; one a CPU core')
+  to.add_argument('--max_examples_per_split', type=int, help='a random part of each split, for a trial')
+  to.add_argument('--beam', nargs='+', metavar='OPTION', help="Beam's pipeline options: runner=DirectRunner ...")
+  to.add_argument(
     '--again',
     action='store_true',
     help='build a finished dataset once more; only shards whose clips or files have changed are redone',
   )
-  options = parser.parse_args(arguments)
+  return to
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs one command line.
+
+  Raises:
+    UserError: there is no such builder, or a mistake in the command or its files.
+  """
+  options = flags.parse(parser(), argv)
   builder = make_builder(
     options.dataset,
     options.data_dir,
@@ -131,10 +138,7 @@ def _beam_options(options: list[str]):
 
 if __name__ == '__main__':
   try:
-    main(sys.argv[1:])
-  except UserError as error:
-    print(error, file=sys.stderr)
-    sys.exit(2)
+    sys.exit(flags.run(main))
   except KeyboardInterrupt:
     print('Stopped; the same command goes on from here.', file=sys.stderr)
     sys.exit(130)

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_pipelines import durable, sources
+from data_pipelines import durable, flags, sources
 from data_pipelines.contract import UserError
 from data_pipelines.media import still_images
 from data_pipelines.sources import Source, open_tfds
@@ -231,20 +231,25 @@ def _report(found: dict[str, tuple[int, list[str]]]) -> int:
   return 0
 
 
+def parser() -> argparse.ArgumentParser:
+  """The command's flags."""
+  to = flags.parser('data_pipelines.inspect', __doc__)
+  to.add_argument('dataset', help='as TFDS names it: name/config:version')
+  to.add_argument('--data_dir', help='where it was prepared; TFDS has a default')
+  to.add_argument('--frames_key', help='feature with the frames, where there are several')
+  to.add_argument('--label_key', help='feature with the label, where there are several')
+  to.add_argument('--out', help='PNG of the contact sheet')
+  to.add_argument('--rows', type=int, default=6, help='examples of each split on the sheet')
+  to.add_argument('--columns', type=int, default=6, help='frames of an example on the sheet')
+  to.add_argument('--verify', action='store_true', help='compare every record with its checksum, and no more')
+  to.add_argument('--classes', action='store_true', help='all classes, not only the largest and smallest')
+  return to
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line."""
-  parser = argparse.ArgumentParser(prog='python -m data_pipelines.inspect', description=__doc__.split('\n')[0])
-  parser.add_argument('dataset', help='as TFDS names it: name/config:version')
-  parser.add_argument('--data_dir', help='where it was prepared; TFDS has a default')
-  parser.add_argument('--frames_key', help='feature with the frames, where there are several')
-  parser.add_argument('--label_key', help='feature with the label, where there are several')
-  parser.add_argument('--out', help='PNG of the contact sheet')
-  parser.add_argument('--rows', type=int, default=6, help='examples of each split on the sheet')
-  parser.add_argument('--columns', type=int, default=6, help='frames of an example on the sheet')
-  parser.add_argument('--verify', action='store_true', help='compare every record with its checksum, and no more')
-  parser.add_argument('--classes', action='store_true', help='all classes, not only the largest and smallest')
-  options = parser.parse_args(argv)
   try:
+    options = flags.parse(parser(), argv)
     if min(options.rows, options.columns) < 1:
       raise UserError(f'--rows={options.rows} --columns={options.columns}; expected at least 1 of each.')
     if options.verify:

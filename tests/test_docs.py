@@ -5,30 +5,24 @@ Python blocks are executed. Commands are executed by `:debug` in a folder of the
 makes a test red.
 """
 
-import argparse
 import importlib
 import itertools
 import pathlib
 import re
 import shlex
 import shutil
-import sys
 from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
 from configs import defaults, digits_cover, timesformer_k400
 from cover_jax import command_line
-from cover_jax import export as export_command
-from cover_jax import main as main_command
 from cover_jax.experiment import build, settings
 from cover_jax.models import encoder as encoders
-from data_pipelines import declared
+from data_pipelines import declared, flags
 from data_pipelines.clips.settings import SOURCE
 from data_pipelines.contract import SourceInfo
 from tests import miniature
@@ -155,62 +149,23 @@ class Parsed(Exception):
   pass
 
 
-def check_flags(values: flags.FlagValues, arguments: list[str]) -> None:
-  """Every flag is one of these and its value can be read; sets none."""
-  for argument in arguments:
-    name, _, value = argument.removeprefix('--').partition('=')
-    if not argument.startswith('--') or name == 'config' or name.startswith('config.'):
-      continue
-    if name.startswith('no') and name not in values:
-      name = name.removeprefix('no')
-      assert values[name].boolean
-    assert name in values, f'there is no flag --{name}'
-    if value and not isinstance(values[name], flags.MultiFlag):
-      values[name].parser.parse(value)
+def at_root(arguments: list[str]) -> list[str]:
+  """The arguments with configs where they lie, whatever folder a test is in."""
+  return [re.sub(r'^--config=configs/', f'--config={ROOT}/configs/', a) for a in arguments]
 
 
-def read_config(arguments: list[str], monkeypatch) -> ml_collections.ConfigDict:
+def read_config(arguments: list[str]) -> ml_collections.ConfigDict:
   """The config that a command names, with its --config.key=value."""
-  argv = ['main', *(a for a in arguments if a.startswith('--config'))]
-  argv = [re.sub(r'^--config=configs/', f'--config={ROOT}/configs/', a) for a in argv]
-  monkeypatch.setattr(sys, 'argv', argv)
-  holder = command_line.define_config()
-  saved = flagsaver.save_flag_values()
-  try:
-    command_line.parse(argv)
-    return command_line.read(holder)
-  finally:
-    for name in [n for n in flags.FLAGS if n.startswith('config.')]:
-      delattr(flags.FLAGS, name)
-    flagsaver.restore_flag_values(saved)
+  to = flags.parser('of a test', '')
+  command_line.add_config(to)
+  return command_line.parse(to, at_root([a for a in arguments if a.startswith('--config')])).config
 
 
-def parse(module: str, arguments: list[str], monkeypatch) -> None:
-  """Whether a module takes these arguments; runs nothing of it."""
-  if any(a.startswith('--config=') for a in arguments):
-    read_config(arguments, monkeypatch)
-  loaded = importlib.import_module(module)
-  if hasattr(loaded, 'argparse'):
-    parse_args = argparse.ArgumentParser.parse_args
-
-    def stop(self, args=None, namespace=None):
-      parse_args(self, args, namespace)
-      raise Parsed
-
-    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
-    with pytest.raises(Parsed):
-      loaded.main(arguments)
-    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
-  else:
-    check_flags(getattr(loaded, '_OWN', flags.FLAGS), arguments)
-
-
-@pytest.fixture(autouse=True)
-def _own_flags():
-  """Each test begins with flags as they are defined."""
-  saved = flagsaver.save_flag_values()
-  yield
-  flagsaver.restore_flag_values(saved)
+def parse(module: str, arguments: list[str]) -> None:
+  """Raises UserError if a module does not take these arguments; runs nothing of it."""
+  parser = importlib.import_module(module).parser()
+  takes_config = '--config' in parser.format_help()
+  (command_line if takes_config else flags).parse(parser, at_root(arguments))
 
 
 def test_every_block_says_what_it_is():
@@ -222,7 +177,7 @@ def test_every_block_says_what_it_is():
 
 
 @pytest.mark.parametrize('block', of_language('bash', 'console'))
-def test_every_command_of_a_block_can_be_given(block, monkeypatch):
+def test_every_command_of_a_block_can_be_given(block):
   for words in commands(block):
     words = plain(words)
     if start := not_run(words):
@@ -234,7 +189,7 @@ def test_every_command_of_a_block_can_be_given(block, monkeypatch):
         assert all(word.partition('=')[0] in script for word in words[1:] if word.startswith('--') and word != '--')
       continue
     assert words[:2] == ['python', '-m'], f'{block.page}, line {block.line}: nobody runs {words}'
-    parse(words[2], words[3:], monkeypatch)
+    parse(words[2], words[3:])
 
 
 def inline_commands() -> list:
@@ -251,12 +206,12 @@ def inline_commands() -> list:
 
 
 @pytest.mark.parametrize('command', inline_commands())
-def test_commands_in_sentences_and_in_configs_can_be_given(command, monkeypatch):
+def test_commands_in_sentences_and_in_configs_can_be_given(command):
   words = plain(shlex.split(command))
   if len(words) == 3 or command.endswith((' --help', ' ...')):
     importlib.import_module(words[2])  # and nothing that could be parsed
   else:
-    parse(words[2], words[3:], monkeypatch)
+    parse(words[2], words[3:])
 
 
 # Executing.
@@ -266,9 +221,10 @@ def start_in(folder: pathlib.Path) -> None:
   """What a reader has at the start: a video, a picture, and videos of two classes."""
   write(folder / 'clip.mp4', 12)
   Image.fromarray(np.full((40, 60, 3), 128, np.uint8)).save(folder / 'photo.jpg')
-  for split, name, count in itertools.product(('train', 'test'), ('cat', 'dog'), range(4)):
+  each = itertools.product(('train', 'test'), ('cat', 'dog'), range(4))
+  for seed, (split, name, count) in enumerate(each):  # no two alike, or a test split would leak
     (folder / 'videos' / split / name).mkdir(parents=True, exist_ok=True)
-    shade = np.random.default_rng(count).integers(0, 255, (32, 48, 3), np.uint8)
+    shade = np.random.default_rng(seed).integers(0, 255, (32, 48, 3), np.uint8)
     write(folder / 'videos' / split / name / f'{count}.mp4', 9 + count, picture=shade)
 
 
@@ -282,22 +238,12 @@ def by_debug(word: str, folder: pathlib.Path) -> str:
   return f'{name}{equals}{folder}{value}' if value.startswith(('/tmp/', '/data/')) else word
 
 
-def execute(module: str, arguments: list[str], folder: pathlib.Path, monkeypatch) -> None:
+def execute(module: str, arguments: list[str], folder: pathlib.Path) -> None:
   """Runs a command in this process."""
   arguments = [by_debug(a, folder) for a in arguments]
-  if module in ('cover_jax.main', 'cover_jax.export'):
-    argv = ['main', *arguments]
-    monkeypatch.setattr(sys, 'argv', argv)
-    saved = flagsaver.save_flag_values()
-    try:
-      (main_command if module == 'cover_jax.main' else export_command).run(command_line.parse(argv))
-    finally:
-      for name in [n for n in flags.FLAGS if n.startswith('config.')]:
-        delattr(flags.FLAGS, name)
-      flagsaver.restore_flag_values(saved)
-  else:
-    code = importlib.import_module(module).main(arguments)
-    assert not code, (module, arguments)
+  loaded = importlib.import_module(module)
+  code = loaded.run(arguments) if module == 'cover_jax.main' else loaded.main(arguments)  # main ends the process
+  assert not code, (module, arguments)
 
 
 def run_page(page: str, folder: pathlib.Path, monkeypatch, runs: int | None = None) -> list[str]:
@@ -312,7 +258,7 @@ def run_page(page: str, folder: pathlib.Path, monkeypatch, runs: int | None = No
       line = ' '.join(w for w in words if not w.startswith('--workdir=')).replace(':debug', '')
       enough = words[2] == 'cover_jax.main' and runs == sum('cover_jax.main' in other for other in done)
       if line not in done and not enough:  # with :debug two may be the same
-        execute(words[2], words[3:], folder, monkeypatch)
+        execute(words[2], words[3:], folder)
         done.append(line)
   return done
 

@@ -4,20 +4,18 @@ import copy
 import functools
 import json
 import random
-import sys
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
-from absl import flags
 
 from configs import defaults, digits_cover
 from cover_jax import command_line
 from cover_jax.experiment import build as experiment
 from cover_jax.experiment import settings, state
 from cover_jax.training import step as stepping
-from data_pipelines import declared
+from data_pipelines import declared, flags
 from data_pipelines.clips.settings import SOURCE
 from data_pipelines.contract import SourceInfo, UserError
 
@@ -270,20 +268,15 @@ def get_config(variant=''):
 def read(tmp_path, monkeypatch):
   """(text of a config file, flags) -> its config, as a command reads it."""
   monkeypatch.syspath_prepend(str(tmp_path))
-  holder = command_line.define_config()
+  parser = flags.parser('of a test', '')
+  command_line.add_config(parser)
 
   def run(text, *settings_):
     (tmp_path / 'experiment.py').write_text(text)
-    argv = ['main', f'--config={tmp_path}/experiment.py', *(f'--config.{s}' for s in settings_)]
-    monkeypatch.setattr(sys, 'argv', argv)  # ml_collections looks there for the keys
-    command_line.parse(argv)
-    return command_line.read(holder)
+    argv = [f'--config={tmp_path}/experiment.py', *(f'--config.{s}' for s in settings_)]
+    return command_line.parse(parser, argv).config
 
-  yield run
-  flags.FLAGS.unparse_flags()
-  for name in list(flags.FLAGS):
-    if name.startswith('config.'):
-      delattr(flags.FLAGS, name)
+  return run
 
 
 @pytest.mark.parametrize(
