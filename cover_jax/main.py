@@ -35,6 +35,11 @@ def parser() -> argparse.ArgumentParser:
   to.add_argument(
     '--mode', choices=('train', 'evaluate', 'frozen'), default='train', help='what to do (default: train)'
   )
+  to.add_argument(
+    '--compilation_cache',
+    metavar='DIR',
+    help="compiled programs are kept there; empty: nowhere (default: in the user's cache folder)",
+  )
   several = to.add_argument_group('several processes', 'on Cloud TPU slices and under SLURM JAX finds these itself')
   several.add_argument('--coordinator', metavar='HOST:PORT', help='address of the first process')
   several.add_argument('--num_processes', type=int, help='number of processes in the run')
@@ -52,8 +57,9 @@ def run(argv: Sequence[str] | None = None) -> None:
   logging.set_verbosity(logging.INFO)
   # Imported here so that --help and a mistyped flag answer at once.
   from cover_jax.jobs import evaluate, frozen, train
-  from cover_jax.runtime import processes
+  from cover_jax.runtime import compiled, processes
 
+  compiled.keep(options.compilation_cache)
   processes.start(
     options.coordinator, options.num_processes, options.process_id, heartbeat_seconds=options.heartbeat_seconds
   )

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from cover_jax import api
+from cover_jax.runtime import compiled
 from data_pipelines import durable, flags
 from data_pipelines.contract import UserError
 from data_pipelines.media import video_files
@@ -204,6 +205,11 @@ def parser() -> argparse.ArgumentParser:
   )
   to.add_argument('--features', action='store_true', help='write features.npz, a row a window')
   to.add_argument('--attention', action='store_true', help='draw attention rollout over the frames')
+  to.add_argument(
+    '--compilation_cache',
+    metavar='DIR',
+    help="compiled programs are kept there; empty: nowhere (default: in the user's cache folder)",
+  )
   to.add_argument('--annotate', action='store_true', help='write the video with its classes on it')
   return to
 
@@ -220,6 +226,7 @@ def run(options: argparse.Namespace) -> int:
     raise UserError(f'--output={options.output} cannot be made ({error.strerror}): choose another folder.') from error
   if not os.access(options.output, os.W_OK):
     raise UserError(f'--output={options.output} cannot be written: choose another folder.')
+  compiled.keep(options.compilation_cache)
   model = api.load(options.checkpoint, options.params)
   if not model.heads and not (options.features or options.attention):
     raise UserError(f'{model.path} has no heads, so it predicts no classes: ask for --features or --attention.')
