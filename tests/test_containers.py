@@ -352,6 +352,11 @@ def test_half_an_mp4_says_what_is_missing_and_what_to_do(tmp_path, cut, words):
       read(str(path))
 
 
+def test_a_picture_in_boxes_has_an_index_of_another_name(tmp_path):
+  Image.new('RGB', (64, 48)).save(tmp_path / 'a.avif')
+  assert damage(str(tmp_path / 'a.avif')) == ''
+
+
 @pytest.mark.parametrize('name', ['a.mp4', 'a.avi', 'a.mkv', 'a.webm', 'a.png'])
 def test_builds_and_predictions_say_the_same_of_damage(tmp_path, name):
   path = tmp_path / name

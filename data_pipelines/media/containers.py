@@ -182,7 +182,7 @@ def _mp4(f: BinaryIO, length: int) -> None:
     raise broken(at)
   lost = max(at, indexed) - length
   # Behind what is cut off lies the index, of which nobody knows how long it was.
-  if at > 0 and name == b'mdat' and not {b'moov', b'moof'} & names:
+  if at > 0 and name == b'mdat' and not {b'moov', b'moof', b'meta'} & names:  # meta: of pictures
     raise Damage(f'its index, the box moov, is missing{f", and {lost:,} bytes before it" if lost > 0 else ""}')
   if lost > 0 and name == b'moov':
     raise Damage(f'the last {lost:,} bytes of its index, the box moov, are missing')
