@@ -26,6 +26,7 @@ from data_pipelines.contract import UserError
 from data_pipelines.media import video_files
 
 EXIT_FAILED = 1
+_WIDEST = 3840  # pixels of an annotated picture; encoders end at 4096 or a little more
 _LONGEST_NAME = 200  # bytes, of the 255 that file systems have
 
 
@@ -183,9 +184,11 @@ def _annotated(report: Report, top: int) -> Iterator[np.ndarray]:
       lines += [f'  {probability:.0%} {name}' for name, probability in windows[at[head]]['top'][:top]]
     picture = Image.fromarray(frame.pixels())
     if size is None:  # of the first frame; text needs some room, and nobody needs more than 720 lines
-      scale = np.clip(picture.height, 240, 720) / picture.height
-      size = max(round(picture.width * scale), 2), round(picture.height * scale)
-    yield visualise.annotate(np.asarray(picture.resize(size)), lines)
+      scale = min(np.clip(picture.height, 240, 720) / picture.height, _WIDEST / picture.width)
+      size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+    canvas = Image.new('RGB', (max(size[0], 240), max(size[1], 240)))  # a strip has its text beside it
+    canvas.paste(picture.resize(size))
+    yield visualise.annotate(np.asarray(canvas), lines)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,13 +1,16 @@
 """Times of videos whose timestamps go back, leap, wrap around, stand still or are missing."""
 
 import logging
+import pathlib
+import struct
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
-from data_pipelines.media import transcode, video_files
+from data_pipelines.contract import UserError
+from data_pipelines.media import container_streams, transcode, video_files
 from data_pipelines.media.clock import LONGEST_STEP, FrameClock, PacketClock
 from tests.test_video_files import grey, numbers, write
 
@@ -141,3 +144,58 @@ def test_the_shipped_files_need_no_repair(media, caplog):
       except video_files.BrokenOff:
         assert path.name == 'corrupted.mp4'
     assert not caplog.records, path
+
+
+def part(path, first, count, codec):
+  """A transport stream of its own whose frames go on in number and time after `first` others."""
+  with av.open(str(path), 'w', format='mpegts') as container:
+    stream = container.add_stream(codec, rate=25)
+    stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 32, 48, 'yuv420p', 500_000
+    for i in range(first, first + count):
+      frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), grey(i), np.uint8), format='rgb24')
+      frame.pts = i
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  return path.read_bytes()
+
+
+@pytest.mark.parametrize('codec', ['libx264', 'mpeg2video'])
+def test_segments_whose_clock_goes_on_are_whole(tmp_path, codec):
+  """`cat seg0.ts seg1.ts seg2.ts`: packets are counted anew in each, which a demuxer takes for a loss."""
+  parts = [part(tmp_path / 'part.ts', 20 * i, 20, codec) for i in range(3)]
+  path = tmp_path / 'joined.ts'
+  path.write_bytes(b''.join(parts))
+  assert numbers([f.pixels() for f in video_files.frames(str(path))]) == [i % 28 for i in range(60)]
+  breaks = container_streams.counter_breaks(str(path), 256)
+  assert breaks and all(joined for _, joined in breaks)
+
+
+@pytest.mark.parametrize('codec', ['libx264', 'mpeg2video'])
+def test_packets_lost_within_a_segment_are_damage(tmp_path, codec):
+  parts = [part(tmp_path / 'part.ts', 20 * i, 20, codec) for i in range(3)]
+  path, missed = tmp_path / 'torn.ts', []
+  for at in range(9 * 188, len(parts[1]) - 9 * 188, 7 * 188):
+    path.write_bytes(parts[0] + parts[1][:at] + parts[1][at + 188 :] + parts[2])
+    if all(joined for _, joined in container_streams.counter_breaks(str(path), 256)):
+      missed.append(at)  # a table of programs
+      continue
+    with pytest.raises(video_files.Damaged):
+      list(video_files.frames(str(path)))
+  assert len(missed) < len(parts[1]) / 188 / 7 / 2
+
+
+def test_the_times_of_gxf_are_those_of_its_frames(tmp_path):
+  path = write(tmp_path / 'a.gxf', 30, codec='mpeg2video', fps=25, size=(576, 720))
+  assert [round(50 * f.seconds) for f in video_files.frames(path)] == list(range(0, 60, 2))
+  assert video_files.header(path).fps == pytest.approx(25)
+
+
+@pytest.mark.parametrize(('scale', 'rate', 'said'), [(1_000_000, 1000, '0.001'), (1, 0x7FFFFFFF, r'2\.14748e\+09')])
+def test_an_avi_of_an_impossible_rate_is_refused(tmp_path, scale, rate, said):
+  path = tmp_path / 'a.avi'
+  data = bytearray(pathlib.Path(write(path, 8)).read_bytes())
+  struct.pack_into('<II', data, data.index(b'strh') + 28, scale, rate)
+  path.write_bytes(data)
+  for read in (video_files.header, lambda name: list(video_files.frames(name))):
+    with pytest.raises(UserError, match=f'states {said} frames a second'):
+      read(str(path))

@@ -1,6 +1,7 @@
 """Files that were cut short or have a hole are told from whole ones, in each family of containers."""
 
 import contextlib
+import pathlib
 import struct
 import zlib
 
@@ -328,3 +329,48 @@ def test_a_file_that_stands_for_others_is_refused(tmp_path, name, data):
   for read in (lambda path: list(frames(path)), header):
     with pytest.raises(UserError, match='stands for other files, which are not read in its place'):
       read(str(tmp_path / name))
+
+
+def test_ogg_files_one_behind_the_other_are_refused_by_name(tmp_path):
+  parts = [pathlib.Path(write(tmp_path / name, 6, codec='libvpx')).read_bytes() for name in ('a.ogg', 'b.ogg')]
+  path = tmp_path / 'c.ogv'
+  path.write_bytes(b''.join(parts))
+  for read in (header, lambda name: list(frames(name))):
+    with pytest.raises(UserError, match=r'c\.ogv is several Ogg files one behind the other.*join them again'):
+      read(str(path))
+  assert len(list(frames(str(tmp_path / 'a.ogg')))) == 6
+
+
+@pytest.mark.parametrize(('cut', 'words'), [(0.4, 'its index, the box moov, is missing, and'), (0.9, 'of its index')])
+def test_half_an_mp4_says_what_is_missing_and_what_to_do(tmp_path, cut, words):
+  path = tmp_path / 'a.mp4'
+  data = pathlib.Path(write(path, 30, codec='libx264', fps=25)).read_bytes()
+  path.write_bytes(data[: int(len(data) * cut)])
+  said = rf'a\.mp4 holds no frame that can be decoded \(.*{words}.*\): is it complete\? Fetch or copy it again\.'
+  for read in (header, lambda name: list(frames(name))):
+    with pytest.raises(UserError, match=said):
+      read(str(path))
+
+
+def test_a_picture_in_boxes_has_an_index_of_another_name(tmp_path):
+  Image.new('RGB', (64, 48)).save(tmp_path / 'a.avif')
+  assert damage(str(tmp_path / 'a.avif')) == ''
+
+
+@pytest.mark.parametrize('name', ['a.mp4', 'a.avi', 'a.mkv', 'a.webm', 'a.png'])
+def test_builds_and_predictions_say_the_same_of_damage(tmp_path, name):
+  path = tmp_path / name
+  if name == 'a.png':
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+  else:
+    codec = {'a.mp4': 'libx264', 'a.avi': 'mpeg4', 'a.mkv': 'libx264', 'a.webm': 'libvpx'}[name]
+    write(path, 30, codec=codec, fps=25, **({'movflags': 'faststart'} if name == 'a.mp4' else {}))
+  data = path.read_bytes()
+  for share in (0.1, 0.5, 0.9):
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError) as predicted:
+      list(frames(str(path)))
+    settings = PICTURE if name == 'a.png' else transcode.Settings('video', 0, 0, 85)
+    with pytest.raises((UserError, transcode.Failure)) as built:
+      transcode.image(str(path), settings) if name == 'a.png' else list(transcode.video(str(path), settings, []))
+    assert str(predicted.value).removeprefix(f'{path} ') == str(built.value).removeprefix(f'{path} ')

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import unicodedata
 
 import pytest
@@ -458,3 +459,51 @@ def test_one_split_spelt_in_two_ways_is_refused(tmp_path):
   lay(tmp_path, 'train/run/a.mp4', 'Train/sit/b.mp4')
   with pytest.raises(UserError, match=r"has the splits '[tT]rain' and '[tT]rain': give both folders one name"):
     list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
+
+
+@pytest.mark.parametrize('by', ['folders', 'list'])
+def test_two_names_of_one_file_on_the_disk_are_one_file(tmp_path, by):
+  lay(tmp_path, 'a/x.mp4', 'b/z.mp4')
+  (tmp_path / 'a/x.mp4').write_bytes(b'x')
+  os.link(tmp_path / 'a/x.mp4', tmp_path / 'b/y.mp4')
+  if by == 'list':
+    (tmp_path / 'train.txt').write_text('a/x.mp4 0\nb/z.mp4 1\nb/y.mp4 1\n')
+  with pytest.raises(UserError, match=r'The file a/x\.mp4 of split .train. has two labels, as a/x\.mp4.* as b/y\.mp4'):
+    listed(tmp_path)
+  if by == 'list':
+    (tmp_path / 'train.txt').write_text('a/x.mp4 0\nb/z.mp4 1\nb/y.mp4 0\n')
+    found = list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').splits['train']
+    assert [c.video_id for c in found] == ['a/x.mp4', 'b/z.mp4', 'a/x.mp4']
+
+
+@pytest.mark.parametrize(
+  'heading', ['class', 'class_name', 'Labels', '# classes', 'Classes:', 'id name', 'number,class']
+)
+def test_a_heading_in_a_text_of_classes_is_no_class(tmp_path, heading):
+  lay(tmp_path, 'run/a.mp4', 'sit/b.mp4')
+  rows = {'id name': '0 sit\n1 run\n', 'number,class': '0,sit\n1,run\n'}.get(heading, 'sit\nrun\n')
+  (tmp_path / 'classes.txt').write_text(f'{heading}\n{rows}')
+  assert list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').class_names == ('sit', 'run')
+
+
+@pytest.mark.parametrize('name', ['classes.pbtxt', 'label_map.pbtxt', 'ava_action_list_v2.2.pbtxt', 'classes.txt'])
+@pytest.mark.parametrize('word', ['item', 'label'])
+def test_a_label_map_is_refused_by_name(tmp_path, name, word):
+  lay(tmp_path, 'run/a.mp4', 'sit/b.mp4')
+  (tmp_path / name).write_text(f'{word} {{\n  name: "run"\n  id: 1\n}}\n{word} {{\n  name: "sit"\n  id: 2\n}}\n')
+  with pytest.raises(UserError, match=rf'{re.escape(name)} .*it is a label map .*write a classes\.txt'):
+    listed(tmp_path)
+
+
+@pytest.mark.parametrize('ending', ['.gz', '.zip', '.bak', '.old', '~', '.BAK'])
+@pytest.mark.parametrize('stem', ['train.csv', 'classes.txt', 'annotations.json'])
+def test_packed_lists_and_copies_are_refused_or_told(tmp_path, stem, ending):
+  lay(tmp_path, 'run/a.mp4', 'sit/b.mp4', f'{stem}{ending}')
+  why = 'it is packed' if ending in ('.gz', '.zip') else f'it is called a copy, and {re.escape(stem)} is not there'
+  with pytest.raises(
+    UserError, match=rf'{re.escape(stem + ending)} looks like annotations and is not read, since {why}'
+  ):
+    listed(tmp_path)
+  if stem == 'train.csv' and 'copy' in why:
+    (tmp_path / stem).write_text('run/a.mp4,0\nsit/b.mp4,1\n')
+    assert list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').left_over == (str(tmp_path / f'{stem}{ending}'),)

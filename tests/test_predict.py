@@ -86,6 +86,19 @@ def test_pictures_are_written_where_they_say_something(tmp_path, capsys):
   assert not np.array_equal(frames[0], frames[-1])
 
 
+@pytest.mark.parametrize('size', [(1, 3000), (3000, 1), (1, 1)])
+@pytest.mark.parametrize('name', ['strip.png', 'strip.gif'])
+def test_a_strip_of_one_pixel_is_annotated(tmp_path, name, size):
+  first, *rest = [Image.fromarray(np.full((*size, 3), 40 * i, np.uint8)) for i in range(3)]
+  first.save(tmp_path / name, **({'save_all': True, 'append_images': rest} if name == 'strip.gif' else {}))
+  windows = {'k': [{'start': 0.0, 'end': 1.0, 'top': [['run', 0.9]]}]}
+  written = predict.write_annotated(predict.Report(str(tmp_path / name), windows=windows), str(tmp_path / 'out'), 1)
+  with av.open(written) as container:
+    pictures = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
+  assert len(pictures) == (3 if name == 'strip.gif' else 1)
+  assert max(pictures[0].shape) <= 3840 and pictures[0].shape[0] >= 240 and pictures[0].std() > 1
+
+
 def test_annotation_shows_the_window_of_its_time(tmp_path):
   path = write(tmp_path / 'v.mp4', 30)
   report = predict.Report(path)

@@ -1,7 +1,9 @@
 """Pictures of more than 8 bits: scaled by their range, in every format that has them, or refused in one sentence."""
 
 import io
+import os
 import struct
+import time
 import tracemalloc
 import zlib
 
@@ -143,3 +145,17 @@ def test_wide_colours_in_planes_are_refused(tmp_path):
   )
   with pytest.raises(still_images.Refused, match='in planes'):
     still_images.upright(still_images.opened(str(tmp_path / 'x.tif')))
+
+
+@pytest.mark.parametrize('start', [b'', b'GIF89a\x08\0\x08\0\0\0\0'])
+def test_a_picture_file_of_a_size_that_none_has_is_refused_at_once(tmp_path, start):
+  path = tmp_path / 'huge.gif'
+  path.write_bytes(start)
+  os.truncate(path, 64 << 30)  # it takes no room on the disk
+  began = time.monotonic()
+  for read in (video_files.header, lambda name: list(video_files.frames(name))):
+    with pytest.raises(UserError, match=r'huge\.gif has 68,719,476,736 bytes; a picture may have 1,073,741,824'):
+      read(str(path))
+  with pytest.raises(Failure, match='has 68,719,476,736 bytes'):
+    transcode.image(str(path), SETTINGS)
+  assert time.monotonic() - began < 5

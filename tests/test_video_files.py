@@ -539,9 +539,9 @@ def test_what_is_no_picture_says_so_whatever_its_ending(tmp_path):
   for name, content in (('page.jpg', b'<html>no</html>'), ('zeros.png', bytes(4000)), ('half.mp4', None)):
     content = content or pathlib.Path(write(tmp_path / 'whole.mp4', 8)).read_bytes()[:-400]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match='is not a video or image that can be read') as caught:
+    half = 'the last 400 bytes of its index, the box moov, are missing.*is it complete'
+    with pytest.raises(UserError, match=half if name == 'half.mp4' else 'is not a video or image that can be read'):
       list(video_files.frames(str(tmp_path / name)))
-    assert ('bytes are missing: is it complete?' in str(caught.value)) == (name == 'half.mp4')
 
 
 def test_half_floats_are_refused_by_name(tmp_path):

@@ -46,7 +46,8 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
   if not manual_dir.is_dir():
     raise UserError(f'{manual_dir} is not a directory; expected a folder of {kind} files: correct --manual_dir.')
   paths = lists.find(manual_dir)
-  lists.refuse_others(manual_dir, {*paths.values(), lists.class_names_file(manual_dir)}, extensions)
+  known = {*paths.values(), lists.class_names_file(manual_dir)} - {None}
+  lists.refuse_others(manual_dir, known, extensions)
   if paths:
     listing = _of_lists(manual_dir, paths, extensions)
     listing = listing._replace(unlisted=_unlisted(manual_dir, listing, extensions))
@@ -66,6 +67,8 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
     listing = _of_folders(manual_dir, found, _class_names(manual_dir, extensions))
     files = tuple(os.path.join(manual_dir, *parts) for parts in left_over)
     listing = listing._replace(left_over=files, empty=_empty(manual_dir))
+  copies = set(lists.copies(manual_dir, known)) - set(listing.left_over)
+  listing = listing._replace(left_over=tuple(sorted({*listing.left_over, *copies})))
   _check_labels_of_files(listing)
   return listing
 
@@ -210,18 +213,36 @@ def _check_labels_of_files(listing: Listing) -> None:
 
 
 def _names_of_files(root: Path) -> Callable[[str], str]:
-  """file -> the name of its video: the path of the file itself, whatever link or spelling led to it, from `root`."""
+  """file -> the name of its video: the path of the file itself, whatever link or spelling led to it, from `root`.
+
+  Of several names of one file on the disk (hard links) it is the first that is asked for.
+  """
 
   @functools.cache  # there are few folders
   def resolved(folder: str) -> str:
     # What a list names may be no path at all.
     return os.path.realpath(folder) if os.path.isdir(folder) else os.path.normpath(folder)
 
+  @functools.cache
+  def numbers(folder: str) -> dict[str, int]:
+    # A folder knows the numbers of its files; to ask for each would take long on a network disk.
+    try:
+      return {entry.name: entry.inode() for entry in os.scandir(folder)}
+    except OSError:
+      return {}
+
   top = os.path.join(resolved(str(root)), '')
+  first: dict[int, list[str]] = {}
 
   def name(file: str) -> str:
     path = os.path.join(resolved(os.path.dirname(file)), os.path.basename(file))
     path = os.path.realpath(path) if os.path.islink(path) else path
+    if number := numbers(os.path.dirname(path)).get(os.path.basename(path)):
+      same = first.setdefault(number, [])
+      if path not in same:
+        # Two disks, and some that number nothing, have one number twice.
+        path = next((other for other in same if os.path.samefile(other, path)), path)
+        same += [] if path in same else [path]
     return _text(path.removeprefix(top))
 
   return name

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.builders.listing import bad_line, composed, read_lines, read_rows, shown
+from data_pipelines.builders.listing import bad_line, composed, read_lines, read_rows, read_text, shown
 from data_pipelines.contract import UserError
 
 SPLITS = frozenset(
@@ -24,10 +24,20 @@ _TABLES = frozenset([
   '.txt', '.csv', '.tsv', '.json', '.jsonl', '.xml', '.yaml', '.yml', '.parquet', '.feather', '.xls', '.xlsx', '.pkl',
   '.pickle', '.npy', '.npz', '.mat', '.lst', '.list', '.pbtxt', '.h5', '.hdf5', '.sqlite', '.db',
 ])  # fmt: skip
+# Endings behind another one: of packed files and of copies that are kept or were not finished.
+_PACKED = frozenset(['.gz', '.bz2', '.xz', '.zip', '.zst', '.lz4', '.7z', '.tgz', '.rar'])
+_COPIES = frozenset(['.bak', '.backup', '.old', '.orig', '.save', '.copy', '.tmp', '.swp', '.part', '.crdownload'])
+_COPIES |= frozenset(f'.{i}' for i in range(10))
 _LOOK = 1 << 16  # bytes of a file that are looked at to see whether it is a list
 _SEPARATORS = ('\t', ',', ';', ' ')
 _PATH_HEADING = re.compile(r'(path|file ?name|file ?path|file|video|video path|video name|image|image path|name)')
+_LABEL_MAP = re.compile(r'\s*(#[^\n]*\s*)*(item|label|node|entry|entries)\s*:?\s*\{')  # protocol buffers as text
 _NAME_HEADING = re.compile(r'((class|label|action|activity|category)( name)?|name|classe|activitie|categorie)s?')
+
+_NO_LABEL_MAP = (
+  'it is a label map (items with an id and a name): write a classes.txt with one name a line, in the order of the '
+  'numbers that the lists have from 0'
+)
 
 
 class Row(NamedTuple):
@@ -58,16 +68,24 @@ def find(root: Path) -> dict[str, Path]:
 def refuse_others(root: Path, known: Collection[Path], extensions: Collection[str]) -> None:
   """Raises a UserError for a file at the top or in a folder there that looks like annotations and is not of `known`.
 
-  It looks so by its name, or since most of its first lines begin with a file that has one of `extensions`.
+  It looks so by its name, or since most of its first lines begin with a file that has one of `extensions`. A copy of a
+  known one, such as train.csv.bak, is none.
   """
   for path in _at_the_top(root):
-    words = _words(path.stem)
-    splits = _splits(path.stem)
-    if path in known or path.suffix.lower() not in _TABLES:
+    plain, extra = _without_extra(path)
+    words = _words(plain.stem)
+    splits = _splits(plain.stem)
+    if path in known or plain.suffix.lower() not in _TABLES or (extra and extra not in _PACKED and plain in known):
       continue
     if not (splits or _ABOUT & set(words) or _lists_files(path, extensions)):
       continue
-    if path.suffix.lower() not in _LISTS:
+    if extra in _PACKED:
+      why = 'it is packed'
+    elif extra:
+      why = f'it is called a copy, and {plain.name} is not there'
+    elif path.suffix.lower() == '.pbtxt':
+      why = _NO_LABEL_MAP
+    elif path.suffix.lower() not in _LISTS:
       why = f'a list is a {", ".join(_LISTS)} file of `path label` lines'
     elif path.parent != root:
       why = f'lists are read in {root} itself'
@@ -79,6 +97,21 @@ def refuse_others(root: Path, known: Collection[Path], extensions: Collection[st
       f'{path} looks like annotations and is not read, since {why}: make it such a list, take it away, or put a dot '
       f'before its name.'
     )
+
+
+def copies(root: Path, known: Collection[Path]) -> list[str]:
+  """Paths of copies of known lists, such as train.csv.bak: they are not read."""
+  return [str(path) for path in _at_the_top(root) if path not in known and _without_extra(path)[0] in known]
+
+
+def _without_extra(path: Path) -> tuple[Path, str]:
+  """A path without an ending of packed files or of copies, and this ending: train.csv and .gz of train.csv.gz."""
+  if path.name.endswith('~'):
+    return path.with_name(path.name[:-1]), '~'
+  ending = path.suffix.lower()
+  if ending == '.tgz' or (ending in _PACKED and not os.path.splitext(path.stem)[1]):  # train.zip
+    return path.with_suffix('.txt'), ending
+  return (path.with_suffix(''), ending) if ending in _PACKED | _COPIES else (path, '')
 
 
 def _lists_files(path: Path, extensions: Collection[str]) -> bool:
@@ -138,6 +171,8 @@ def class_names(path: Path, extensions: Collection[str]) -> tuple[str, ...]:
   Raises:
     UserError: a class comes twice, or the lines are of another kind.
   """
+  if _LABEL_MAP.match(read_text(path)):
+    raise UserError(f'{path} names no classes that are read, since {_NO_LABEL_MAP}.')
   rows = _numbered(path) or _one_a_line(path)
   names: dict[str, int] = {}
   for line, name in rows:
@@ -179,10 +214,11 @@ def _numbered(path: Path) -> list[tuple[int, str]]:
 def _one_a_line(path: Path) -> list[tuple[int, str]]:
   """(line, name) of names."""
   if path.suffix.lower() == '.txt':
-    return [(n, composed(text)) for n, text in read_lines(path)]
+    rows = [(n, composed(text)) for n, text in read_lines(path)]
+    return rows[1:] if len(rows) > 1 and _is_name_heading(rows[0][1]) else rows
   separator = '\t' if path.suffix.lower() == '.tsv' else ','
   rows = _table(path, separator) or [(n, [unquoted(text)]) for n, text in read_lines(path)]
-  if len(rows) > 1 and _NAME_HEADING.fullmatch(' '.join(rows[0][1]).replace('_', ' ').casefold()):
+  if len(rows) > 1 and _is_name_heading(' '.join(rows[0][1])):
     del rows[0]
   if odd := next(((n, cells) for n, cells in rows if len(cells) != 1), None):
     raise bad_line(
@@ -190,6 +226,11 @@ def _one_a_line(path: Path) -> list[tuple[int, str]]:
       'Expected a name a line, or a number from 0 and a name; a name with a comma stands in "double quotes".',
     )  # fmt: skip
   return [(n, composed(cells[0])) for n, cells in rows]
+
+
+def _is_name_heading(text: str) -> bool:
+  text = text.replace('_', ' ').casefold().strip('#: ')
+  return _NAME_HEADING.fullmatch(text) is not None
 
 
 def check_labels(paths: Mapping[str, Path], rows: Mapping[str, list[Row]], names: Collection[str] | None) -> None:

@@ -31,14 +31,15 @@ class PacketClock:
   Args:
     time_base: seconds of one unit of the timestamps.
     rate: frames a second, for the step of a break right at the start.
+    presented: whether presentation times are given on; else they become None.
 
   Attributes:
     breaks: found so far.
   """
 
-  def __init__(self, time_base: Fraction, rate: float | None):
+  def __init__(self, time_base: Fraction, rate: float | None, presented: bool = True):
     self.breaks: list[Break] = []
-    self._seconds = float(time_base)
+    self._seconds, self._presented = float(time_base), presented
     self._step = max(round(1 / ((rate or 25.0) * self._seconds)), 1)
     self._longest = LONGEST_STEP / self._seconds
     self._offset, self._last, self._count, self._rest = 0, None, 0, 0
@@ -55,7 +56,9 @@ class PacketClock:
       elif step > 0:
         self._step = step
       self._last = dts
-    if dts is not None and pts is not None and abs(pts - dts) > self._longest:
+    if not self._presented:
+      pts = None
+    elif dts is not None and pts is not None and abs(pts - dts) > self._longest:
       pts = None  # one of the two is wrong, and decoding times are the ones that were looked at
     self._count += 1
     if self._offset:
@@ -93,6 +96,9 @@ class FrameClock:
         self._first = time - self._seconds - (self._step if self._count else 0.0)
       if time - self._first - self._seconds > LONGEST_STEP:
         self._first = time - self._seconds - self._step
-      self._seconds = max(self._seconds, time - self._first)
+      later = time - self._first - self._seconds
+      if later > 0:
+        self._step = later if self._count else self._step
+        self._seconds += later
     self._count += 1
     return self._seconds

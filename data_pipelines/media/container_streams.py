@@ -1,12 +1,18 @@
 """Containers made to be received from the middle on: Ogg, MPEG transport and program streams. See `containers`."""
 
+import itertools
 import re
 import zlib
 from typing import BinaryIO
 
+import numpy as np
+
 from data_pipelines.media.container_bytes import CHUNK, Damage, broken, bytes_at, checksum_of, holds, need
 
 PACK = b'\0\0\1\xba'  # what a program stream begins with
+# Of a transport stream's packets (bytes, place of the mark): plain, with a time before each (M2TS), with error
+# correction.
+_TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 _OGG_FIRST, _OGG_LAST = 2, 4
 _REVERSED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))  # each byte with its bits in the other order
 
@@ -35,6 +41,22 @@ def ogg(f: BinaryIO, length: int) -> None:
     at += 27 + len(lengths) + len(body)
   if unended:
     raise Damage('its last pages are missing')
+
+
+def ogg_is_chained(path: str) -> bool:
+  """Whether an Ogg file is several, one behind the other: a stream begins after pages of another that do not begin one.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  at, began = 0, False
+  with open(path, 'rb') as f:
+    while len(head := bytes_at(f, at, 27)) == 27 and head[:4] == b'OggS':
+      if began and head[5] & _OGG_FIRST:
+        return True
+      began = began or not head[5] & _OGG_FIRST
+      at += 27 + head[26] + sum(f.read(head[26]))
+  return False
 
 
 def _ogg_checksum(page: bytes) -> int:
@@ -84,6 +106,68 @@ def transport_stream(f: BinaryIO, length: int, size: int, sync: int) -> None:
     need(at + size, length)
   tail = max(at - CHUNK // size * size, 0)
   _whole_packets(bytes_at(f, tail, at - tail)[sync:], size, length)
+
+
+def transport_packets(start: bytes) -> tuple[int, int] | None:
+  """(bytes, place of the mark) of a transport stream's packets, by the first bytes of a file; None: it is none."""
+  for size, sync in _TS_PACKETS:
+    if start[sync : sync + 1] == start[sync + size : sync + size + 1] == b'G':
+      return size, sync
+  return None
+
+
+def counter_breaks(path: str, stream: int) -> list[tuple[int, bool]]:
+  """Where the counters of one stream of a transport stream break: (byte, whether two files were joined there).
+
+  A writer counts the packets of each stream and starts at the same number for each file. So two files were joined where
+  a table of programs and a packet of the stream that begins a picture have the counters that they have at the
+  beginning, or zero, with no packet of a sound torn before them. Packets that were lost leave no such place.
+
+  Args:
+    path: of the file; [] where it is no transport stream.
+    stream: its number (PID).
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  with open(path, 'rb') as f:
+    layout = transport_packets(f.read(512))
+    if layout is None:
+      return []
+    size, sync = layout
+    f.seek(0)
+    rows, at = [], 0
+    while count := len(chunk := f.read(CHUNK // size * size)) // size:
+      heads = np.frombuffer(chunk, np.uint8)[: count * size].reshape(count, size)[:, sync : sync + 6].astype(np.int64)
+      number = (heads[:, 1] & 0x1F) << 8 | heads[:, 2]
+      mine = np.flatnonzero((number == 0) | (number == stream))
+      rows.append(np.column_stack([at + mine * size, number[mine], heads[mine][:, [1, 3, 4, 5]]]))
+      at += len(chunk)
+    packets = np.concatenate(rows)
+    tables, shown = ([row for row in packets.tolist() if row[1] == wanted] for wanted in (0, stream))
+    if not (tables and shown):
+      return []
+    fresh = {(0, 0), (tables[0][3] & 15, shown[0][3] & 15)}
+    table_at, found = np.array([row[0] for row in tables]), []
+    for before, (place, _, flags, counter, field, field_flags) in itertools.pairwise(shown):
+      told = counter & 0x20 and field and field_flags & 0x80  # a break that the writer announces
+      goes_on = counter & 15 == (before[3] + (counter >> 4 & 1)) & 15
+      if not flags & 0x80 and (told or goes_on):
+        continue
+      between = range(*np.searchsorted(table_at, (before[0], place)).tolist())
+      joined = flags & 0xC0 == 0x40 and any((tables[i][3] & 15, counter & 15) in fresh for i in between)
+      found.append((place, bool(joined) and _ends_whole(f, tables[between[0]][0], size, sync)))
+  return found
+
+
+def _ends_whole(f: BinaryIO, end: int, size: int, sync: int) -> bool:
+  """Whether what stands before a place of a transport stream is whole, as far as its packets say how long they are."""
+  tail = max(end - CHUNK // size * size, 0)
+  try:
+    _whole_packets(bytes_at(f, tail, end - tail)[sync:], size, end)
+  except Damage:
+    return False
+  return True
 
 
 def _whole_packets(tail: bytes, size: int, length: int) -> None:

@@ -24,7 +24,7 @@ from data_pipelines.media.container_bytes import (
   need,
   seek,
 )
-from data_pipelines.media.container_streams import PACK, ogg, program_stream, transport_stream
+from data_pipelines.media.container_streams import PACK, ogg, program_stream, transport_packets, transport_stream
 
 # What stands at the top level of MP4 and QuickTime files; other bytes there are junk, not a length.
 _BOXES = frozenset(
@@ -52,8 +52,6 @@ _MANIFESTS = (b'<MPD', b'<CompositionPlaylist', b'<AssetMap')  # DASH; two of IM
 _CHUNK_NAME = re.compile(rb'\d\d[A-Za-z]{2}|ix\d\d|[A-Za-z]{3}[A-Za-z0-9 ]')
 _PNG, _OF_ANIMATIONS = b'\x89PNG\r\n\x1a\n', (b'acTL', b'fcTL', b'fdAT')
 _FLV_TAGS = (8, 9, 18)  # sound, video, data
-# (bytes, place of the mark): plain, with a time before each (M2TS), with error correction.
-_TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 
 
 def damage(path: str) -> str:
@@ -118,9 +116,8 @@ def _walker(start: bytes) -> Callable[[BinaryIO, int], None] | None:
   ):
     if start[at : at + len(mark)] == mark:
       return walk
-  for size, sync in _TS_PACKETS:
-    if start[sync : sync + 1] == start[sync + size : sync + size + 1] == b'G':
-      return functools.partial(transport_stream, size=size, sync=sync)
+  if layout := transport_packets(start):
+    return functools.partial(transport_stream, size=layout[0], sync=layout[1])
   return None
 
 
@@ -168,6 +165,7 @@ def _avi(f: BinaryIO, at: int, end: int) -> None:
 def _mp4(f: BinaryIO, length: int) -> None:
   """Boxes at the top level; an index of fragments may reach further than they do."""
   at = indexed = 0
+  names = set()
   while at + 8 <= length:
     size, name = integer(f, at, 4), f.read(4)
     if size == 1:  # a length of 64 bits follows the name
@@ -176,11 +174,18 @@ def _mp4(f: BinaryIO, length: int) -> None:
       if name in _BOXES and size == 0:  # to the end of the file
         at = length
       break
+    names.add(name)
     if name == b'sidx':
       indexed = max(indexed, _indexed_end(f, at, at + size))
     at += size
   if at < length and holds(f, at, (b'moof', b'mdat', b'mfra', b'moov', b'sidx')):
     raise broken(at)
+  lost = max(at, indexed) - length
+  # Behind what is cut off lies the index, of which nobody knows how long it was.
+  if at > 0 and name == b'mdat' and not {b'moov', b'moof', b'meta'} & names:  # meta: of pictures
+    raise Damage(f'its index, the box moov, is missing{f", and {lost:,} bytes before it" if lost > 0 else ""}')
+  if lost > 0 and name == b'moov':
+    raise Damage(f'the last {lost:,} bytes of its index, the box moov, are missing')
   need(max(at, indexed), length)
 
 

@@ -7,6 +7,14 @@ from PIL import Image, ImageFont, ImageOps
 
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO, _PLANAR, _APART = 258, 262, 0, 284, 2  # of TIFF
 
+LARGEST_FILE = 1 << 30  # bytes; our choice: 178 million pixels, the most that Pillow takes, have half of it as RGB
+
+
+def is_named_as_one(path: str) -> bool:
+  """Whether a file has the ending of a picture, of any kind that Pillow knows."""
+  Image.init()
+  return Image.EXTENSION.get(os.path.splitext(path)[1].lower(), 'MPEG') != 'MPEG'  # which is a video
+
 
 class Refused(ValueError):
   """A picture whose pixels have no range that is known: a sentence that goes on from the name of the file."""

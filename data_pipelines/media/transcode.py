@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.contract import UserError
-from data_pipelines.media import compact, containers, still_images, video_files
+from data_pipelines.media import compact, containers, still_images, video_decoder, video_files
 
 TIMEOUT = 60  # seconds without a frame
 _JPEG_SIDE = 65500  # pixels, of libjpeg
@@ -152,15 +152,25 @@ def image(path: str, settings: Settings) -> bytes:
   """An image as JPEG.
 
   Raises:
-    Failure: it cannot be read as a whole.
+    Failure: it cannot be read as a whole, in the words of `video_files.frames`.
   """
   if not os.path.isfile(path):
     raise Failure('it is not a regular file')  # a pipe would be waited for
+  if (size := os.path.getsize(path)) > still_images.LARGEST_FILE:
+    raise Failure(f'has {size:,} bytes; a picture may have {still_images.LARGEST_FILE:,}')
   try:
-    with still_images.opened(path) as picture:
+    picture = still_images.opened(path)
+  except Image.UnidentifiedImageError:
+    raise Failure('is not an image that can be read') from None
+  except MemoryError:
+    raise
+  except Exception as error:  # no permission, a picture too large to be honest, a broken header
+    raise Failure(f'cannot be opened ({video_decoder.reason(error)}).') from None
+  try:
+    with picture:
       picture.load()
       if reason := containers.damage(path):  # Pillow asks for no checksum
-        raise Failure(reason)
+        raise _incomplete(path, reason)
       upright = still_images.upright(picture)
       height, width = fitted((upright.height, upright.width), settings.short_side)
       same = (picture.format, picture.mode, picture.size) == ('JPEG', 'RGB', (width, height))
@@ -169,8 +179,16 @@ def image(path: str, settings: Settings) -> bytes:
       if upright.size != (width, height):
         upright = upright.resize((width, height), Image.Resampling.BICUBIC)
       return _jpeg(upright, settings)
+  except (Failure, MemoryError):
+    raise
+  except still_images.Refused as error:
+    raise Failure(str(error)) from None
   except Exception as error:  # Pillow raises anything on broken bytes
-    raise Failure(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    raise _incomplete(path, containers.damage(path) or video_decoder.reason(error)) from None
+
+
+def _incomplete(path: str, why: str) -> Failure:
+  return Failure(str(video_decoder.incomplete(path, why)).removeprefix(f'{path} '))
 
 
 def _jpeg(picture: Image.Image, settings: Settings) -> bytes:

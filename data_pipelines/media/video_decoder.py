@@ -10,7 +10,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 
 from data_pipelines.contract import UserError
-from data_pipelines.media import clock, containers
+from data_pipelines.media import clock, container_streams, containers
 
 # These decoders conceal what is damaged and flag the frame. The others pass over some damage without a word unless
 # they are told to fail of it.
@@ -27,6 +27,7 @@ _FULL_INDEX = frozenset({'mov', 'avi'})
 _RAW = dict.fromkeys(('h264', 'hevc', 'vvc', 'm4v', 'mpegvideo', 'cavsvideo', 'vc1'), (b'\1',))
 _RAW |= {'h263': (b'\x80', b'\x81', b'\x82', b'\x83'), 'mjpeg': (b'\xff\xd8',)}
 _JOINT = 3  # packets around the place where two recordings were joined, of which a demuxer says that they are damaged
+_FASTEST = 1e-5  # seconds of a frame; our choice, there are cameras of 25,000 frames a second
 _IDENTITY = (1, 0, 0, 1)
 
 
@@ -75,7 +76,7 @@ def survey(path: str) -> tuple[float | None, int | None]:
   with _open(path) as container:
     stream = _stream(path, container)
     rate = _nominal_rate(stream)
-    packet_clock = clock.PacketClock(stream.time_base, rate)
+    packet_clock = _packet_clock(container, stream, rate)
     count, first, last = 0, None, None
     span = [0, 0]  # numbers of the first and the last packet that have a time
     try:
@@ -139,7 +140,7 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
     stream.thread_type = 'AUTO'
     stream.thread_count = threads
     rate = _nominal_rate(stream)
-    packet_clock, frame_clock = clock.PacketClock(stream.time_base, rate), clock.FrameClock(rate)
+    packet_clock, frame_clock = _packet_clock(container, stream, rate), clock.FrameClock(rate)
     findings.breaks, findings.declared = packet_clock.breaks, _indexed(container, stream)
     unit = float(stream.time_base)
     due, corrupt, number, count, keyed = _Due(name in _FRAME_A_PACKET), {}, 0, 0, False
@@ -152,7 +153,7 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
         if packet.is_keyframe and not keyed:
           keyed, first_key = True, _time(packet)
         if packet.is_corrupt:
-          corrupt[count] = due.place(number, packet)
+          corrupt[count] = due.place(number, packet), packet.pos
         due.add(packet)
         count += 1
       try:
@@ -165,6 +166,7 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
         if strict:
           # With several threads the packet at hand is not the one that failed.
           raise _Passable(due.place(number, packet) if threads == 1 else number) from None
+        findings.declared = _indexed(container, stream)
         raise
       for frame in found:
         blind = blind and not frame.key_frame
@@ -192,7 +194,11 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
     findings.damaged += due.lost(number)
     # A demuxer sees a gap where two recordings were joined; there is none.
     joints = [b.packet for b in packet_clock.breaks]
-    findings.damaged += [place for i, place in corrupt.items() if not any(0 <= j - i <= _JOINT for j in joints)]
+    torn = {i: place for i, place in corrupt.items() if not any(0 <= j - i <= _JOINT for j in joints)}
+    counted = container_streams.counter_breaks(path, stream.id) if torn else []
+    for place, byte in torn.values():
+      joined = next((joined for at, joined in counted if byte is not None and at > byte), False)
+      findings.damaged += [] if joined else [place]
     findings.declared = _indexed(container, stream)  # of a film in fragments it grew on the way
 
 
@@ -252,8 +258,9 @@ def _open(path: str):
     container = av.open(f'file:{path}')  # or 'a:b.mp4' would be the protocol a
   except Exception as error:
     damage = containers.damage(path)  # an MP4 whose end is lost has lost its index, and FFmpeg says no more
-    why = f'{damage}: is it complete?' if damage else reason(error)
-    raise UserError(f'{path} is not a video or image that can be read ({why}).') from error
+    if damage:
+      raise incomplete(path, damage) from error
+    raise UserError(f'{path} is not a video or image that can be read ({reason(error)}).') from error
   if container.format.name == 'image2':
     container.close()
     if '%' in os.path.basename(path):  # a number in the name, %03d, stands for many
@@ -262,10 +269,21 @@ def _open(path: str):
   if (marks := _RAW.get(container.format.name)) and not containers.begins(path, marks):
     container.close()
     raise UserError(f'{path} is not a video or image that can be read (its beginning is damaged).')
+  if container.format.name == 'ogg' and container_streams.ogg_is_chained(path):
+    container.close()
+    raise UserError(
+      f'{path} is several Ogg files one behind the other, of which a reader shows the first: split it into them, or '
+      'join them again in another container, such as mkv (ffmpeg -f concat).'
+    )
   if container.format.name == 'tty':  # any text passes for a recording of a terminal
     container.close()
     raise UserError(f'{path} is a text file: give the path of a video or an image.')
   return container
+
+
+def incomplete(path: str, why: str) -> UserError:
+  """The error of a file that was cut or damaged so that no frame of it can be decoded; `why`: `containers.damage`."""
+  return UserError(f'{path} holds no frame that can be decoded ({why}): is it complete? Fetch or copy it again.')
 
 
 def reason(error: Exception) -> str:
@@ -280,11 +298,19 @@ def _stream(path: str, container):
   pictures = disposition.attached_pic | disposition.timed_thumbnails
   streams = [s for s in container.streams.video if not s.disposition & pictures]
   if not streams:
+    if damage := containers.damage(path):
+      raise incomplete(path, damage)
     raise UserError(f'{path} has no video in it.')
   best = container.streams.best('video')
   stream = next((s for s in streams if best is not None and s.index == best.index), streams[0])
   if stream.codec_context is None:
     raise UserError(f'{path} is in a format that no decoder here can read.')
+  # An AVI has no times: a frame lasts as long as its head says.
+  if container.format.name == 'avi' and not _FASTEST <= stream.time_base <= clock.LONGEST_STEP:
+    raise UserError(
+      f'{path} states {1 / float(stream.time_base):g} frames a second, at which it was not recorded: write its rate '
+      'anew (ffmpeg -r 25 -i).'
+    )
   for other in container.streams:
     if other.index != stream.index:
       other.discard = av.stream.Discard.all
@@ -300,6 +326,11 @@ def _indexed(container, stream) -> int | None:
 def _nominal_rate(stream) -> float | None:
   rate = stream.average_rate or stream.guessed_rate
   return float(rate) if rate and 1 <= rate <= 300 else None
+
+
+def _packet_clock(container, stream, rate: float | None) -> Callable:
+  # GXF has decoding times alone, in fields; FFmpeg's guess of the last presentation time is one field short.
+  return clock.PacketClock(stream.time_base, rate, presented=container.format.name != 'gxf')
 
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:

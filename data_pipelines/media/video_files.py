@@ -145,17 +145,19 @@ def frames(path: str, threads: int = 0) -> Iterator[Frame]:
       *(path, first.seconds, first.packet, f', and {more} times more' if more else ''),
     )
   try:
-    reason = reason or containers.damage(path)
+    # It says more than decoders do, whose words depend on the number of their threads.
+    missing = containers.damage(path)
+    reason = missing or reason
   except OSError as error:  # it has been removed, or a folder put in its place, since it was opened
-    reason = video_decoder.reason(error)
+    missing, reason = '', reason or video_decoder.reason(error)
   if not reason and found.declared is not None and found.packets < found.declared:
     reason = 'the file ends early'
   if not decoded:
-    reason = reason or 'none in it is whole'
-    raise UserError(f'{path} holds no frame that can be decoded ({reason}): is it complete?') from None
+    raise video_decoder.incomplete(path, reason or 'none in it is whole') from None
   if reason:
+    again = ' Fetch or copy it again.' if missing else ''
     of = '' if found.declared is None else f' of {found.declared} declared'
-    raise BrokenOff(f'{path} breaks off: {decoded}{of} frames could be decoded ({reason}).') from None
+    raise BrokenOff(f'{path} breaks off: {decoded}{of} frames could be decoded ({reason}).{again}') from None
   if found.damaged:
     numbers = sorted(set(found.damaged))
     which = f'frame {numbers[0]}' + (f' and {len(numbers) - 1} more' if numbers[1:] else '')
@@ -398,6 +400,14 @@ def _open_image(path: str) -> Image.Image | None:
     raise UserError(f'{path} does not exist: give the path of a video or an image.')
   if not os.path.isfile(path):
     raise UserError(f'{path} is not a file: give the path of a video or an image.')
+  size = os.path.getsize(path)
+  if size > still_images.LARGEST_FILE:  # Pillow would read it whole, and more than once
+    if still_images.is_named_as_one(path):
+      raise UserError(
+        f'{path} has {size:,} bytes; a picture may have {still_images.LARGEST_FILE:,}: if it is a video, give its name '
+        'the ending of one.'
+      )
+    return None
   try:
     image = still_images.opened(path)
   except Image.UnidentifiedImageError:
