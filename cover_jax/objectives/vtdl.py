@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cover_jax.objectives import Encode, LossOutput, Objective, contrastive
+from cover_jax.augment.still_frame import temporal_consistent
+from cover_jax.objectives import Encode, LossOutput, Objective, contrastive, pairs
 from cover_jax.objectives.contrastive import Negatives
 from data_pipelines.contract import UserError
 from data_pipelines.declared import flag, number, one_of, whole
@@ -140,10 +141,8 @@ def _embed(encode, head, how, params, clip, rng):
 
 def _embed_together(embed, params, clips, rng):
   """([B, V, D], statistics) of V clips of each video in one pass of the encoder."""
-  # All clips of a video next to each other, so that on many devices none has to move.
-  together = jnp.stack(clips, axis=1)
-  vectors_NxD, statistics = embed(params, together.reshape(-1, *together.shape[2:]), rng)
-  return vectors_NxD.reshape(*together.shape[:2], -1), statistics
+  vectors_NxD, statistics = embed(params, pairs.side_by_side(clips), rng)
+  return pairs.apart(vectors_NxD, len(clips)), statistics
 
 
 def _compare(vectors_BxVxD, key_BxD, queue, batch, *, temperature, own_video_counts):
@@ -162,28 +161,6 @@ def _random_queue(size, dim):
   side = (dim / 3) ** -0.5
   keys_KxD = jax.random.uniform(jax.random.key(0), (size, dim), minval=-side, maxval=side)
   return contrastive.empty_queue(size, dim)._replace(key_KxD=keys_KxD)
-
-
-def temporal_consistent(
-  rng: jax.Array, clip_BxTxHxWx3: jax.Array, alpha: float, *, one_share: bool = False
-) -> jax.Array:
-  """Mixes one frame of the clip into all of its frames: x'_t = (1 - s) x_t + s x_k.
-
-  x_k does not depend on t, so differences in time of any order are those of the clip times 1 - s: what moves and how
-  stays, what stands still changes. Nothing is cut to the range of pixels, which would break this.
-
-  Args:
-    rng: a key.
-    clip_BxTxHxWx3: float.
-    alpha: the share s is uniform in [0, alpha].
-    one_share: draw one s for the whole batch instead of one a clip; k is drawn for each clip in any case.
-  """
-  frame_key, share_key = jax.random.split(rng)
-  batch, frames = clip_BxTxHxWx3.shape[:2]
-  k_B = jax.random.randint(frame_key, (batch,), 0, frames)
-  share = alpha * jax.random.uniform(share_key, (1 if one_share else batch, 1, 1, 1, 1))
-  still_Bx1xHxWx3 = jnp.take_along_axis(clip_BxTxHxWx3, k_B[:, None, None, None, None], axis=1)
-  return clip_BxTxHxWx3 + share * (still_Bx1xHxWx3 - clip_BxTxHxWx3)
 
 
 def triplet(
@@ -209,18 +186,9 @@ def triplet(
     UserError: if the video has one frame.
   """
   _check_length(video_frames)
-  last = max(video_frames - (length - 1) * stride - 1, 0)
-  start_S = np.arange(last + 1)
-  with_partner_S = start_S[(start_S >= min_gap) | (start_S <= last - min_gap)]
-  pick = lambda of: of[int(rng.random() * len(of))] if rng is not None else of[-1]
-  if len(with_partner_S):
-    anchor = pick(with_partner_S) if rng is not None else 0
-    negative = pick(start_S[np.abs(start_S - anchor) >= min_gap])
-  else:
-    anchor = pick(start_S) if rng is not None else 0
-    negative = anchor + video_frames // 2
-  steps = stride * np.arange(length, dtype=np.int64)
-  first, second = (anchor + steps) % video_frames, (negative + steps) % video_frames
+  span = (length - 1) * stride + 1
+  anchor, negative = pairs.two_starts(video_frames, rng, span=span, min_gap=min_gap)
+  first, second = (pairs.walk(start, length, stride, video_frames) for start in (anchor, negative))
   return {'anchor': first, 'positive': first.copy(), 'negative': second}
 
 
