@@ -284,7 +284,7 @@ class Model:
     @jax.jit
     def attention(params, clip_BxTxHxWx3):
       normal = experiments.normalise(self.experiment.config, clip_BxTxHxWx3, self.model.dtype)
-      return self.model.attention_map(experiments.variables(params), normal)
+      return self.model.attention_map(encoders.variables(params), normal)
 
     return attention
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cover_jax.experiment import build
+from cover_jax.models import encoder as encoders
 from cover_jax.models.c3d import C3D
 from cover_jax.models.resnet3d import ResNet3D
 from cover_jax.models.s3d import S3D
@@ -42,7 +42,7 @@ def loaded(name):
   variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *GEOMETRY[name][1:2], 32, 32, 3)))
   shapes = nn.meta.unbox(variables)
   ours = nest({key: jnp.asarray(found.array) for key, found in weights.encoder.items()})
-  trees = build.variables(ours)
+  trees = encoders.variables(ours)
   assert jax.tree.map(jnp.shape, trees) == jax.tree.map(jnp.shape, dict(shapes))
   (head,) = weights.heads.values()
   trees['head'] = {'kernel': head['kernel'].array, 'bias': head['bias'].array}

@@ -15,6 +15,8 @@ from configs import (
   cover_vjepa2_l,
   defaults,
   finetune_folder,
+  hdc_ucf101,
+  modist_ucf101,
   timesformer_k400,
   timesformer_k600,
   timesformer_ssv2,
@@ -34,6 +36,8 @@ _FULL = {
   'cover_vjepa2_l': (cover_vjepa2_l, 'frozen'),
   'cover_r2plus1d': (cover_r2plus1d, 'frozen'),
   'transfer': (transfer,),
+  'hdc_ucf101': (hdc_ucf101,),
+  'modist_ucf101': (modist_ucf101,),
 }
 
 

@@ -17,7 +17,7 @@ from cover_jax import objectives
 from cover_jax.augment import photometric
 from cover_jax.checkpoints.contents import sources_of
 from cover_jax.models import encoder as encoders
-from cover_jax.models.encoder import STATISTICS, Encoded, Encoder
+from cover_jax.models.encoder import Encoded, Encoder
 from cover_jax.models.heads import Heads
 from data_pipelines.clips import affine
 from data_pipelines.contract import SourceInfo, UserError
@@ -75,6 +75,10 @@ class Experiment:
     """{view: T of its clips} of a stream's batches."""
     return _view_lengths(self.objectives[stream], self.streams[stream])
 
+  def encoded_lengths(self, stream: str) -> dict[str, int]:
+    """{view: frames of it that the encoder sees}."""
+    return _encoded_lengths(self.objectives[stream], self.streams[stream])
+
   @property
   def one_clip(self) -> jax.ShapeDtypeStruct:
     """A normalised clip of the first stream, from whose shape the encoder can be initialised."""
@@ -96,28 +100,18 @@ def normalise(config: ml_collections.ConfigDict, clip_BxTxHxWx3: jax.Array, dtyp
   return ((pixels - mean) / std).astype(dtype)
 
 
-def variables(encoder_params: Mapping[str, Any]) -> dict[str, Any]:
-  """What an encoder's Linen module takes: its parameters and, where it has any, its batch statistics."""
-  params = {key: value for key, value in encoder_params.items() if key != STATISTICS}
-  return {'params': params} | ({'batch_stats': encoder_params[STATISTICS]} if STATISTICS in encoder_params else {})
-
-
 def _encode(config, model, encoder_params, clip_BxTxHxWx3, *, rng=None, levels=()):
-  normal = normalise(config, clip_BxTxHxWx3, model.dtype)
-  given = variables(encoder_params)
-  if rng is None:
-    return model.apply(given, normal, train=False, levels=levels)
-  run = functools.partial(model.apply, given, normal, train=True, levels=levels, rngs={'drop_path': rng})
-  if 'batch_stats' not in given:
-    return run()
-  encoded, moved = run(mutable=['batch_stats'])
-  return encoded.replace(statistics=moved['batch_stats'])
+  return encoders.run(model, encoder_params, normalise(config, clip_BxTxHxWx3, model.dtype), rng=rng, levels=levels)
 
 
 def _view_lengths(objective, stream):
   if objective.views is None:
     return {'clip': stream.num_frames}
   return {name: len(frames) for name, frames in objective.views(_LONG_VIDEO, None).items()}
+
+
+def _encoded_lengths(objective, stream):
+  return dict(_view_lengths(objective, stream) if objective.encoded is None else objective.encoded)
 
 
 def _one_clip(model, stream):
@@ -191,17 +185,19 @@ def _streams(config, sources, weights, geometry, batch_divisor) -> dict[str, Str
 def _objective(config, model, heads, sources, name, stream, augments) -> objectives.Objective:
   """The objective of a stream, on augmented clips; its views are checked against the encoder's limits."""
   task = objectives.make(
-    {**config.streams[name].objective, **augments.mixing},
+    {**_plain(config.streams[name].objective), **augments.mixing},
     encode=functools.partial(_encode, config, model),
     heads=heads,
     sources=sources,
     stream=name,
     num_frames=stream.num_frames,
+    size=stream.size,
     width=model.width,
+    model=model,
     where=f'config.streams.{name}.objective',
   )
   task = objectives.augmented(task, augments.photometric)
-  for view, frames in _view_lengths(task, stream).items():
+  for view, frames in _encoded_lengths(task, stream).items():
     _check_geometry(model, name, frames, stream.size, f'in the view {view!r} ')
   return task
 

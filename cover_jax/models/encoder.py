@@ -28,6 +28,7 @@ An encoder is one file in this folder with a Linen module named in `ENCODERS`; `
 """
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
@@ -192,6 +193,39 @@ def defaults(options: Mapping[str, Any]) -> dict[str, Any]:
 def options_of(encoder: Encoder) -> dict[str, Any]:
   """The fields of an encoder and their values, without Linen's own."""
   return {f.name: getattr(encoder, f.name) for f in dataclasses.fields(encoder) if f.name not in ('parent', 'name')}
+
+
+def variables(params: Mapping[str, Any]) -> dict[str, Any]:
+  """What an encoder's Linen module takes: its parameters and, where it has any, its batch statistics."""
+  weights = {key: value for key, value in params.items() if key != STATISTICS}
+  return {'params': weights} | ({'batch_stats': params[STATISTICS]} if STATISTICS in params else {})
+
+
+def run(
+  encoder: Encoder,
+  params: Mapping[str, Any],
+  clip_BxTxHxWx3: jax.Array,
+  *,
+  rng: jax.Array | None = None,
+  levels: Sequence[str] = (),
+) -> Encoded:
+  """Encodes clips that are normalised already.
+
+  Args:
+    encoder: the Linen module.
+    params: with its batch statistics, if it has any.
+    clip_BxTxHxWx3: in the encoder's dtype.
+    rng: runs it in training mode; the statistics that the clips moved are then in the result.
+    levels: of its `level_names`.
+  """
+  given = variables(params)
+  if rng is None:
+    return encoder.apply(given, clip_BxTxHxWx3, train=False, levels=levels)
+  train = functools.partial(encoder.apply, given, clip_BxTxHxWx3, train=True, levels=levels, rngs={'drop_path': rng})
+  if 'batch_stats' not in given:
+    return train()
+  encoded, moved = train(mutable=['batch_stats'])
+  return encoded.replace(statistics=moved['batch_stats'])
 
 
 def _tuples(value: Any) -> Any:

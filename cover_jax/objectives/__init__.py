@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from cover_jax.models.encoder import Encoded
+from cover_jax.models.encoder import Encoded, Encoder
 from cover_jax.models.heads import Heads
 from cover_jax.runtime import keys
 from data_pipelines import declared
@@ -77,6 +77,8 @@ class Objective:
       run several times for one): where an average of the parameters moves on.
     targets: what it wants to know of each clip, as the host cut it: names of `contract.TARGETS`, which it then finds
       under batch['targets'].
+    encoded: {view: frames of it that the run's encoder sees}, where these are not all of them: an objective may cut
+      several clips from one view, or look at more frames than it encodes.
   """
 
   loss: Callable[[Params, Any, Mapping[str, jax.Array], jax.Array], LossOutput]
@@ -85,6 +87,7 @@ class Objective:
   views: ViewSampler | None = None
   after_update: Callable[[Params, Any], Any] = lambda params, state: state
   targets: tuple[str, ...] = ()
+  encoded: Mapping[str, int] | None = None
 
 
 def check(options: Mapping[str, Any], where: str) -> None:
@@ -116,7 +119,9 @@ def make(
   sources: Sequence[SourceInfo],
   stream: str,
   num_frames: int,
+  size: tuple[int, int],
   width: int,
+  model: Encoder,
   where: str,
 ) -> Objective:
   """Makes the objective that a config names.
@@ -128,7 +133,9 @@ def make(
     sources: the run's sources; `source` of a sub-batch indexes them.
     stream: its name, under which the objective finds its own parameters in params['objectives'].
     num_frames: T of the stream's clips.
+    size: (height, width) of them, in pixels.
     width: D of the encoder's feature.
+    model: the encoder's Linen module, for its levels and their shapes; `encode` is what runs it.
     where: the config key, for messages.
 
   Returns:
@@ -139,14 +146,14 @@ def make(
   """
   check(options, where)
   of_run = {'encode': encode, 'heads': heads, 'sources': sources, 'stream': stream}
-  of_run |= {'num_frames': num_frames, 'width': width}
+  of_run |= {'num_frames': num_frames, 'size': size, 'width': width, 'model': model}
   own = _module(options['name']).make
   needed = {key: value for key, value in of_run.items() if key in inspect.signature(own).parameters}
   return own(**needed, **{key: value for key, value in options.items() if key != 'name'})
 
 
 def augmented(objective: Objective, change: Callable[[jax.Array, jax.Array], jax.Array] | None) -> Objective:
-  """The objective on augmented clips: each of its views has draws of its own.
+  """The objective on augmented clips: each of its views has draws of its own. `raw` still gives the others.
 
   Args:
     objective: of a stream.
@@ -158,6 +165,11 @@ def augmented(objective: Objective, change: Callable[[jax.Array, jax.Array], jax
   def loss(params, state, batch, rng):
     rng, own_rng = jax.random.split(rng)
     views = {name: change(keys.of(own_rng, name), clip) for name, clip in batch['views'].items()}
-    return objective.loss(params, state, {**batch, 'views': views}, rng)
+    return objective.loss(params, state, {**batch, 'views': views, 'raw': batch['views']}, rng)
 
   return dataclasses.replace(objective, loss=loss)
+
+
+def raw(batch: Mapping[str, Any], view: str) -> jax.Array:
+  """A view's pixels as the host cut them, before colours were changed: what labels are to be made of. uint8."""
+  return batch.get('raw', batch['views'])[view]

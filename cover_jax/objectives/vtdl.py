@@ -13,13 +13,15 @@ Crop, flip and rotation (of the source) and colours (of the stream) are drawn fo
 are changed without cutting them to the range of pixels (`clamp`), so that TCA's property holds.
 """
 
+import functools
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cover_jax.objectives import Encode, LossOutput, Objective, contrastive
+from cover_jax.augment.still_frame import temporal_consistent
+from cover_jax.objectives import Encode, LossOutput, Objective, contrastive, pairs
 from cover_jax.objectives.contrastive import Negatives
 from data_pipelines.contract import UserError
 from data_pipelines.declared import flag, number, one_of, whole
@@ -75,89 +77,90 @@ def make(
     {'teacher', 'queue'}. It measures 'loss', 'top1' (the positive is nearest), 'positive' (its cosine), 'queue' (the
     mean cosine of the keys) and 'negative' (the cosine of the other interval).
   """
-  where = f'config.streams.{stream}.objective'
-  if num_frames < 2:
-    raise UserError(f'config.streams.{stream}.num_frames is {num_frames}: VTDL needs clips of at least 2 frames.')
-  if not queue_size and not temporal_discrimination:
-    raise UserError(f'{where} has queue_size=0 and temporal_discrimination=False: there is nothing to tell apart.')
+  _check(stream, num_frames, queue_size, temporal_discrimination)
+  names = ('anchor', 'positive', 'negative') if temporal_discrimination else ('anchor', 'positive')
   head = contrastive.ProjectionHead(dim, head_layers, head_hidden)
-  mixed = TCA_ON[tca_on] if tca_alpha else ()
-
-  def online(params):
-    return {'encoder': params['encoder'], 'head': params['objectives'][stream]['head']}
-
-  def embed(params, clip, rng):
-    encoded = encode(params['encoder'], clip, rng=rng)
-    return head.apply({'params': params['head']}, contrastive.pool(encoded, pool)), encoded.statistics
+  online = lambda params: {'encoder': params['encoder'], 'head': params['objectives'][stream]['head']}
+  embed = functools.partial(_embed, encode, head, pool)
+  mix = functools.partial(_mix, names=TCA_ON[tca_on] if tca_alpha else (), alpha=tca_alpha, one_share=released_code)
+  compare = functools.partial(_compare, temperature=temperature, own_video_counts=released_code)
 
   def loss(params, state, batch, rng):
-    encode_rng, *keys = jax.random.split(rng, 1 + len(mixed))
-    clips = {name: batch['views'][name].astype(jnp.float32) for name in names}
-    for key, name in zip(keys, mixed, strict=True):
-      clips[name] = temporal_consistent(key, clips[name], tca_alpha, one_share=released_code)
+    encode_rng, clips = mix(rng, {name: batch['views'][name].astype(jnp.float32) for name in names})
     key_BxD = jax.lax.stop_gradient(embed(state['teacher'], clips['positive'], None)[0])
-    # Both clips of a video next to each other, so that on many devices none has to move.
-    seen = ('anchor', 'negative') if temporal_discrimination else ('anchor',)
-    pair = jnp.stack([clips[name] for name in seen], axis=1)
-    vectors_NxD, statistics = embed(online(params), pair.reshape(-1, *pair.shape[2:]), encode_rng)
-    vectors_BxVxD = vectors_NxD.reshape(*pair.shape[:2], dim)
-
-    queue = state['queue']
-    mask_BxK = True if released_code else contrastive.usable(queue, batch['source'], batch['video_id'])
-    groups = {'queue': Negatives(queue.key_KxD, mask_BxK)} if queue_size else {}
-    if temporal_discrimination:
-      groups['negative'] = Negatives(vectors_BxVxD[:, 1:])
-    result = contrastive.info_nce(vectors_BxVxD[:, 0], key_BxD, list(groups.values()), temperature=temperature)
-    queue = contrastive.push(queue, key_BxD, batch['source'], batch['video_id'])
-    measures = {'loss': result.loss, 'top1': result.top1, 'positive': result.positive}
-    measures |= dict(zip(groups, result.negatives, strict=True))
-    return LossOutput(jnp.mean(result.loss, where=batch['mask']), {**state, 'queue': queue}, measures, statistics)
+    seen = [clips[name] for name in names if name != 'positive']
+    vectors_BxVxD, statistics = _embed_together(embed, online(params), seen, encode_rng)
+    loss_B, measures = compare(vectors_BxVxD, key_BxD, state['queue'], batch)
+    queue = contrastive.push(state['queue'], key_BxD, batch['source'], batch['video_id'])
+    return LossOutput(jnp.mean(loss_B, where=batch['mask']), {**state, 'queue': queue}, measures, statistics)
 
   def init_params(rng):
     return {'head': head.init(rng, jnp.zeros((1, width)))['params']}
 
   def init_state(params):
-    queue = contrastive.empty_queue(queue_size, dim)
-    if released_code:
-      side = (dim / 3) ** -0.5
-      queue = queue._replace(
-        key_KxD=jax.random.uniform(jax.random.key(0), (queue_size, dim), minval=-side, maxval=side)
-      )
+    queue = _random_queue(queue_size, dim) if released_code else contrastive.empty_queue(queue_size, dim)
     return {'teacher': jax.tree.map(jnp.copy, online(params)), 'queue': queue}
 
   def after_update(params, state):
     return {**state, 'teacher': contrastive.ema_update(state['teacher'], online(params), momentum)}
 
-  sample = released_views if released_code else triplet
-  names = ('anchor', 'positive', 'negative') if temporal_discrimination else ('anchor', 'positive')
-
   def views(video_frames, rng):
+    sample = released_views if released_code else triplet
     drawn = sample(video_frames, rng, length=num_frames, stride=stride, min_gap=min_gap)
     return {name: drawn[name] for name in names}
 
   return Objective(jax.named_call(loss, name='vtdl'), init_params, init_state, views, after_update)
 
 
-def temporal_consistent(
-  rng: jax.Array, clip_BxTxHxWx3: jax.Array, alpha: float, *, one_share: bool = False
-) -> jax.Array:
-  """Mixes one frame of the clip into all of its frames: x'_t = (1 - s) x_t + s x_k.
+def _check(stream: str, num_frames: int, queue_size: int, temporal_discrimination: bool) -> None:
+  """Raises UserError for options that leave nothing to learn."""
+  if num_frames < 2:
+    raise UserError(f'config.streams.{stream}.num_frames is {num_frames}: VTDL needs clips of at least 2 frames.')
+  if not queue_size and not temporal_discrimination:
+    raise UserError(
+      f'config.streams.{stream}.objective has queue_size=0 and temporal_discrimination=False: there is nothing to tell '
+      'apart.'
+    )
 
-  x_k does not depend on t, so differences in time of any order are those of the clip times 1 - s: what moves and how
-  stays, what stands still changes. Nothing is cut to the range of pixels, which would break this.
 
-  Args:
-    rng: a key.
-    clip_BxTxHxWx3: float.
-    alpha: the share s is uniform in [0, alpha].
-    one_share: draw one s for the whole batch instead of one a clip; k is drawn for each clip in any case.
-  """
-  frame_key, share_key = jax.random.split(rng)
-  batch, frames = clip_BxTxHxWx3.shape[:2]
-  k_B = jax.random.randint(frame_key, (batch,), 0, frames)
-  share = alpha * jax.random.uniform(share_key, (1 if one_share else batch, 1, 1, 1, 1))
-  still_Bx1xHxWx3 = jnp.take_along_axis(clip_BxTxHxWx3, k_B[:, None, None, None, None], axis=1)
-  return clip_BxTxHxWx3 + share * (still_Bx1xHxWx3 - clip_BxTxHxWx3)
+def _mix(rng, clips, *, names, alpha, one_share):
+  """(a key for what comes next, the clips with those of `names` augmented by TCA)."""
+  next_rng, *keys = jax.random.split(rng, 1 + len(names))
+  changed = {
+    name: temporal_consistent(key, clips[name], alpha, one_share=one_share)
+    for key, name in zip(keys, names, strict=True)
+  }
+  return next_rng, {**clips, **changed}
+
+
+def _embed(encode, head, how, params, clip, rng):
+  """(vectors [B, D], the encoder's statistics) of clips, with the parameters of the run or of the teacher."""
+  encoded = encode(params['encoder'], clip, rng=rng)
+  return head.apply({'params': params['head']}, contrastive.pool(encoded, how)), encoded.statistics
+
+
+def _embed_together(embed, params, clips, rng):
+  """([B, V, D], statistics) of V clips of each video in one pass of the encoder."""
+  vectors_NxD, statistics = embed(params, pairs.side_by_side(clips), rng)
+  return pairs.apart(vectors_NxD, len(clips)), statistics
+
+
+def _compare(vectors_BxVxD, key_BxD, queue, batch, *, temperature, own_video_counts):
+  """(loss [B], measures) of the first of each video's vectors against its key, the queue and its other vectors."""
+  mask_BxK = True if own_video_counts else contrastive.usable(queue, batch['source'], batch['video_id'])
+  groups = {'queue': Negatives(queue.key_KxD, mask_BxK)} if len(queue.key_KxD) else {}
+  if vectors_BxVxD.shape[1] > 1:
+    groups['negative'] = Negatives(vectors_BxVxD[:, 1:])
+  result = contrastive.info_nce(vectors_BxVxD[:, 0], key_BxD, list(groups.values()), temperature=temperature)
+  measures = {'loss': result.loss, 'top1': result.top1, 'positive': result.positive}
+  return result.loss, measures | dict(zip(groups, result.negatives, strict=True))
+
+
+def _random_queue(size, dim):
+  """A queue without a filled slot but full of vectors, as the release starts."""
+  side = (dim / 3) ** -0.5
+  keys_KxD = jax.random.uniform(jax.random.key(0), (size, dim), minval=-side, maxval=side)
+  return contrastive.empty_queue(size, dim)._replace(key_KxD=keys_KxD)
 
 
 def triplet(
@@ -183,18 +186,9 @@ def triplet(
     UserError: if the video has one frame.
   """
   _check_length(video_frames)
-  last = max(video_frames - (length - 1) * stride - 1, 0)
-  start_S = np.arange(last + 1)
-  with_partner_S = start_S[(start_S >= min_gap) | (start_S <= last - min_gap)]
-  pick = lambda of: of[int(rng.random() * len(of))] if rng is not None else of[-1]
-  if len(with_partner_S):
-    anchor = pick(with_partner_S) if rng is not None else 0
-    negative = pick(start_S[np.abs(start_S - anchor) >= min_gap])
-  else:
-    anchor = pick(start_S) if rng is not None else 0
-    negative = anchor + video_frames // 2
-  steps = stride * np.arange(length, dtype=np.int64)
-  first, second = (anchor + steps) % video_frames, (negative + steps) % video_frames
+  span = (length - 1) * stride + 1
+  anchor, negative = pairs.two_starts(video_frames, rng, span=span, min_gap=min_gap)
+  first, second = (pairs.walk(start, length, stride, video_frames) for start in (anchor, negative))
   return {'anchor': first, 'positive': first.copy(), 'negative': second}
 
 

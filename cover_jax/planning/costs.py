@@ -215,7 +215,7 @@ def step_costs(build: Callable[..., tuple[Experiment, Mesh]]) -> StepCosts:
       )
     streams[name] = StreamCosts(
       examples=stream.batch_size,
-      model_flops=6 * sum(run.model.products(t, stream.size) for t in run.view_lengths(name).values()),
+      model_flops=6 * sum(run.model.products(t, stream.size) for t in run.encoded_lengths(name).values()),
       flops=flops * mesh.size / micro[name],
       bytes=size * mesh.size / micro[name],
     )
