@@ -146,7 +146,7 @@ def make(
 
 
 def augmented(objective: Objective, change: Callable[[jax.Array, jax.Array], jax.Array] | None) -> Objective:
-  """The objective on augmented clips: each of its views has draws of its own.
+  """The objective on augmented clips: each of its views has draws of its own. `raw` still gives the others.
 
   Args:
     objective: of a stream.
@@ -158,6 +158,11 @@ def augmented(objective: Objective, change: Callable[[jax.Array, jax.Array], jax
   def loss(params, state, batch, rng):
     rng, own_rng = jax.random.split(rng)
     views = {name: change(keys.of(own_rng, name), clip) for name, clip in batch['views'].items()}
-    return objective.loss(params, state, {**batch, 'views': views}, rng)
+    return objective.loss(params, state, {**batch, 'views': views, 'raw': batch['views']}, rng)
 
   return dataclasses.replace(objective, loss=loss)
+
+
+def raw(batch: Mapping[str, Any], view: str) -> jax.Array:
+  """A view's pixels as the host cut them, before colours were changed: what labels are to be made of. uint8."""
+  return batch.get('raw', batch['views'])[view]
