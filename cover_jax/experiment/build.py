@@ -191,13 +191,15 @@ def _streams(config, sources, weights, geometry, batch_divisor) -> dict[str, Str
 def _objective(config, model, heads, sources, name, stream, augments) -> objectives.Objective:
   """The objective of a stream, on augmented clips; its views are checked against the encoder's limits."""
   task = objectives.make(
-    {**config.streams[name].objective, **augments.mixing},
+    {**_plain(config.streams[name].objective), **augments.mixing},
     encode=functools.partial(_encode, config, model),
     heads=heads,
     sources=sources,
     stream=name,
     num_frames=stream.num_frames,
+    size=stream.size,
     width=model.width,
+    model=model,
     where=f'config.streams.{name}.objective',
   )
   task = objectives.augmented(task, augments.photometric)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from cover_jax.models.encoder import Encoded
+from cover_jax.models.encoder import Encoded, Encoder
 from cover_jax.models.heads import Heads
 from cover_jax.runtime import keys
 from data_pipelines import declared
@@ -116,7 +116,9 @@ def make(
   sources: Sequence[SourceInfo],
   stream: str,
   num_frames: int,
+  size: tuple[int, int],
   width: int,
+  model: Encoder,
   where: str,
 ) -> Objective:
   """Makes the objective that a config names.
@@ -128,7 +130,9 @@ def make(
     sources: the run's sources; `source` of a sub-batch indexes them.
     stream: its name, under which the objective finds its own parameters in params['objectives'].
     num_frames: T of the stream's clips.
+    size: (height, width) of them, in pixels.
     width: D of the encoder's feature.
+    model: the encoder's Linen module, for its levels and their shapes; `encode` is what runs it.
     where: the config key, for messages.
 
   Returns:
@@ -139,7 +143,7 @@ def make(
   """
   check(options, where)
   of_run = {'encode': encode, 'heads': heads, 'sources': sources, 'stream': stream}
-  of_run |= {'num_frames': num_frames, 'width': width}
+  of_run |= {'num_frames': num_frames, 'size': size, 'width': width, 'model': model}
   own = _module(options['name']).make
   needed = {key: value for key, value in of_run.items() if key in inspect.signature(own).parameters}
   return own(**needed, **{key: value for key, value in options.items() if key != 'name'})
