@@ -79,7 +79,6 @@ def make(
   size: tuple[int, int],
   width: int,
   model: Encoder,
-  where: str = '',
   classes: Annotated[Mapping[str, Any], table] = CLASSES,
   output: Annotated[Any, either(none, whole(1), several(whole(1), count=2))] = None,
   short_videos: Annotated[str, one_of('fewer_classes', 'refuse')] = 'fewer_classes',
@@ -97,7 +96,6 @@ def make(
     size: (height, width) of the decoded window that clips are sampled from.
     width: D of the encoder's feature.
     model: for its limits at the size of the sampled clip.
-    where: not used; messages name the stream.
     classes: the table of `CLASSES`. Rates change linearly from the first frame, row or column to the last and are
       rounded to whole steps (`warps.steps`): 1 takes every one, 2 every other one. 'left': columns are removed at the
       left, as if that side were farther away. One class alone on an axis means that nothing is asked there.
@@ -119,7 +117,6 @@ def make(
   Raises:
     UserError: if two classes are the same, nothing is asked, or the encoder cannot have clips of the sampled size.
   """
-  del where
   maps = Maps(classes, num_frames, size, output, f'config.streams.{stream}')
   if problem := model.limits(num_frames, maps.output):
     raise UserError(
