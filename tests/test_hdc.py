@@ -210,6 +210,17 @@ def test_gradients_go_where_they_belong():
   assert np.any(by_params['encoder']['near']['kernel']) and not np.any(by_params['encoder']['far']['kernel'])
 
 
+def test_a_split_batch_gives_the_same_loss_and_state():
+  task = objective()
+  params, state = filled(task)
+  batch = two_levels.batch(task, examples=8)
+  loss = two_levels.jitted(task)
+  one = loss(params, state, batch, jax.random.key(0))
+  eight = loss(params, state, two_levels.on_all_devices(batch), jax.random.key(0))
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  jax.tree.map(near, jax.device_get(eight), jax.device_get(one))
+
+
 def test_joint_is_one_task_and_a_task_of_no_weight_is_left_out():
   views = lambda **options: set(objective(**options).views(40, None))
   assert views() == {'anchor', 'spatial', 'temporal', 'negative'}
@@ -302,7 +313,7 @@ def orders(of):
   return np.broadcast_to(greys[:, :, None, None, None], (len(of), 4, 8, 8, 3))
 
 
-@pytest.mark.parametrize('differs', ['hue', 'motion'])
+@pytest.mark.parametrize('differs', ['motion', pytest.param('hue', marks=pytest.mark.slow)])
 def test_what_each_task_can_use(differs):
   """Videos that differ in hue alone teach the spatial task, those that differ in motion alone the temporal one.
 

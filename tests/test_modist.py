@@ -217,6 +217,17 @@ def test_gradients_go_where_they_belong():
   assert not any(np.any(x) for part in ('motion_encoder', 'motion_head') for x in jax.tree.leaves(own[part]))
 
 
+def test_a_split_batch_gives_the_same_loss_and_state():
+  task = objective()
+  params, state = filled(task)
+  batch = two_levels.batch(task, examples=8)
+  loss = two_levels.jitted(task)
+  one = loss(params, state, batch, jax.random.key(0))
+  eight = loss(params, state, two_levels.on_all_devices(batch), jax.random.key(0))
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  jax.tree.map(near, jax.device_get(eight), jax.device_get(one))
+
+
 # ---- In a run.
 
 

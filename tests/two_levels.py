@@ -68,3 +68,10 @@ def batch(objective, examples=4, seed=0, **videos):
 
 def jitted(objective):
   return jax.jit(functools.partial(objective.loss))
+
+
+def on_all_devices(sub_batch):
+  """The sub-batch with its examples split over the devices."""
+  mesh = jax.make_mesh((jax.device_count(),), ('data',))
+  placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  return jax.tree.map(lambda x: jax.device_put(x, placed), sub_batch)
