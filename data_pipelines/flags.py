@@ -67,5 +67,5 @@ def run(command: Callable[[], int | None]) -> int:
   try:
     return command() or 0
   except UserError as error:
-    print(f'\nError: {error}', file=sys.stderr)
+    print(f'Error: {error}', file=sys.stderr)
     return 2
