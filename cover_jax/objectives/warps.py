@@ -106,9 +106,9 @@ def warp(clip_BxTxHxWxC: jax.Array, map_BxSx2x3: jax.Array, sector: Sector | Non
   pixels = clip_BxTxHxWxC.reshape(batch, parts, frames // parts, height * width, channels)
   pick = jax.vmap(jax.vmap(lambda of_part, place_N: of_part[:, place_N]))
   at = lambda row, column: pick(pixels, row * width + column)
-  upper = at(top, left) + dx * (at(top, right) - at(top, left))
-  lower = at(below, left) + dx * (at(below, right) - at(below, left))
-  warped = (upper + dy * (lower - upper)).reshape(clip_BxTxHxWxC.shape)
+  between = lambda a, b, share: (1 - share) * a + share * b  # exact at both ends
+  upper, lower = (between(at(row, left), at(row, right), dx) for row in (top, below))
+  warped = between(upper, lower, dy).reshape(clip_BxTxHxWxC.shape)
   return warped if sector is None else warped * inside(sector, height, width)[..., None]
 
 
@@ -129,12 +129,15 @@ def inside(sector: Sector, height: int, width: int) -> np.ndarray:
 
 
 def _into(sector, x, y, height, width):
-  """Places folded into the field of view, along the radius and around the probe, a pixel from its border."""
+  """Places folded into the field of view, along the radius and around the probe, a pixel and a half from its border.
+
+  The four pixels that a place is mixed of then lie within, at the corners of the field, too.
+  """
   centre_x, centre_y = sector.column * width - 0.5, sector.row * height - 0.5
   dx, dy = x - centre_x, y - centre_y
-  radius = fold(jnp.hypot(dx, dy), sector.near * height + 1.0, sector.far * height - 1.0)
+  radius = fold(jnp.hypot(dx, dy), sector.near * height + 1.5, sector.far * height - 1.5)
   half = np.radians(sector.half_angle)
-  half = jnp.maximum(half - 1.0 / jnp.maximum(radius, 1.0), 0.5 * half)
+  half = jnp.maximum(half - 1.5 / jnp.maximum(radius, 1.0), 0.5 * half)
   angle = fold(jnp.arctan2(dx, dy), -half, half)
   return centre_x + radius * jnp.sin(angle), centre_y + radius * jnp.cos(angle)
 
