@@ -11,6 +11,7 @@ import numpy as np
 
 from cover_jax.models import encoder as encoders
 from cover_jax.models.encoder import Encoded, Encoder
+from cover_jax.runtime import sharding
 
 FRAMES, SIZE, STREAM = 4, (8, 8), 'video'
 
@@ -72,6 +73,5 @@ def jitted(objective):
 
 def on_all_devices(sub_batch):
   """The sub-batch with its examples split over the devices."""
-  mesh = jax.make_mesh((jax.device_count(),), ('data',))
-  placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-  return jax.tree.map(lambda x: jax.device_put(x, placed), sub_batch)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  return sharding.to_global({STREAM: sub_batch}, mesh)[STREAM]
