@@ -4,9 +4,9 @@
     python -m cover_jax.main --config=configs/order_geometry_ucf101.py --workdir=DIR \
         --config.sources.ucf101.data_dir=/data/tfds
 
-The method is one for ultrasound (arXiv 2003.00105): configs/order_geometry_ultrasound.py. On ordinary videos the network
-is VCOP's, as in configs/v3s_ucf101.py, and each of the 4 parts of 4 frames is encoded alone. **Ours**: all numbers.
-Expected: unknown; nobody has run it on the real data. `:debug` runs two steps of a tiny network.
+The method is one for ultrasound (arXiv 2003.00105): configs/order_geometry_ultrasound.py. On ordinary videos the
+network is VCOP's, as in configs/v3s_ucf101.py, and each of the 4 parts of 4 frames is encoded alone. **Ours**: all
+numbers. Expected: unknown; nobody has run it on the real data. `:debug` runs two steps of a tiny network.
 """
 
 import ml_collections

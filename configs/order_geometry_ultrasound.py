@@ -5,18 +5,19 @@
         --config.sources.ultrasound.data_dir=tfds
 
 The folder is as docs/datasets.md says, with one class folder where there are no classes: labels are not read. From the
-method's abstract and a reader's summary (arXiv 2003.00105): 4 frames in 12 orders, an affine map that is the same for all
-frames and whose parameters are predicted, both on one input or on two. **Ours**: every number, and the TimeSformer. The
-authors' videos are private. Expected: unknown; nobody has run it on real ultrasound.
+method's abstract and a reader's summary (arXiv 2003.00105): 4 frames in 12 orders, an affine map that is the same for
+all frames and whose parameters are predicted, both on one input or on two. **Ours**: every number, and the TimeSformer.
+The authors' videos are private. Expected: unknown; nobody has run it on real ultrasound.
 
 Look at a frame and say where its field of view is, as shares of height and width of the square that is cut out of the
-middle: `--config.streams.video.objective.sector="(row, column, half_angle, near, far)"`. Row and column are where
-the two sides of the sector would meet, which may lie above the picture (a row below 0); half_angle is in degrees, from
-straight down; near and far are the radii of its arcs, as shares of the height. Without it the border of the sector would
-turn with the picture and tell the angle. It is why clips are not cropped at random; they may be mirrored, since this
-sector is symmetric. What is burnt in outside of the sector is not seen.
+middle: `--config.streams.video.objective.sector="(row, column, half_angle, near, far)"`. Row and column are where the
+two sides of the sector would meet, which may lie above the picture (a row below 0); half_angle is in degrees, from
+straight down; near and far are the radii of its arcs, as shares of the height. Without it the border of the sector
+would turn with the picture and tell the angle. It is why clips are not cropped at random; they may be mirrored, since
+this sector is symmetric. What is burnt in outside of the sector is not seen.
 
-`gap` is in stored frames: at 30 a second, 15 is half a second between the parts. `:debug` runs two steps of a tiny model.
+`gap` is in stored frames: at 30 a second, 15 is half a second between the parts. `:debug` runs two steps of a tiny
+model.
 """
 
 import ml_collections

@@ -420,7 +420,7 @@ def test_mistakes_in_options(options, message):
 def test_streams_and_encoders_that_do_not_do():
   c = config()
   c.streams.image.objective = {'name': 'order_geometry'}
-  with pytest.raises(UserError, match='streams.image.num_frames is 1: order_geometry cuts clips .* not images'):
+  with pytest.raises(UserError, match=r'streams.image.num_frames is 1: order_geometry cuts clips .* not images'):
     built(c)
   with pytest.raises(UserError, match=r"makes 1 steps in time, which are no 4 parts: set objective\.parts='apart'"):
     c = config(model=RESNET)
@@ -436,7 +436,7 @@ def test_streams_and_encoders_that_do_not_do():
 def test_a_video_too_short_is_named_before_the_first_step():
   views = built(config()).objectives['video'].views
   videos = [np.zeros((n, 16, 16, 3), np.uint8) for n in (8, 3, 9)]
-  with pytest.raises(UserError, match='No clips can be made of example 1 .*the video has 3 frames, and 4 parts of 1'):
+  with pytest.raises(UserError, match=r'No clips can be made of example 1 .*the video has 3 frames, and 4 parts of 1'):
     arrays.array_batches([arrays.array_source('talks', videos)], {'unlabelled': Stream((0,), 4, 16, 2, views=views)}, 0)
 
 

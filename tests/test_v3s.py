@@ -198,7 +198,7 @@ def test_a_video_too_short_is_named_before_the_first_step(short, length, message
     infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()]
     views = experiments.build(config(v3s__short_videos='refuse'), infos).objectives['video'].views
   videos = [np.zeros((n, 16, 16, 3), np.uint8) for n in (8, length, 9)]
-  with pytest.raises(UserError, match='No clips can be made of example 1 of source') as found:
+  with pytest.raises(UserError, match=r'No clips can be made of example 1 of source') as found:
     arrays.array_batches([arrays.array_source('talks', videos)], {'unlabelled': Stream((0,), 4, 16, 2, views=views)}, 0)
   assert message in str(found.value)
 
@@ -248,7 +248,7 @@ def test_loss_by_hand(model):
 
 
 def test_one_head_for_all_pairs():
-  experiment, params, out, batch = stepped(config(v3s__joint=True, model__drop_path=0.0))
+  _, params, out, _ = stepped(config(v3s__joint=True, model__drop_path=0.0))
   assert params['objectives']['video'].keys() == {'joint'}
   assert params['objectives']['video']['joint']['Dense_0']['kernel'].shape == (16, 9)
   both = np.asarray(out.measures['space_top1']) & np.asarray(out.measures['time_top1'])
@@ -307,7 +307,7 @@ def test_mistakes_in_options(options, message):
 def test_images_are_refused():
   c = config()
   c.streams.image.objective = {'name': 'v3s'}
-  with pytest.raises(UserError, match='streams.image.num_frames is 1: V3S samples in time .* not images'):
+  with pytest.raises(UserError, match=r'streams.image.num_frames is 1: V3S samples in time .* not images'):
     built(c)
 
 

@@ -1,19 +1,20 @@
 """Order and geometry: which order a clip's parts were put in, and which affine map was applied, without labels.
 
-After Jiao, Droste, Drukker, Papageorghiou and Noble (ISBI 2020, arXiv 2003.00105), for fetal ultrasound. From its abstract
-and a reader's summary, which are all that was read: a clip of 4 frames is shuffled and its order classified into 12 = 4! / 2
-classes, since an order and its reverse are one; an affine map (rotation, scale, shear) is the same for all frames and its
-parameters are predicted; both happen to one input of one network ('joint'), or to two inputs of two networks that share
-their weights ('parallel'). All else is ours: intervals, ranges, the loss of the parameters, weights, heads, jitter, and
-every default. The authors' data are private; no figure of theirs is claimed. The head over pairs of parts has the shape
-of Xu et al. 2019 (VCOP).
+After Jiao, Droste, Drukker, Papageorghiou and Noble (ISBI 2020, arXiv 2003.00105), for fetal ultrasound. From its
+abstract and a reader's summary, which are all that was read: a clip of 4 frames is shuffled and its order classified
+into 12 = 4! / 2 classes, since an order and its reverse are one; an affine map (rotation, scale, shear) is the same for
+all frames and its parameters are predicted; both happen to one input of one network ('joint'), or to two inputs of two
+networks that share their weights ('parallel'). All else is ours: intervals, ranges, the loss of the parameters,
+weights, heads, jitter, and every default. The authors' data are private; no figure of theirs is claimed. The head over
+pairs of parts has the shape of Xu et al. 2019 (VCOP).
 
     config.streams.video.objective = {'name': 'order_geometry', 'gap': 8}                          # a TimeSformer
     config.streams.video.objective = {'name': 'order_geometry', 'gap': 8, 'parts': 'apart'}        # a 3D CNN
 
-A clip of T frames is 4 parts of T / 4 frames. What would tell the answer without looking at what moves is closed: each part
-has colours and a shift of its own, gaps vary, and what a map shows beyond the border is a reflection. Ultrasound has a
-border within the frame, its field of view: with `sector` the reflection is at that border, which stays where it is.
+A clip of T frames is 4 parts of T / 4 frames. What would tell the answer without looking at what moves is closed: each
+part has colours and a shift of its own, gaps vary, and what a map shows beyond the border is a reflection. Ultrasound
+has a border within the frame, its field of view: with `sector` the reflection is at that border, which stays where it
+is.
 """
 
 import itertools
@@ -47,7 +48,7 @@ CLASSES = _classes()
 
 
 class PairHead(nn.Module):
-  """Features of the parts [B, 4, D] to logits [B, 12]: one hidden layer that each pair goes through, one for all pairs."""
+  """Features of the parts [B, 4, D] to logits [B, 12]: a layer that each pair goes through, one for all pairs."""
 
   hidden: int
 
@@ -113,9 +114,9 @@ def make(
     rotation, shear: degrees to either side.
     scale: the largest; the smallest is one over it.
     shift: shares of width and height. A range of 0 (of `scale`: 1) leaves its parameter out.
-    transform_target: 'params': the parameters, over their ranges; 'matrix6': the entries of the map beyond the identity,
-      over their largest values; 'aet': these, and the head also sees the feature of the clip that was not warped, which
-      is encoded too.
+    transform_target: 'params': the parameters, over their ranges; 'matrix6': the entries of the map beyond the
+      identity, over their largest values; 'aet': these, and the head also sees the feature of the clip that was not
+      warped, which is encoded too.
     sector: None, or the field of view as (row, column of the probe, half its angle in degrees, nearest and farthest
       radius): see `warps.Sector`. Clips are cut to it.
     hidden: units of the head of the order, for each pair of parts.
@@ -123,10 +124,10 @@ def make(
 
   Returns:
     An objective with the view 'clip'. Per example it measures 'loss'; of the order 'order_loss', 'moving' (the video is
-    not still) and 'top1' (it moves and its order was found: over 'moving' this is the accuracy, by chance 1 / 12); of the
-    map 'geometry_loss' and 'geometry_mse' (of the target; for parameters 1 / 3 by chance), and for 'params' the mean
-    absolute '<parameter>_error', in degrees, natural logarithms of the scale and shares of the side, by chance half the
-    range.
+    not still) and 'top1' (it moves and its order was found: over 'moving' this is the accuracy, by chance 1 / 12); of
+    the map 'geometry_loss' and 'geometry_mse' (of the target; for parameters 1 / 3 by chance), and for 'params' the
+    mean absolute '<parameter>_error', in degrees, natural logarithms of the scale and shares of the side, by chance
+    half the range.
 
   Raises:
     UserError: if clips cannot be cut into parts, or nothing is asked.
@@ -202,8 +203,8 @@ def _check(stream, num_frames, size, model, parts, orders, warped) -> None:
   if num_frames % PARTS:
     images = ', not images' if num_frames == 1 else ''
     raise UserError(
-      f'{where}.num_frames is {num_frames}: order_geometry cuts clips into {PARTS} parts and needs videos in clips whose '
-      f'number of frames is a multiple of {PARTS}{images}.'
+      f'{where}.num_frames is {num_frames}: order_geometry cuts clips into {PARTS} parts and needs videos in clips '
+      f'whose number of frames is a multiple of {PARTS}{images}.'
     )
   if not orders and not warped:
     raise UserError(
@@ -212,8 +213,8 @@ def _check(stream, num_frames, size, model, parts, orders, warped) -> None:
   if parts == 'apart':
     if problem := model.limits(num_frames // PARTS, size):
       raise UserError(
-        f'{where} gives the encoder parts of {num_frames // PARTS} of its {num_frames} frames and {problem}: change its '
-        'num_frames or config.model.'
+        f'{where} gives the encoder parts of {num_frames // PARTS} of its {num_frames} frames and {problem}: change '
+        'its num_frames or config.model.'
       )
     return
   clip = jax.ShapeDtypeStruct((1, num_frames, *size, 3), model.dtype)
@@ -229,8 +230,8 @@ def _sector(values, where: str) -> warps.Sector:
   sector = warps.Sector(*map(float, values))
   if not (0 < sector.half_angle < 90 and 0 <= sector.near < sector.far):
     raise UserError(
-      f'{where} is {tuple(values)}: expected (row, column, half angle, near, far) with an angle between 0 and 90 degrees '
-      'and 0 <= near < far.'
+      f'{where} is {tuple(values)}: expected (row, column, half angle, near, far) with an angle between 0 and 90 '
+      'degrees and 0 <= near < far.'
     )
   return sector
 

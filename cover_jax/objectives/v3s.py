@@ -1,19 +1,20 @@
 """V3S-style: clips are sampled unevenly along width, height and time, and the encoder says how, without labels.
 
-After Video 3D Sampling (Li, Luo, Fang, Zhou, Wang 2021, arXiv 2107.03578). From its abstract and the caption of its first
-figure, which are all that was read: the three dimensions are sampled (frames are skipped, rows and columns of pixels
-are removed), there are scale and projection transformations in space and in time, and what was done is the target. All
-else is ours: the classes, their rates, the loss, the heads and every default. No figure of the paper is claimed.
+After Video 3D Sampling (Li, Luo, Fang, Zhou, Wang 2021, arXiv 2107.03578). From its abstract and the caption of its
+first figure, which are all that was read: the three dimensions are sampled (frames are skipped, rows and columns of
+pixels are removed), there are scale and projection transformations in space and in time, and what was done is the
+target. All else is ours: the classes, their rates, the loss, the heads and every default. No figure of the paper is
+claimed.
 
     config.streams.video.objective = {'name': 'v3s'}
     config.streams.video.size = 224        # the encoder sees clips of half this size: see `classes`
 
-A class in time is a rate at which frames are skipped, even or changing; one in space a rate for rows and one for columns.
-Pixels are removed and never averaged: a filter would leave each class with noise of another strength, and a map that
-enlarges would repeat rows, so that the class could be read off the noise of a single frame. All classes are cut from the
-same decoded window, each at a random place of it. For the same reason blur no clips before (`augment.gaussian_blur`),
-and let windows not be enlarged much: `size` should not exceed the stored short side. Let `crop_scale` of the source vary,
-which hides the grid of JPEG blocks.
+A class in time is a rate at which frames are skipped, even or changing; one in space a rate for rows and one for
+columns. Pixels are removed and never averaged: a filter would leave each class with noise of another strength, and a
+map that enlarges would repeat rows, so that the class could be read off the noise of a single frame. All classes are
+cut from the same decoded window, each at a random place of it. For the same reason blur no clips before
+(`augment.gaussian_blur`), and let windows not be enlarged much: `size` should not exceed the stored short side. Let
+`crop_scale` of the source vary, which hides the grid of JPEG blocks.
 
 A mirrored clip is mirrored before it is sampled, so that its class is true.
 """
@@ -65,9 +66,8 @@ def _is_table(value: Any) -> bool:
 
 
 table = Kind(
-  "{'time': {name: (first, last)}, 'space': {name: (first, last of rows, first, last of columns)}} with rates of 1 to 64 "
-  'and names of letters, digits and _',
-  _is_table,
+  "{'time': {name: (first, last)}, 'space': {name: (first, last of rows, first, last of columns)}} with rates of 1 to 64
+  " 'and names of letters, digits and _', _is_table,
 )
 
 
@@ -105,8 +105,8 @@ def make(
       ('time_chance' tells), 'refuse' ends the run before its first step if a video has not room for all.
     time_weight: of the class in time; that in space counts 1. A video with room for one class alone is not asked.
     joint: one head for all pairs of a class in space and one in time.
-    space_pool, time_pool: what the heads see: 'cls', the encoder's feature, or 'mean', of its tokens. For a CNN both are
-      the pooled map. A joint head has `time_pool`.
+    space_pool, time_pool: what the heads see: 'cls', the encoder's feature, or 'mean', of its tokens. For a CNN both
+      are the pooled map. A joint head has `time_pool`.
 
   Returns:
     An objective with the view 'clip'. It measures 'loss', 'top1' (all that is asked is right), 'space_top1' and
@@ -222,8 +222,8 @@ class Maps:
     for name, places in zip(names, places_CxN.tolist(), strict=True):
       if (other := first.setdefault(tuple(places), name)) != name:
         raise UserError(
-          f'{where}.objective.classes.{axis} has {other!r} and {name!r}, which are the same in clips of this length and '
-          'size: take one out, or make the clips larger.'
+          f'{where}.objective.classes.{axis} has {other!r} and {name!r}, which are the same in clips of this length '
+          'and size: take one out, or make the clips larger.'
         )
 
   def frames(self, video_frames: int, rng: np.random.Generator | None, *, all_classes: bool) -> np.ndarray:
