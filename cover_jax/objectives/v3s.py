@@ -66,8 +66,9 @@ def _is_table(value: Any) -> bool:
 
 
 table = Kind(
-  "{'time': {name: (first, last)}, 'space': {name: (first, last of rows, first, last of columns)}} with rates of 1 to 64
-  " 'and names of letters, digits and _', _is_table,
+  "{'time': {name: (first, last)}, 'space': {name: (first, last of rows, first, last of columns)}} with rates of 1 to "
+  '64 and names of letters, digits and _',
+  _is_table,
 )
 
 
