@@ -249,7 +249,10 @@ def motion_features():
 @pytest.mark.parametrize(
   'model',
   [
-    lambda: make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=60, tol=1e-2)),
+    pytest.param(
+      lambda: make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=60, tol=1e-2)),
+      marks=pytest.mark.slow,
+    ),
     lambda: ExtraTreesClassifier(60, min_samples_leaf=2, random_state=0),
   ],
   ids=['linear', 'trees'],

@@ -54,7 +54,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize(
+  'case', ['video head', *(pytest.param(case, marks=pytest.mark.slow) for case in CASES if case != 'video head')]
+)
 def test_transformers_gives_the_same_logits(case, tmp_path):
   torch = pytest.importorskip('torch', reason='needs the extra [torch]')
   transformers = pytest.importorskip('transformers', reason='needs the extra [torch]')

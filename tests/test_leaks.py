@@ -386,6 +386,7 @@ def test_a_run_that_starts_from_weights_trained_on_its_test_split_does_not_start
   assert opened(config) == unknown | {'not_compared': [], 'weights': 'none'}
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_report_what_was_trained_on(tmp_path, capsys):
   from cover_jax.jobs import evaluate as evaluate_job
   from cover_jax.jobs import opening

@@ -270,6 +270,7 @@ def test_unknown_remat_is_refused():
     tiny.build(tiny.config(model__remat='some'))
 
 
+@pytest.mark.slow
 def test_state_is_donated():
   _, mesh, state, step, batches = make()
   before = state.params['encoder']['blocks']['mlp']['hidden']['kernel']

@@ -354,6 +354,7 @@ def test_of_one_task_both_strategies_are_one(alone):
   assert ('top1' in joint[3].measures) == (task == 'order') != ('geometry_mse' in joint[3].measures)
 
 
+@pytest.mark.slow
 def test_still_videos_have_no_gradient_of_their_order():
   experiment, state, batch, _, _ = computed(config(own__geometry_weight=0.0))
   loss = lambda params, clips: experiment.objectives['video'].loss(
@@ -391,7 +392,8 @@ def test_it_learns_one_batch():
   assert np.mean(losses[-10:]) < 0.8 * np.log(12)
 
 
-@pytest.mark.parametrize('model', [None, pytest.param(RESNET, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('model', [None, RESNET])
+@pytest.mark.slow
 def test_sharded_is_unsharded(model):
   check_shards(lambda **changes: config(model=model, **changes))
 

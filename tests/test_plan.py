@@ -176,6 +176,7 @@ def test_products_of_the_variants(fields, frames):
   assert 0.999 * counted < product_flops(model.apply, params, clip) / 2 < 1.15 * counted
 
 
+@pytest.mark.slow
 def test_costs_of_deep_models_from_shallow_ones():
   """The line through 1 and 3 blocks meets the unrolled program of 6."""
   p = planner(1, mesh__data=1, model__depth=6, model__drop_path=0.0)
@@ -282,6 +283,7 @@ def test_config_for_fewer_devices_says_what_to_change(monkeypatch):
   assert '| cpu:8 | 8 | 2.00 | no |' in report.comparison([result, result])
 
 
+@pytest.mark.slow
 def test_a_program_whose_communication_cannot_be_read_keeps_the_rest(monkeypatch):
   def unreadable(compiled, mesh):
     raise hlo.Unreadable('all-gather in a loop')

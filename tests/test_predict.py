@@ -138,6 +138,7 @@ def test_files_of_one_name_do_not_overwrite_each_other(tmp_path, capsys):
 NAMES = ['$$.mp4', '$\\frac$.mp4', f'{"n" * 246}.mp4', f'{"ü" * 120}.mp4', os.fsdecode(b'caf\xe9 \xff.mp4'), 'a\nb.mp4']
 
 
+@pytest.mark.slow
 def test_names_of_any_kind_are_predicted_drawn_and_written(tmp_path, capsys):
   paths = [write(tmp_path / 'v.mp4', 12)]
   for name in NAMES:

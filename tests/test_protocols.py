@@ -177,6 +177,7 @@ def features_on(mesh_sizes, batch_size, **protocol):
   return run, encoder, tests, frozen.encode(run, encoder, tests['acts'].batches(), mesh, 'cls')
 
 
+@pytest.mark.slow
 def test_features_are_means_over_views_each_example_once():
   run, encoder, tests, found = features_on((1, 1, 1), 16, test_clips=3)
   assert len(found.label_N) == 40 and found.label_N.tolist() == tiny.sources()[0].label.tolist()

@@ -295,6 +295,7 @@ def _train_with_bad_batch(folder, spoil, **changes):
   return training.train(experiment, spoiled, str(folder), mesh)
 
 
+@pytest.mark.slow
 def test_metrics_are_averages_over_the_interval(tmp_path):
   train_in(tmp_path, total_steps=4, log_every=4)
   (row,) = metrics.read_jsonl(str(tmp_path / 'metrics.jsonl'))

@@ -271,11 +271,13 @@ def test_it_learns_one_batch():
   assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
-@pytest.mark.parametrize('model', [pytest.param(None, marks=pytest.mark.slow), RESNET])
+@pytest.mark.parametrize('model', [None, RESNET])
+@pytest.mark.slow
 def test_sharded_is_unsharded(model):
   check_shards(lambda **changes: config(model=model, **changes))
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted(tmp_path):
   text = check_resumes(config(total_steps=6, checkpoint_every=3, log_every=2), tmp_path, training)
   assert 'train/video/acts/time_top1' in text and 'train/video/moves/space_top1' in text
