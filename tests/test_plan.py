@@ -210,6 +210,14 @@ def test_accumulation_does_not_change_costs(monkeypatch):
   assert plain.flops == (8 + 8) * 2  # examples times blocks, on one chip
 
 
+def test_a_frozen_encoder_counts_its_way_forward_alone(monkeypatch):
+  monkeypatch.setattr(plan_costs, '_stream_cost', lambda *_: (1.0, 1.0))
+  model = lambda *rules: plan_costs.step_costs(planner(1, optimizer__learning_rate_rules=rules).build).model_flops
+  learns = model(('.*', 1.0))
+  assert model(('^encoder/', 0.0), ('.*', 1.0)) == learns / 3
+  assert model(('^encoder/patch_embedding', 0.0), ('.*', 1.0)) == learns  # a part of it is looked through
+
+
 def test_time_from_the_data_sheet():
   run, mesh = planner().build()
   costs = plan_costs.StepCosts({}, update_bytes=0.0, flops=2e12, bytes=3e11, model_flops=8e12)

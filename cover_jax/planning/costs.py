@@ -155,7 +155,7 @@ class StreamCosts:
   Attributes:
     examples: a step, on all chips.
     model_flops: of the matrix products of the encoder for one example, as the paper has them: once forwards and
-      twice backwards for each of its clips. What MFU counts.
+      twice backwards for each of its clips; a frozen encoder's forwards alone. What MFU counts.
     flops: of one example, as the compiler counts them: with recomputation and elementwise operations.
     bytes: read from and written to HBM for one example; with the parameters, shared by the examples of a chip.
   """
@@ -205,6 +205,7 @@ def step_costs(build: Callable[..., tuple[Experiment, Mesh]]) -> StepCosts:
   depths = {field: getattr(run.model, field) for field in run.model.DEPTHS}
   shallow, deeper = _unrolled(depths)
   shallow, *deeper = (build(**one_microbatch, **changes)[0] for changes in (shallow, *deeper))
+  operations = 2 * _passes(run, mesh)  # of each multiply-add of a way forward
   streams = {}
   for name, stream in run.streams.items():
     flops, size = first = _stream_cost(shallow, mesh, name)
@@ -215,7 +216,7 @@ def step_costs(build: Callable[..., tuple[Experiment, Mesh]]) -> StepCosts:
       )
     streams[name] = StreamCosts(
       examples=stream.batch_size,
-      model_flops=6 * sum(run.model.products(t, stream.size) for t in run.encoded_lengths(name).values()),
+      model_flops=operations * sum(run.model.products(t, stream.size) for t in run.encoded_lengths(name).values()),
       flops=flops * mesh.size / micro[name],
       bytes=size * mesh.size / micro[name],
     )
@@ -228,6 +229,13 @@ def step_costs(build: Callable[..., tuple[Experiment, Mesh]]) -> StepCosts:
     bytes=of_all('bytes') / mesh.size + update,
     model_flops=of_all('model_flops'),
   )
+
+
+def _passes(run: Experiment, mesh: Mesh) -> int:
+  """The products of a step, in those of the encoder's way forward: backward there are twice as many, if it learns."""
+  abstract_state, _ = _abstract(run, mesh)
+  learning, _ = optim.split(tuple(run.config.optimizer.learning_rate_rules), abstract_state.params)
+  return 3 if jax.tree.leaves(learning.get('encoder', {})) else 1
 
 
 def _unrolled(depths: Mapping[str, int]) -> tuple[dict[str, int], list[dict[str, int]]]:
