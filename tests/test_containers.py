@@ -105,6 +105,14 @@ def test_no_hole_passes_unseen(tmp_path, name):
     assert accepted(path, data[:at] + data[at + 500 :]) is None, i
 
 
+def test_an_avi_that_lost_the_head_of_its_packets_is_told(tmp_path):
+  """FFmpeg finds the packets behind the hole by their names, and says nothing of those in it."""
+  path = tmp_path / 'a.avi'
+  data = noise(path, *CONTAINERS['a.avi'])
+  at = data.index(b'movi') - 8
+  assert accepted(path, data[:at] + bytes(6000) + data[at + 6000 :]) is None
+
+
 @pytest.mark.parametrize('name', [n for n in CONTAINERS if n not in ('a.ivf', 'a.y4m')])
 def test_junk_behind_the_end_is_no_damage(tmp_path, name):
   path = tmp_path / name
