@@ -147,8 +147,7 @@ def _avi(f: BinaryIO, at: int, end: int) -> None:
     if odd and not _CHUNK_NAME.fullmatch(name) and _CHUNK_NAME.fullmatch(earlier):  # a writer that does not pad
       at, name = at - 1, earlier
     if not _CHUNK_NAME.fullmatch(name):
-      # Zeros among the packets may be a place that was kept and not used; nothing but a list of packets comes before.
-      if not movi or any(bytes_at(f, at, min(CHUNK, movi - at))):
+      if any(bytes_at(f, at, min(CHUNK, (movi or end) - at))):  # and not zeros: a place that was kept and not used
         raise broken(at)
       return
     size = integer(f, at + 4, 4, 'little')
