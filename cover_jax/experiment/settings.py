@@ -167,7 +167,7 @@ RUN = {
 
 _OBJECTIVES = several(named(), least=1)
 _OBJECTIVE = Kind(
-  f'{named().expected}, or a tuple of such dicts',
+  f'{named().expected}, or a tuple of at least one such dict',
   lambda value: named().holds(value) or _OBJECTIVES.holds(value),
   free=True,
 )
