@@ -304,7 +304,7 @@ def test_readmes_config_is_one():
   config.total_epochs = 1.0
   run = check_and_build(config)
   assert config.sources.ssv2.flip == 'labels' and run.streams['video'].num_frames == 16
-  for line in re.findall(r'`(config\.\w+(?:\.\w+)? = [^`.]*(?:\.\d[^`.]*)*)`', PAGES['README.md']):
+  for line in re.findall(r'`(config(?:\.\w+)+ = [^`.]*(?:\.\d[^`.]*)*)`', PAGES['README.md']):
     exec(line.replace(', ...', ''), {'config': config})
   config.mixture.weights = dict.fromkeys(config.sources, 1.0)
   check_and_build(config)

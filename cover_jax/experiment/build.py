@@ -19,6 +19,7 @@ from cover_jax.checkpoints.contents import sources_of
 from cover_jax.models import encoder as encoders
 from cover_jax.models.encoder import Encoded, Encoder
 from cover_jax.models.heads import Heads
+from cover_jax.objectives import several
 from data_pipelines.clips import affine
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.loading import mixture
@@ -184,8 +185,13 @@ def _streams(config, sources, weights, geometry, batch_divisor) -> dict[str, Str
 
 def _objective(config, model, heads, sources, name, stream, augments) -> objectives.Objective:
   """The objective of a stream, on augmented clips; its views are checked against the encoder's limits."""
+  options = config.streams[name].objective
+  if isinstance(options, tuple | list):
+    options = several.with_mixing(options, augments.mixing, f'config.streams.{name}.objective')
+  else:
+    options = {**_plain(options), **augments.mixing}
   task = objectives.make(
-    {**_plain(config.streams[name].objective), **augments.mixing},
+    options,
     encode=functools.partial(_encode, config, model),
     heads=heads,
     sources=sources,

@@ -165,11 +165,19 @@ RUN = {
   },
 }
 
+_OBJECTIVES = several(named(), least=1)
+_OBJECTIVE = Kind(
+  f'{named().expected}, or a tuple of at least one such dict',
+  lambda value: named().holds(value) or _OBJECTIVES.holds(value),
+  free=True,
+)
+
 STREAM = {
   'sources': Key(REQUIRED, several(nonempty, least=1, distinct=True)),  # keys of `config.sources`
   'num_frames': Key(8, whole(1, 65536)),
   'size': Key(224, either(whole(1), several(whole(1), count=2))),  # pixels, or (height, width)
-  'objective': Key({'name': 'classification'}, named()),  # a file of cover_jax.objectives, and its options
+  # A file of cover_jax.objectives, and its options; or several such with weights: see cover_jax.objectives.several.
+  'objective': Key({'name': 'classification'}, _OBJECTIVE),
   # On the device, the same for all frames of a clip; see `cover_jax.augment.photometric.make`:
   # {'color_jitter': {'hue': 0.1}, 'rand_augment': {'num_ops': 2, 'magnitude': 9}, 'random_erasing': {}, 'mixup': 0.8,
   # 'cutmix': 1.0, ...}
@@ -194,7 +202,7 @@ def new(keys: Keys, changes: Mapping[str, Any], what: str) -> ml_collections.Con
 
 
 def _defaults(keys: Keys) -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
+  config = StreamConfig() if keys is STREAM else ml_collections.ConfigDict()
   for name, key in keys.items():
     if not isinstance(key, Key):
       config[name] = _defaults(key)
@@ -210,7 +218,7 @@ def _lock(config: ml_collections.ConfigDict, keys: Keys) -> ml_collections.Confi
   for name, key in keys.items():
     if not isinstance(key, Key):
       _lock(config[name], key)
-    elif key.kind.free:
+    elif key.kind.free and isinstance(config[name], ml_collections.ConfigDict):
       config[name].unlock()
   return config
 
@@ -261,3 +269,28 @@ def _check_together(values: Mapping[str, Any]) -> None:
   if values['keep_best'] and values['keep_best'] not in best:
     choices = f'one of {", ".join(best)}' if best else "'', since no source is tested"
     raise UserError(f'config.keep_best is {values["keep_best"]!r}: expected {choices}.')
+
+
+class StreamConfig(ml_collections.ConfigDict):
+  """A stream, whose objective may be set to a dict and to a tuple of them, whichever it is; also by a flag."""
+
+  def __setitem__(self, key, value):
+    if key != 'objective' or key not in self:
+      super().__setitem__(key, value)
+      return
+    if isinstance(value, tuple | list):  # ml_collections would leave ConfigDicts in it as they are
+      value = tuple(v.to_dict() if isinstance(v, ml_collections.ConfigDict) else v for v in value)
+    elif isinstance(value, dict):
+      value = ml_collections.ConfigDict(value)
+    with self.ignore_type():
+      super().__setitem__(key, value)
+
+  def update(self, *other, **kwargs):
+    for changes in (*other, kwargs):
+      changes = dict(changes.items())
+      if isinstance(changes.get('objective'), tuple | list):  # a dict is merged
+        self['objective'] = changes.pop('objective')
+      super().update(changes)
+
+  def get_type(self, key):
+    return object if key == 'objective' else super().get_type(key)

@@ -5,6 +5,10 @@
 loads `cover_jax.objectives.classification` and calls its `make`. A new objective is a new file with such a function,
 which names as keywords what it needs of the run (see `make` below) and then its own options, annotated with what they
 may be, with their defaults.
+
+    config.streams.video.objective = ({'name': 'v3s', 'weight': 1.0}, {'name': 'vtdl', 'weight': 0.5})
+
+trains for several at once: see `several.py`.
 """
 
 import dataclasses
@@ -79,6 +83,8 @@ class Objective:
       under batch['targets'].
     encoded: {view: frames of it that the run's encoder sees}, where these are not all of them: an objective may cut
       several clips from one view, or look at more frames than it encodes.
+    as_given: its loss gives the encoder each of its views alone and as the batch has it, so that the pass can be shared
+      with other objectives of the stream (`several.py`).
   """
 
   loss: Callable[[Params, Any, Mapping[str, jax.Array], jax.Array], LossOutput]
@@ -88,18 +94,22 @@ class Objective:
   after_update: Callable[[Params, Any], Any] = lambda params, state: state
   targets: tuple[str, ...] = ()
   encoded: Mapping[str, int] | None = None
+  as_given: bool = False
 
 
-def check(options: Mapping[str, Any], where: str) -> None:
+def check(options: Mapping[str, Any] | Sequence[Mapping[str, Any]], where: str) -> None:
   """Raises UserError if there is no objective of that name, or it does not take the options.
 
   Args:
-    options: `name` and the objective's own options.
+    options: `name` and the objective's own options; or a list of such, which take `several.ENTRY`, too.
     where: the config key, for messages.
   """
+  if not isinstance(options, Mapping):
+    _module('several').check(options, where)
+    return
   known = {'name': declared.Key(declared.REQUIRED, declared.one_of(*_names()))}
   declared.check({'name': options['name']} if 'name' in options else {}, known, where)
-  declared.check(options, known | declared.options_of(_module(options['name']).make), where)
+  declared.check(options, known | declared.options_of(maker(options['name'])), where)
 
 
 def _names() -> list[str]:
@@ -111,8 +121,13 @@ def _module(name: str) -> Any:
   return importlib.import_module(f'{__name__}.{name}')
 
 
+def maker(name: str) -> Callable[..., Objective]:
+  """The `make` of an objective that there is."""
+  return _module(name).make
+
+
 def make(
-  options: Mapping[str, Any],
+  options: Mapping[str, Any] | Sequence[Mapping[str, Any]],
   *,
   encode: Encode,
   heads: Heads,
@@ -127,7 +142,7 @@ def make(
   """Makes the objective that a config names.
 
   Args:
-    options: `name` and the objective's own options.
+    options: `name` and the objective's own options; or a list of such (`several.make_all`).
     encode: the encoder as a function of parameters and clips.
     heads: the classification heads of the stream's labelled sources.
     sources: the run's sources; `source` of a sub-batch indexes them.
@@ -147,7 +162,14 @@ def make(
   check(options, where)
   of_run = {'encode': encode, 'heads': heads, 'sources': sources, 'stream': stream}
   of_run |= {'num_frames': num_frames, 'size': size, 'width': width, 'model': model}
-  own = _module(options['name']).make
+  if not isinstance(options, Mapping):
+    return _module('several').make_all(options, of_run, where)
+  return make_one(options, of_run)
+
+
+def make_one(options: Mapping[str, Any], of_run: Mapping[str, Any]) -> Objective:
+  """The objective of checked options; `of_run`: what `make` is given of the run, by name."""
+  own = maker(options['name'])
   needed = {key: value for key, value in of_run.items() if key in inspect.signature(own).parameters}
   return own(**needed, **{key: value for key, value in options.items() if key != 'name'})
 

@@ -70,4 +70,4 @@ def make(
     measures = {'loss': loss_B, 'top1': rank_B < 1, 'top5': rank_B < 5}
     return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures, encoded.statistics)
 
-  return Objective(loss=jax.named_call(loss, name='classification'))
+  return Objective(loss=jax.named_call(loss, name='classification'), as_given=not (mixup or cutmix))
