@@ -10,19 +10,20 @@ measures are '<name>_<measure>'; 'loss' is the weighted sum of each example's lo
 
 **Views.** An example has the views of all. Two objectives may name the same view if they choose the same frames for
 it. An objective that chooses none (classification) looks at 'clip': the source's sampler draws it, or another objective
-of the list that names it. Beside objectives that name other views, `'view': 'anchor'` says which one it takes for 'clip'.
+of the list that names it. Beside objectives that name other views, `'view': 'anchor'` says which it takes for 'clip'.
 
-**A pass is shared** by objectives that give the encoder the very same view, unchanged, with the run's own parameters and
-both in training mode or both not; the levels that one asks for later must be among those of the first. It is
-computed once, forwards and backwards, with the random draws of the objective that comes first in the list (dropped paths are
-then the same for all). Colours that the stream changes are drawn once for all.
+**A pass is shared** by objectives that give the encoder the very same view, unchanged, with the run's own parameters
+and both in training mode or both not; the levels that one asks for later must be among those of the first. It is
+computed once, forwards and backwards, with the random draws of the objective that comes first in the list (dropped
+paths are then the same for all). Colours that the stream changes are drawn once for all.
 
 **It is not shared** by objectives that change their clips (V3S, order and geometry, mixup) or put several into one
-batch (VTDL, HDC, MoDist): these run the encoder for themselves, and an averaged teacher always does. So V3S and VTDL in one
-list cost as much as apart; what they have in common is the batch. `Objective.as_given` says who shares.
+batch (VTDL, HDC, MoDist): these run the encoder for themselves, and an averaged teacher always does. So V3S and VTDL
+in one list cost as much as apart; what they have in common is the batch. `Objective.as_given` says who shares.
 
-The first objective draws as if it were alone, so that a list of one is that objective to the bit; the others have random
-numbers of their own. The encoder's statistics are the mean of those after each objective, weighted as the losses.
+The first objective draws as if it were alone, so that a list of one is that objective to the bit; the others have
+random numbers of their own. The encoder's statistics are the mean of those after each objective, weighted as the
+losses.
 """
 
 import contextlib
@@ -264,7 +265,7 @@ def _check_views(members, lengths, num_frames, where):
     view = m.place('clip')
     if view not in (lengths or ('clip',)):
       raise UserError(
-        f'{where} has {m.name!r}, which looks at the view {view!r}, but the others name {names}: give it one of them as '
+        f'{where} has {m.name!r}, which looks at the view {view!r}, but others name {names}: give it one of these as '
         '`view`, or put it into a stream of its own.'
       )
     if lengths.get(view, num_frames) != num_frames:
