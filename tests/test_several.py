@@ -249,6 +249,7 @@ def test_costs_count_a_shared_pass_once(brightness):
 # ---- The run.
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted(tmp_path, brightness):
   c = config((CLASSES, {**brightness, 'weight': 2.0}), total_steps=6, checkpoint_every=3, log_every=2)
   text = check_resumes(c, tmp_path, training)
