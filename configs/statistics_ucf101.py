@@ -6,12 +6,12 @@
 
 The recipe is that of the released code (laura-wang/video_repres_sts): R(2+1)D of one block a layer; 16 frames of
 112 x 112, one after the other, cut at random from 128 x 171 and mirrored or not; pixels 0 to 255 as they are; momentum
-SGD at 5e-4, twice that for biases, a tenth after 6 and after 12 of 18 epochs; weight decay 5e-3 on everything; batches of
-30 (its help text; its default is 4); motion 1, appearance 0.1. **Ours**: labels as classes and flow by TV-L1 in the
+SGD at 5e-4, twice that for biases, a tenth after 6 and after 12 of 18 epochs; weight decay 5e-3 on everything; batches
+of 30 (its help text; its default is 4); motion 1, appearance 0.1. **Ours**: labels as classes and flow by TV-L1 in the
 step; RGB, not BGR; crops of a short side of 128, the aspect ratio kept; weight decay that is decoupled; batches of 32,
 since they are divided over devices; one clip a video and epoch. The variant 'released' regresses ids with all of the
-release's departures (`released` in cover_jax/objectives/statistics.py). Expected: unknown; nobody has run it on the real
-data. `:debug` runs two steps of a tiny network.
+release's departures (`released` in cover_jax/objectives/statistics.py). Expected: unknown; nobody has run it on the
+real data. `:debug` runs two steps of a tiny network.
 """
 
 import ml_collections

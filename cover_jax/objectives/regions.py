@@ -192,7 +192,7 @@ def _overlap(clip_BxTxHxWx3, bins):
 
 
 def _weights(size, frames, other_ring):
-  """(how often each pixel counts for the colour of each region and of the clip, uint8 [29, 1 or T, H, W]; black, [29])."""
+  """(how often a pixel counts for the colour of each region and of the clip, uint8 [29, 1 or T, H, W]; black [29])."""
   mask = masks(size)
   black = np.zeros(29, np.float32)
   whole = np.concatenate([mask, np.ones_like(mask[:1])])[:, None].astype(np.uint8)

@@ -244,7 +244,7 @@ def _check(stream, num_frames, size, motion_source, weights, released) -> None:
   where = f'config.streams.{stream}'
   if num_frames < 3:
     raise UserError(
-      f'{where}.num_frames is {num_frames}: the statistics compare the motion between frames and need clips of at least '
+      f'{where}.num_frames is {num_frames}: the statistics compare motion between frames and need clips of at least '
       '3 frames, not images.'
     )
   if min(size) < _SMALLEST:
