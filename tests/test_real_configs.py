@@ -17,6 +17,7 @@ from configs import (
   finetune_folder,
   hdc_ucf101,
   modist_ucf101,
+  statistics_ucf101,
   timesformer_k400,
   timesformer_k600,
   timesformer_ssv2,
@@ -38,6 +39,7 @@ _FULL = {
   'transfer': (transfer,),
   'hdc_ucf101': (hdc_ucf101,),
   'modist_ucf101': (modist_ucf101,),
+  'statistics_ucf101': (statistics_ucf101, 'released'),
 }
 
 
