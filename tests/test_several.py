@@ -30,6 +30,7 @@ from tests.test_train import bits
 VTDL = {'name': 'vtdl', 'stride': 1, 'queue_size': 16, 'dim': 8, 'momentum': 0.9}
 TABLE = {'time': {'plain': (1, 1)}, 'space': {'left': (1, 1, 2, 1), 'plain': (1, 1, 1, 1)}}
 V3S = {'name': 'v3s', 'classes': TABLE, 'output': 8}
+STATISTICS = {'name': 'statistics', 'motion_source': 'frame_difference'}
 CLASSES = {'name': 'classification', 'label_smoothing': 0.1}
 RESNET = {'name': 'resnet3d', 'depths': (1, 1, 1, 1), 'widths': (4, 4, 8, 8), 'kind': 'r3d'}
 
@@ -185,6 +186,7 @@ def test_a_pass_over_the_same_clip_is_one_pass(brightness, augment, model):
   one, other, both = flops(CLASSES), flops(brightness), flops(CLASSES, brightness)
   assert 2 < one < 3.1 and 2 < other < 3.1  # forwards and twice backwards, but for the pixels
   assert both < max(one, other) + 0.1
+  assert flops(CLASSES, STATISTICS) < one + 0.1
   mixed = flops({**CLASSES, 'mixup': 0.5}, brightness)  # changes its clips
   assert mixed > one + other - 0.1
 
@@ -208,7 +210,15 @@ def test_levels_and_modes_of_a_pass():
 
 def test_what_says_that_it_takes_its_views_as_given_does(brightness):
   """`as_given`, of every kind of objective: all clips that the encoder is given are views of the batch."""
-  for entry in (CLASSES, {**CLASSES, 'mixup': 0.5}, VTDL, V3S, brightness):
+  for entry in (
+    CLASSES,
+    {**CLASSES, 'mixup': 0.5},
+    VTDL,
+    V3S,
+    STATISTICS,
+    {**STATISTICS, 'released': ('frames',)},
+    brightness,
+  ):
     c, found = config(entry), []
     run = built(c)
 

@@ -221,7 +221,7 @@ def square(frames=5, step=2, top=32, left=28):
   return clip
 
 
-@pytest.mark.parametrize('source', statistics.SOURCES)
+@pytest.mark.parametrize('source', [pytest.param('flow', marks=pytest.mark.slow), 'normal_flow', 'frame_difference'])
 def test_a_square_that_moves(source):
   """In the second cell of the second row: id 6; the third ring has it, and the upper triangle of the first quadrant."""
   maps = jax.jit(statistics.motion_maps, static_argnums=1)(square(), source)
@@ -273,7 +273,7 @@ def test_flow_as_the_release_has_it():
 
 @pytest.mark.parametrize('options', [
   {}, {'most_frequent': True}, {'bins': 32},
-  {'most_frequent': True, 'other_ring': True}, {'other_ring': True},
+  {'most_frequent': True, 'other_ring': True}, pytest.param({'other_ring': True}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_appearance_is_that_of_the_reference(options):
   frames = 16 if 'other_ring' in options else 4
@@ -476,7 +476,8 @@ def test_it_learns_one_batch(mode):
   assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
 
 
-@pytest.mark.parametrize('model', [pytest.param(None, marks=pytest.mark.slow), RESNET])
+@pytest.mark.slow
+@pytest.mark.parametrize('model', [None, RESNET])
 def test_sharded_is_unsharded(model):
   check_shards(lambda **changes: config(model=model, **changes))
 
@@ -486,6 +487,7 @@ def test_departures_sharded_are_unsharded():
   check_shards(lambda **changes: all_released(own__motion_source='flow', **changes))
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted(tmp_path):
   text = check_resumes(config(total_steps=6, checkpoint_every=3, log_every=2), tmp_path, training)
   assert 'train/video/acts/normal_flow_region_top1' in text and 'train/video/moves/appearance_loss' in text

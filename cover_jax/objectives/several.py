@@ -17,6 +17,8 @@ and both in training mode or both not; the levels that one asks for later must b
 computed once, forwards and backwards, with the random draws of the objective that comes first in the list (dropped
 paths are then the same for all). Colours that the stream changes are drawn once for all.
 
+That is so for classification without mixup and for statistics.
+
 **It is not shared** by objectives that change their clips (V3S, order and geometry, mixup) or put several into one
 batch (VTDL, HDC, MoDist): these run the encoder for themselves, and an averaged teacher always does. So V3S and VTDL
 in one list cost as much as apart; what they have in common is the batch. `Objective.as_given` says who shares.

@@ -82,10 +82,11 @@ def make(
     UserError: if clips are too short or too small, no label is left, or `released` asks what cannot be.
   """
   released = frozenset(released)
+  one_more = 'frames' in released
   _check(stream, num_frames, size, motion_source, {'motion': motion_weight, 'appearance': appearance_weight}, released)
   components = 1 if motion_source == 'frame_difference' else 2
   shown = {'motion': motion_source, 'appearance': 'appearance'}
-  last_frames = num_frames if 'frames' in released else num_frames - 1
+  last_frames = num_frames if one_more else num_frames - 1
   tasks = {
     name: (Classes if target_mode == 'classify' else Ids)(shown[name], kinds, counts)
     for name, weight, (kinds, counts) in (
@@ -106,7 +107,7 @@ def make(
     if 'motion' in tasks:
       mirrored_B = batch['targets']['flip']['clip'] if 'flip' in released else None
       maps = motion_maps(clip_BxTxHxWx3, motion_source, mirrored_B)
-      found['motion'] = regions.motion_labels(maps, one_more='frames' in released)
+      found['motion'] = regions.motion_labels(maps, one_more=one_more)
     if 'appearance' in tasks:
       id_Bx13 = regions.appearance_labels(
         clip_BxTxHxWx3[:, :num_frames], bins=bins, most_frequent='colour' in released, other_ring='ring' in released
@@ -116,7 +117,8 @@ def make(
 
   def loss(params, state, batch, rng):
     target = labels(batch)
-    encoded = encode(params['encoder'], batch['views']['clip'][:, :num_frames], rng=keys.of(rng, 'encode'))
+    clip = batch['views']['clip']  # as it is where it can be, so that other objectives of a list share the pass
+    encoded = encode(params['encoder'], clip[:, :num_frames] if one_more else clip, rng=keys.of(rng, 'encode'))
     feature_BxD, own = contrastive.pool(encoded, pool), params['objectives'][stream]
     loss_B, measures = 0.0, {}
     for name, task in tasks.items():
@@ -130,9 +132,10 @@ def make(
   return Objective(
     jax.named_call(loss, name='statistics'),
     lambda rng: pretext.init(heads, rng, dict.fromkeys(heads, (width,))),
-    views=_one_more_frame(num_frames) if 'frames' in released else None,
+    views=_one_more_frame(num_frames) if one_more else None,
     targets=('flip',) if 'flip' in released else (),
     encoded={'clip': num_frames},
+    as_given=not one_more,
   )
 
 
