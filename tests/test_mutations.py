@@ -266,9 +266,9 @@ MUTATIONS = {
     'test_wiring.py::test_rand_augments_geometry_is_done_by_the_host',
   ),
   'no drop paths in training': Mutation(
-    'cover_jax/experiment/build.py',
-    'normal, train=True',
-    'normal, train=False',
+    'cover_jax/models/encoder.py',
+    'clip_BxTxHxWx3, train=True',
+    'clip_BxTxHxWx3, train=False',
     'test_wiring.py::test_pixels_and_drop_paths_of_the_encoder',
   ),
   'pixels divided before the mean': Mutation(
