@@ -186,7 +186,7 @@ def test_a_pass_over_the_same_clip_is_one_pass(brightness, augment, model):
   one, other, both = flops(CLASSES), flops(brightness), flops(CLASSES, brightness)
   assert 2 < one < 3.1 and 2 < other < 3.1  # forwards and twice backwards, but for the pixels
   assert both < max(one, other) + 0.1
-  assert flops(CLASSES, STATISTICS) < one + 0.1
+  assert flops(CLASSES, STATISTICS) < one + flops(STATISTICS) - 2  # its labels and heads cost products, too
   mixed = flops({**CLASSES, 'mixup': 0.5}, brightness)  # changes its clips
   assert mixed > one + other - 0.1
 
