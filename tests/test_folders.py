@@ -432,6 +432,20 @@ def test_the_line_at_fault_is_named_in_a_table_with_quotes(tmp_path, line, said)
     list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
 
 
+def test_a_path_of_a_list_may_be_none(tmp_path):
+  lay(tmp_path, 'a/x.mp4')
+  (tmp_path / 'train.txt').write_bytes(b'a/x.mp4 0\na\0b/y.mp4 0\n')
+  assert [c.path is None for c in list_folder(tmp_path, VIDEO_EXTENSIONS, 'video').splits['train']] == [False, True]
+
+
+def test_a_long_ending_is_cut_in_the_message(tmp_path):
+  lay(tmp_path, 'a/x.mp4')
+  (tmp_path / 'train.txt').write_text(f'a/x.mp4 0\na/y.{"9" * 5000} 0\n')
+  with pytest.raises(UserError, match='is not `path label`') as caught:
+    list_folder(tmp_path, VIDEO_EXTENSIONS, 'video')
+  assert len(str(caught.value)) < 600
+
+
 def test_a_label_of_a_thousand_million_is_refused(tmp_path):
   lay(tmp_path, 'a.mp4', 'b.mp4')
   (tmp_path / 'train.csv').write_text('a.mp4,1\nb.mp4,999999999\n')

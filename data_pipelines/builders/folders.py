@@ -226,10 +226,7 @@ def _names_of_files(root: Path) -> Callable[[str], str]:
   @functools.cache
   def numbers(folder: str) -> dict[str, int]:
     # A folder knows the numbers of its files; to ask for each would take long on a network disk.
-    try:
-      return {entry.name: entry.inode() for entry in os.scandir(folder)}
-    except OSError:
-      return {}
+    return {entry.name: entry.inode() for entry in os.scandir(folder)} if os.path.isdir(folder) else {}
 
   top = os.path.join(resolved(str(root)), '')
   first: dict[int, list[str]] = {}

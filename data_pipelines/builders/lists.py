@@ -290,7 +290,9 @@ def read(path: Path, extensions: Collection[str]) -> list[Row]:
     best = max(best, rows, key=len)
   n, text = _culprit(path, extensions) or lines[len(best)]
   ending = os.path.splitext(unquoted(re.split(r'[\t,;]', text)[0]))[1].lower()
-  other = f' ({ending} is no ending that is read here)' if ending[1:].isalnum() and ending not in extensions else ''
+  other = (
+    f' ({ending[:20]} is no ending that is read here)' if ending[1:].isalnum() and ending not in extensions else ''
+  )
   raise bad_line(
     path,
     n,
