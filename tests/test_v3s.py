@@ -267,8 +267,10 @@ def test_one_axis_alone(axis):
 
 @pytest.mark.slow
 def test_it_learns_one_batch():
-  losses = first_losses(config(model__drop_path=0.0, v3s__classes={**TABLE, 'space': {'plain': (1, 1, 1, 1)}}), 40)
-  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+  """Windows have no room to move: from these clips of noise no other cut of them can be learnt."""
+  classes = {**TABLE, 'space': {'plain': (1, 1, 1, 1)}}
+  losses = first_losses(config(model__drop_path=0.0, v3s__classes=classes, v3s__output=16), 40)
+  assert np.mean(losses[-5:]) < 0.1 * np.mean(losses[:5])
 
 
 @pytest.mark.parametrize('model', [None, RESNET])
