@@ -21,12 +21,15 @@ import ml_collections
 
 from configs import cover_b16, defaults
 
+# Of torchvision's video networks.
+PIXEL_MEAN, PIXEL_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   words = defaults.variants(variant, 'frozen', 'k600', 'k700')
   config = cover_b16.cover(words, num_frames=16, size=112)
   config.model = {'name': 'resnet3d', 'kind': 'r2plus1d', 'freeze_statistics': 'frozen' in words}
-  config.pixel_mean, config.pixel_std = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+  config.pixel_mean, config.pixel_std = PIXEL_MEAN, PIXEL_STD
   config.batch_size = 256
   if 'frozen' in words:
     config.heads.all = {'name': 'attentive', 'num_heads': 8}

@@ -11,13 +11,12 @@ size. `:debug` runs two steps of a tiny network.
 
 import ml_collections
 
-from configs import defaults
+from configs import cover_r2plus1d, defaults, v3s_ucf101
 
 
-def unlabelled(dataset: str = 'ucf101_videos/split1', **changes) -> ml_collections.ConfigDict:
-  """UCF101's training videos whose labels are not read, so that there is no head and no test of them."""
-  crops = {'crop_scale': (0.5, 1.0), 'crop_ratio': (3 / 4, 4 / 3), 'flip': True}
-  return defaults.source(dataset, label_key=None, test='', **{**crops, **changes})
+def unlabelled(**changes) -> ml_collections.ConfigDict:
+  """UCF101's training videos without labels, cropped to boxes of other shapes, too."""
+  return v3s_ucf101.unlabelled(**{'crop_ratio': (3 / 4, 4 / 3), **changes})
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -32,7 +31,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     )
   }
   config.model = {'name': 'resnet3d', 'kind': 'r2plus1d'}
-  config.pixel_mean, config.pixel_std = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+  config.pixel_mean, config.pixel_std = cover_r2plus1d.PIXEL_MEAN, cover_r2plus1d.PIXEL_STD
   config.dtype = 'bfloat16'
   config.batch_size = 128
   config.total_epochs = 200.0

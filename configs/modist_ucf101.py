@@ -15,7 +15,7 @@ flow instead. Expected: unknown. Nobody has run this at full size. `:debug` runs
 
 import ml_collections
 
-from configs import defaults, hdc_ucf101
+from configs import cover_r2plus1d, defaults, hdc_ucf101
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -40,7 +40,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     'unlabelled': defaults.stream(('ucf101_unlabelled',), num_frames=8, size=112, objective=objective, augment=augment)
   }
   config.model = {'name': 'resnet3d', 'kind': 'r3d'}
-  config.pixel_mean, config.pixel_std = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+  config.pixel_mean, config.pixel_std = cover_r2plus1d.PIXEL_MEAN, cover_r2plus1d.PIXEL_STD
   config.dtype = 'bfloat16'
   config.batch_size = 128
   config.total_epochs = 400.0

@@ -21,6 +21,7 @@ import jax
 from absl import logging
 
 from cover_jax import command_line
+from cover_jax.runtime import compiled
 from data_pipelines import flags
 from data_pipelines.contract import UserError
 
@@ -35,17 +36,13 @@ def parser() -> argparse.ArgumentParser:
   to.add_argument(
     '--mode', choices=('train', 'evaluate', 'frozen'), default='train', help='what to do (default: train)'
   )
-  to.add_argument(
-    '--compilation_cache',
-    metavar='DIR',
-    help="compiled programs are kept there; empty: nowhere (default: in the user's cache folder)",
-  )
+  compiled.add_flag(to)
   several = to.add_argument_group('several processes', 'on Cloud TPU slices and under SLURM JAX finds these itself')
   several.add_argument('--coordinator', metavar='HOST:PORT', help='address of the first process')
   several.add_argument('--num_processes', type=int, help='number of processes in the run')
   several.add_argument('--process_id', type=int, help='number of this one, from 0')
   several.add_argument(
-    '--heartbeat_seconds', type=int, default=100, help='a process silent for so long is dead (default: 100)'
+    '--heartbeat_seconds', type=flags.whole(2), default=100, help='a process silent for so long is dead (default: 100)'
   )
   return to
 
@@ -57,7 +54,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   logging.set_verbosity(logging.INFO)
   # Imported here so that --help and a mistyped flag answer at once.
   from cover_jax.jobs import evaluate, frozen, train
-  from cover_jax.runtime import compiled, processes
+  from cover_jax.runtime import processes
 
   compiled.keep(options.compilation_cache)
   processes.start(

@@ -208,11 +208,7 @@ def parser() -> argparse.ArgumentParser:
   )
   to.add_argument('--features', action='store_true', help='write features.npz, a row a window')
   to.add_argument('--attention', action='store_true', help='draw attention rollout over the frames')
-  to.add_argument(
-    '--compilation_cache',
-    metavar='DIR',
-    help="compiled programs are kept there; empty: nowhere (default: in the user's cache folder)",
-  )
+  compiled.add_flag(to)
   to.add_argument('--annotate', action='store_true', help='write the video with its classes on it')
   return to
 

@@ -32,6 +32,17 @@ def words(text: str) -> list[str]:
   return [word for word in text.split(',') if word]
 
 
+def whole(least: int) -> Callable[[str], int]:
+  """The type of a flag that takes whole numbers from `least` on."""
+
+  def number(text: str) -> int:
+    if not re.fullmatch(r'\d+', text) or int(text) < least:
+      raise argparse.ArgumentTypeError(f'{text} is no whole number of at least {least}')
+    return int(text)
+
+  return number
+
+
 def parse(
   of: argparse.ArgumentParser, argv: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
 ) -> argparse.Namespace:

@@ -14,14 +14,10 @@ from hypothesis import strategies as st
 from configs import hdc_digits, semi_supervised_digits
 from cover_jax.experiment import build as experiments
 from cover_jax.experiment import settings as config_settings
-from cover_jax.experiment.state import create, state_shardings
 from cover_jax.objectives import hdc
-from cover_jax.runtime import sharding
-from cover_jax.training import loop as training
-from cover_jax.training import step as stepping
 from data_pipelines.contract import SourceInfo, UserError
 from tests import tiny, two_levels
-from tests.test_train import Stopped, bits
+from tests.pretext_runs import built, check_resumes, check_shards
 
 PLAIN = {'appearance': {}, 'still_frame': 0.0, 'shuffle': 0.0}
 TASKS, LEVELS = ('spatial', 'temporal'), ('near', 'far')
@@ -248,18 +244,6 @@ def config(encoder='timesformer', **changes):
   return c
 
 
-def run(c, devices=None, steps=3):
-  experiment, mesh, batches, _ = tiny.build(c, devices)
-  optimizer, _ = stepping.make_optimizer(experiment)
-  _, placed = state_shardings(experiment, optimizer, mesh)
-  state = create(experiment, optimizer, mesh, placed)
-  step, losses = stepping.compile_step(experiment, optimizer, mesh), []
-  for batch in itertools.islice(batches(0), steps):
-    state, report = step(state, sharding.to_global(batch, mesh))
-    losses.append(float(report['losses']['video']))
-  return np.array(losses), jax.device_get(state)
-
-
 @pytest.mark.parametrize('encoder', ['resnet3d', pytest.param('timesformer', marks=pytest.mark.slow)])
 def test_levels_of_real_encoders(encoder):
   experiment = tiny.build(config(encoder))[0]
@@ -271,33 +255,13 @@ def test_levels_of_real_encoders(encoder):
 @pytest.mark.slow
 @pytest.mark.parametrize('encoder', ['timesformer', 'resnet3d'])
 def test_devices_do_not_matter(encoder):
-  sgd = {'optimizer__name': 'sgd', 'optimizer__options': {'decay': 0.9}}
-  one = run(config(encoder, mesh={'data': 1, 'fsdp': 1, 'tensor': 1}, **sgd), jax.devices()[:1])
-  eight = run(config(encoder, mesh={'data': 2, 'fsdp': 2, 'tensor': 2}, **sgd))
-  np.testing.assert_allclose(eight[0], one[0], rtol=1e-4)
-  near = lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4, rtol=1e-3)
-  jax.tree.map(near, eight[1].objectives, one[1].objectives)
+  check_shards(lambda **changes: config(encoder, **changes))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('encoder', ['timesformer', 'resnet3d'])
 def test_resumed_run_is_bit_equal(encoder, tmp_path):
-  def train_in(folder, stop_before=None):
-    folder.mkdir(exist_ok=True)
-    experiment, mesh, batches, _ = tiny.build(config(encoder, total_steps=8, checkpoint_every=3))
-
-    def cut(first):
-      for number, batch in enumerate(batches(first), first + 1):
-        if number == stop_before:
-          raise Stopped
-        yield batch
-
-    return training.train(experiment, cut, str(folder), mesh)
-
-  whole = train_in(tmp_path / 'whole')
-  with pytest.raises(Stopped):
-    train_in(tmp_path / 'parts', 5)
-  assert bits(train_in(tmp_path / 'parts')) == bits(whole)
+  check_resumes(config(encoder, total_steps=8, checkpoint_every=3), tmp_path)
   assert 'train/video/acts/spatial_weight_' in (tmp_path / 'whole/metrics.jsonl').read_text()
 
 
@@ -366,17 +330,15 @@ def test_what_each_task_can_use(differs):
 def test_mistakes_in_options(changes, message):
   c = config()
   c.streams.video.objective = {**HDC, **changes}
-  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()]
   with pytest.raises(UserError, match=message):
-    experiments.build(c, infos)
+    built(c)
 
 
 @pytest.mark.parametrize(('frames', 'message'), [(1, 'needs clips of at least 2'), (2, 'can only be shuffled where')])
 def test_clips_that_are_too_short(frames, message):
   c = config(streams__video__num_frames=frames)
-  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()]
   with pytest.raises(UserError, match=message):
-    experiments.build(c, infos)
+    built(c)
   with pytest.raises(UserError, match='the video has one frame'):
     objective().views(1, None)
 

@@ -1,7 +1,5 @@
 """MoDist-style: what motion is, which queue each term looks into, where gradients go, what an export leaves behind."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +10,14 @@ from configs import modist_digits, semi_supervised_digits
 from cover_jax import export, objectives
 from cover_jax.experiment import build as experiments
 from cover_jax.experiment import settings as config_settings
-from cover_jax.experiment.state import create, state_shardings
+from cover_jax.experiment.state import state_shardings
 from cover_jax.objectives import modist
-from cover_jax.runtime import sharding
-from cover_jax.training import loop as training
 from cover_jax.training import step as stepping
 from cover_jax.weights import initialise
 from data_pipelines.contract import SourceInfo, UserError
 from tests import tiny, two_levels
-from tests.test_train import Stopped, bits
+from tests.pretext_runs import built, check_resumes, check_shards
+from tests.test_train import bits
 
 MOTION_ENCODER = {'name': 'resnet3d', 'kind': 'mc3', 'depths': (1,), 'widths': (4,)}
 SIDES = ('visual', 'motion')
@@ -244,18 +241,6 @@ def config(encoder='timesformer', **changes):
   return c
 
 
-def run(c, devices=None, steps=3):
-  experiment, mesh, batches, _ = tiny.build(c, devices)
-  optimizer, _ = stepping.make_optimizer(experiment)
-  _, placed = state_shardings(experiment, optimizer, mesh)
-  state = create(experiment, optimizer, mesh, placed)
-  step, losses = stepping.compile_step(experiment, optimizer, mesh), []
-  for batch in itertools.islice(batches(0), steps):
-    state, report = step(state, sharding.to_global(batch, mesh))
-    losses.append(float(report['losses']['video']))
-  return np.array(losses), jax.device_get(state)
-
-
 def test_the_encoder_sees_a_part_of_each_view():
   experiment = tiny.build(config())[0]
   assert experiment.view_lengths('video') == {'first': 9, 'second': 9}
@@ -268,38 +253,18 @@ def test_the_encoder_sees_a_part_of_each_view():
 @pytest.mark.parametrize('encoder', ['timesformer', 'resnet3d'])
 def test_devices_do_not_matter(encoder):
   """The motion encoder's statistics, too, are those of the global batch."""
-  sgd = {'optimizer__name': 'sgd', 'optimizer__options': {'decay': 0.9}}
-  one = run(config(encoder, mesh={'data': 1, 'fsdp': 1, 'tensor': 1}, **sgd), jax.devices()[:1])
-  eight = run(config(encoder, mesh={'data': 2, 'fsdp': 2, 'tensor': 2}, **sgd))
-  np.testing.assert_allclose(eight[0], one[0], rtol=1e-4)
-  near = lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4, rtol=1e-3)
-  jax.tree.map(near, eight[1].objectives, one[1].objectives)
+  check_shards(lambda **changes: config(encoder, **changes))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('encoder', ['timesformer', 'resnet3d'])
 def test_resumed_is_bit_equal_and_an_export_is_the_visual_encoder(encoder, tmp_path):
-  def train_in(folder, stop_before=None):
-    folder.mkdir(exist_ok=True)
-    experiment, mesh, batches, _ = tiny.build(config(encoder, total_steps=8, checkpoint_every=3))
-
-    def cut(first):
-      for number, batch in enumerate(batches(first), first + 1):
-        if number == stop_before:
-          raise Stopped
-        yield batch
-
-    return training.train(experiment, cut, str(folder), mesh)
-
-  whole = train_in(tmp_path / 'whole')
-  with pytest.raises(Stopped):
-    train_in(tmp_path / 'parts', 5)
-  assert bits(train_in(tmp_path / 'parts')) == bits(whole)  # both teachers, queues and the motion statistics included
+  check_resumes(config(encoder, total_steps=8, checkpoint_every=3), tmp_path)  # teachers, queues, motion statistics
 
   export.export(str(tmp_path / 'whole'), str(tmp_path / 'model.flax'), 'flax')
-  loaded = cover_jax.load(str(tmp_path / 'model.flax'))
+  loaded, whole = (cover_jax.load(str(tmp_path / name)) for name in ('model.flax', 'whole'))
   assert not loaded.params.get('objectives')
-  assert jax.tree.structure(loaded.params['encoder']) == jax.tree.structure(jax.device_get(whole.params['encoder']))
+  assert jax.tree.structure(loaded.params['encoder']) == jax.tree.structure(whole.params['encoder'])
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(loaded.params)]
   assert not any('motion' in name for name in names)
   # It seeds a labelled run, which lacks nothing.
@@ -311,11 +276,6 @@ def test_resumed_is_bit_equal_and_an_export_is_the_visual_encoder(encoder, tmp_p
   _, placed = state_shardings(experiment, optimizer, mesh)
   seeded = initialise.start(experiment, optimizer, mesh, placed)
   assert bits(seeded.params['encoder']) == bits(whole.params['encoder'])
-
-
-def build(c):
-  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()]
-  return experiments.build(c, infos)
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
@@ -330,12 +290,12 @@ def test_mistakes_in_options(changes, message):
   c = config()
   c.streams.video.objective = {**MODIST, **changes}
   with pytest.raises(UserError, match=message):
-    build(c)
+    built(c)
 
 
 def test_an_image_has_no_motion():
   with pytest.raises(UserError, match='MoDist needs clips of at least 2 frames'):
-    build(config(streams__video__num_frames=1))
+    built(config(streams__video__num_frames=1))
   with pytest.raises(UserError, match='the video has one frame'):
     objective().views(1, None)
 
@@ -344,7 +304,7 @@ def test_a_transformer_can_be_the_motion_encoder():
   c = config()
   small = {'patch_size': 8, 'width': 8, 'depth': 1, 'num_heads': 2, 'mlp_dim': 8, 'num_frames': 8, 'image_size': 16}
   c.streams.video.objective = {**MODIST, 'motion_encoder': {'name': 'timesformer', **small}}
-  run = build(c)
+  run = built(c)
   own = jax.eval_shape(run.objectives['video'].init_params, jax.random.key(0))
   assert 'patch_embedding' in own['motion_encoder']
 

@@ -13,12 +13,11 @@ from configs import order_geometry_digits, order_geometry_ucf101, order_geometry
 from cover_jax.experiment import build as experiments
 from cover_jax.objectives import order_geometry, warps
 from cover_jax.runtime import keys
-from cover_jax.training import loop as training
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.loading import arrays
 from data_pipelines.loading.views import Stream
 from tests import tiny
-from tests.pretext_runs import check_resumes, check_shards, first_losses
+from tests.pretext_runs import built, check_resumes, check_shards, first_losses
 from tests.test_vtdl import start
 
 RESNET = {'name': 'resnet3d', 'depths': (1, 1, 1, 1), 'widths': (4, 4, 8, 8), 'kind': 'r3d'}
@@ -34,11 +33,6 @@ def config(**changes):
     options['parts'] = 'apart'
   c.streams.video.objective = {'name': 'order_geometry', 'gap': 2, 'part_shift': 1, 'hidden': 8, **options}
   return c
-
-
-def built(c):
-  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()]
-  return experiments.build(c, infos)
 
 
 def bilinear(picture_HxW, x, y):
@@ -400,7 +394,7 @@ def test_sharded_is_unsharded(model):
 
 @pytest.mark.slow
 def test_resumed_is_uninterrupted(tmp_path):
-  text = check_resumes(config(total_steps=6, checkpoint_every=3, log_every=2), tmp_path, training)
+  text = check_resumes(config(total_steps=6, checkpoint_every=3, log_every=2), tmp_path)
   assert 'train/video/acts/top1' in text and 'train/video/moves/rotation_error' in text
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import defaults, digits_cover
-from cover_jax import command_line
+from cover_jax import command_line, main
 from cover_jax.experiment import build as experiment
 from cover_jax.experiment import settings, state
 from cover_jax.training import step as stepping
@@ -399,3 +399,21 @@ def test_a_config_of_an_older_checkpoint_builds():
   with pytest.raises(UserError):
     settings.check(config)
   assert experiment.build(config, infos(config)).total_steps == 4
+
+
+@pytest.mark.parametrize('seconds', ['1', '0', '-5', '2.5', 'a', ''])
+def test_flags_of_the_command_have_bounds(seconds):
+  argv = [f'--config={digits_cover.__file__}:debug', '--workdir=run', f'--heartbeat_seconds={seconds}']
+  with pytest.raises(UserError, match=r'heartbeat_seconds: .* is no whole number of at least 2; see'):
+    command_line.parse(main.parser(), argv)
+
+
+def test_flags_that_do_not_exist_are_named_with_the_nearest():
+  argv = [f'--config={digits_cover.__file__}:debug', '--workdir=run', '--config.seed=3']
+  assert command_line.parse(main.parser(), argv).config.seed == 3
+  with pytest.raises(UserError, match='There is no flag --wokdir, did you mean --workdir'):
+    command_line.parse(main.parser(), [*argv, '--wokdir=x'])
+  with pytest.raises(UserError, match="Unexpected argument 'more'"):
+    command_line.parse(main.parser(), [*argv, 'more'])
+  with pytest.raises(UserError, match='required: --workdir'):
+    command_line.parse(main.parser(), argv[:1])

@@ -12,18 +12,16 @@ import pytest
 
 from configs import defaults
 from cover_jax import objectives
-from cover_jax.experiment import build as experiments
 from cover_jax.experiment import settings
 from cover_jax.experiment.state import init_params
 from cover_jax.jobs import resume
 from cover_jax.models.products import product_flops
 from cover_jax.objectives import several
 from cover_jax.planning import costs
-from cover_jax.training import loop as training
 from cover_jax.training import step as stepping
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import UserError
 from tests import tiny
-from tests.pretext_runs import check_resumes, check_shards
+from tests.pretext_runs import built, check_resumes, check_shards
 from tests.test_settings import FILE, read  # noqa: F401  a fixture
 from tests.test_train import bits
 
@@ -88,10 +86,6 @@ def parts(objective, **changes):
     return out.loss, out
 
   return next(batches(0))['video'], *init(jax.random.key(0)), jax.jit(jax.value_and_grad(loss, has_aux=True))
-
-
-def built(c):
-  return experiments.build(c, [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()])
 
 
 # ---- The sum.
@@ -262,7 +256,7 @@ def test_costs_count_a_shared_pass_once(brightness):
 @pytest.mark.slow
 def test_resumed_is_uninterrupted(tmp_path, brightness):
   c = config((CLASSES, {**brightness, 'weight': 2.0}), total_steps=6, checkpoint_every=3, log_every=2)
-  text = check_resumes(c, tmp_path, training)
+  text = check_resumes(c, tmp_path)
   for measure in ('loss', 'classification_top1', 'brightness_loss'):
     assert f'train/video/acts/{measure}' in text
 
@@ -270,7 +264,7 @@ def test_resumed_is_uninterrupted(tmp_path, brightness):
 @pytest.mark.slow
 def test_resumed_with_a_teacher_and_a_queue(tmp_path, brightness):
   entries = ({**VTDL, 'weight': 0.5}, {**CLASSES, 'view': 'anchor'}, {**brightness, 'view': 'anchor'})
-  text = check_resumes(config(entries, total_steps=6, checkpoint_every=3, log_every=2), tmp_path, training)
+  text = check_resumes(config(entries, total_steps=6, checkpoint_every=3, log_every=2), tmp_path)
   assert 'train/video/acts/vtdl_positive' in text
 
 

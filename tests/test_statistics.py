@@ -12,7 +12,6 @@ from configs import semi_supervised_digits, statistics_digits, statistics_ucf101
 from cover_jax.experiment import build as experiments
 from cover_jax.objectives import regions, statistics
 from cover_jax.runtime import keys
-from cover_jax.training import loop as training
 from data_pipelines.contract import SourceInfo, UserError
 from tests import tiny
 from tests.pretext_runs import check_resumes, check_shards, first_losses
@@ -489,7 +488,7 @@ def test_departures_sharded_are_unsharded():
 
 @pytest.mark.slow
 def test_resumed_is_uninterrupted(tmp_path):
-  text = check_resumes(config(total_steps=6, checkpoint_every=3, log_every=2), tmp_path, training)
+  text = check_resumes(config(total_steps=6, checkpoint_every=3, log_every=2), tmp_path)
   assert 'train/video/acts/normal_flow_region_top1' in text and 'train/video/moves/appearance_loss' in text
 
 

@@ -12,12 +12,11 @@ from configs import v3s_digits, v3s_ucf101
 from cover_jax.experiment import build as experiments
 from cover_jax.objectives import v3s, warps
 from cover_jax.runtime import keys
-from cover_jax.training import loop as training
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.loading import arrays
 from data_pipelines.loading.views import Stream
 from tests import tiny
-from tests.pretext_runs import check_resumes, check_shards, first_losses
+from tests.pretext_runs import built, check_resumes, check_shards, first_losses
 from tests.test_vtdl import start
 
 RESNET = {'name': 'resnet3d', 'depths': (1, 1, 1, 1), 'widths': (4, 4, 8, 8), 'kind': 'r3d'}
@@ -281,16 +280,11 @@ def test_sharded_is_unsharded(model):
 
 @pytest.mark.slow
 def test_resumed_is_uninterrupted(tmp_path):
-  text = check_resumes(config(total_steps=6, checkpoint_every=3, log_every=2), tmp_path, training)
+  text = check_resumes(config(total_steps=6, checkpoint_every=3, log_every=2), tmp_path)
   assert 'train/video/acts/time_top1' in text and 'train/video/moves/space_top1' in text
 
 
 # ---- Mistakes.
-
-
-def built(c):
-  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()]
-  return experiments.build(c, infos)
 
 
 @pytest.mark.parametrize(('options', 'message'), [

@@ -1,5 +1,6 @@
 """Programs that were compiled once are not compiled again: JAX's persistent cache, in the user's cache folder."""
 
+import argparse
 import os
 import pathlib
 import platform
@@ -8,6 +9,12 @@ import zlib
 
 import jax
 from absl import logging
+
+
+def add_flag(to: argparse.ArgumentParser) -> None:
+  """Adds --compilation_cache, whose value is what `keep` takes."""
+  what = "compiled programs are kept there; empty: nowhere (default: in the user's cache folder)"
+  to.add_argument('--compilation_cache', metavar='DIR', help=what)
 
 
 def default_folder() -> str:
