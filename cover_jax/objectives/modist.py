@@ -122,7 +122,7 @@ def make(
   terms = _terms(cross_weight, motion_weight, cross_pair)
   head = contrastive.ProjectionHead(dim, head_layers, head_hidden)
   show = functools.partial(motion_of, kind=motion_input, flow=flow)
-  visual = functools.partial(_visual, encode, head, pool)
+  visual = functools.partial(pairs.embed, encode, head, pool)
   moving = functools.partial(_moving, encoder, head)
 
   def online(params, state):
@@ -270,14 +270,8 @@ def _init(encoder, rng, frames, size):
   return encoder.init(rng, jnp.zeros((1, frames, *size, 3), encoder.dtype))
 
 
-def _visual(encode, head, how, params, clip, rng):
-  """(vectors [B, D], the encoder's statistics) of clips."""
-  encoded = encode(params['encoder'], clip, rng=rng)
-  return head.apply({'params': params['head']}, contrastive.pool(encoded, how)), encoded.statistics
-
-
 def _moving(encoder, head, params, motion_BxTxHxWx3, rng):
-  """The same of motion, by the motion encoder."""
+  """(vectors [B, D], the motion encoder's statistics) of motion."""
   encoded = encoders.run(encoder, params['encoder'], motion_BxTxHxWx3.astype(encoder.dtype), rng=rng)
   return head.apply({'params': params['head']}, encoded.feature_BxD), encoded.statistics
 

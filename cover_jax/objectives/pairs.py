@@ -1,11 +1,14 @@
 """Several clips of one video: which frames they show, and how they go through an encoder together."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cover_jax.objectives import Encode, Params, contrastive
 from data_pipelines.contract import UserError
 
 
@@ -64,3 +67,19 @@ def side_by_side(clips: Sequence[jax.Array]) -> jax.Array:
 def apart(x_NxD: jax.Array, views: int) -> jax.Array:
   """The inverse of `side_by_side` for what an encoder made of the clips: [B * V, ...] to [B, V, ...]."""
   return x_NxD.reshape(-1, views, *x_NxD.shape[1:])
+
+
+def embed(
+  encode: Encode, head: nn.Module, how: str, params: Params, clip: jax.Array, rng: jax.Array | None
+) -> tuple[jax.Array, Any]:
+  """(vectors [B, D], the encoder's statistics) of clips.
+
+  Args:
+    encode, head: the run's encoder and a projection head.
+    how: `contrastive.pool`.
+    params: {'encoder', 'head'}, of the run or of a teacher.
+    clip: [B, T, H, W, 3].
+    rng: as of `Encode`.
+  """
+  encoded = encode(params['encoder'], clip, rng=rng)
+  return head.apply({'params': params['head']}, contrastive.pool(encoded, how)), encoded.statistics

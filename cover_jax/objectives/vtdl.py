@@ -81,7 +81,7 @@ def make(
   names = ('anchor', 'positive', 'negative') if temporal_discrimination else ('anchor', 'positive')
   head = contrastive.ProjectionHead(dim, head_layers, head_hidden)
   online = lambda params: {'encoder': params['encoder'], 'head': params['objectives'][stream]['head']}
-  embed = functools.partial(_embed, encode, head, pool)
+  embed = functools.partial(pairs.embed, encode, head, pool)
   mix = functools.partial(_mix, names=TCA_ON[tca_on] if tca_alpha else (), alpha=tca_alpha, one_share=released_code)
   compare = functools.partial(_compare, temperature=temperature, own_video_counts=released_code)
 
@@ -131,12 +131,6 @@ def _mix(rng, clips, *, names, alpha, one_share):
     for key, name in zip(keys, names, strict=True)
   }
   return next_rng, {**clips, **changed}
-
-
-def _embed(encode, head, how, params, clip, rng):
-  """(vectors [B, D], the encoder's statistics) of clips, with the parameters of the run or of the teacher."""
-  encoded = encode(params['encoder'], clip, rng=rng)
-  return head.apply({'params': params['head']}, contrastive.pool(encoded, how)), encoded.statistics
 
 
 def _embed_together(embed, params, clips, rng):
