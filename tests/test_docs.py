@@ -5,6 +5,7 @@ Python blocks are executed. Commands are executed by `:debug` in a folder of the
 makes a test red.
 """
 
+import ast
 import importlib
 import itertools
 import pathlib
@@ -199,7 +200,7 @@ def inline_commands() -> list:
       for command in re.findall(r'`(python -m [a-z_.]+(?: [^`]*)?)`', line):
         found[f'{page}:{number}: {command[:60]}'] = command
   for name, text in CONFIGS.items():
-    docstring = re.sub(r'\\\\?\n\s*', ' ', text.split('"""')[1])
+    docstring = re.sub(r'\\\\?\n\s*', ' ', ast.get_docstring(ast.parse(text), clean=False) or '')
     for i, command in enumerate(re.findall(r'(?m)^ {4}(python -m .*)$', docstring)):
       found[f'configs/{name}.py:{i}'] = command
   return [pytest.param(command, id=where) for where, command in found.items()]

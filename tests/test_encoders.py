@@ -112,6 +112,19 @@ def test_every_parameter_has_named_axes_and_a_layer(name):
   assert layers >= set(range(encoder.num_layers))
 
 
+@pytest.mark.parametrize('name', BUT_S3D)
+def test_batch_statistics_can_be_frozen(name):
+  encoder, clip = model(name), clip_of(name)
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0), clip)
+  frozen = 'freeze_statistics' in declared.options_of(type(encoder))
+  assert frozen == ('batch_stats' in shapes)
+  if frozen:
+    train = functools.partial(model(name, freeze_statistics=True).apply, train=True, mutable=['batch_stats'])
+    run = jax.jit(lambda variables, clip: train(variables, clip, rngs={'drop_path': jax.random.key(0)}))
+    _, after = run(initial(name), clip)
+    jax.tree.map(np.testing.assert_array_equal, after['batch_stats'], initial(name)['batch_stats'])
+
+
 @pytest.mark.parametrize('name', encoders.ENCODERS)
 def test_products_are_those_of_the_compiled_program(name):
   encoder, clip = model(name), clip_of(name, batch=1)

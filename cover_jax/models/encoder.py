@@ -3,28 +3,41 @@
 An encoder is one file in this folder with a Linen module named in `ENCODERS`; `config.model = {'name': 'resnet3d',
 'depths': (1, 1, 1, 1)}` chooses it and sets its fields. To add one:
 
-1.  Write `cover_jax/models/<name>.py` with a subclass of `Encoder`. Fields that are annotated with what they may be
-    (`depth: Annotated[int, whole(1)] = 12`; see `data_pipelines/declared.py`) are keys of `config.model`; their
-    docstring is their documentation. `dtype` is that of the computation; parameters stay float32.
-2.  `__call__(clip, *, train, levels)` takes clips f32 or bf16 [B, T, H, W, 3] that are normalised already
-    (`config.pixel_mean`, `config.pixel_std`) and returns `Encoded`. It must give finite values for one frame, or
-    `limits` must say why it cannot. A field that makes no sense beside another is a ValueError.
-    Randomness comes from `self.make_rng('drop_path')` and only where `train` is true. Batch statistics are Linen's
-    collection 'batch_stats': compute them over the whole batch axis, never over a device's part of it.
-3.  Name the axes of every parameter (`nn.with_logical_partitioning`) with names from `LOGICAL_AXES`.
-4.  `width`: D of the feature. `level_names`: the intermediate maps that can be asked for, first to last.
-5.  `limits(frames, size)`: '' or one sentence on why clips of this geometry cannot be encoded. It is asked before any
-    data is opened.
+1.  Write `cover_jax/models/<name>.py` with a subclass of `Encoder`. Its fields are keys of `config.model`: annotate
+    each with what it may be (`depth: Annotated[int, whole(1)] = 12`; see `data_pipelines/declared.py`) and explain it
+    in the class's docstring. The last is `dtype: Any = jnp.float32`, that of the computation; parameters stay float32.
+    `convolutions.py` and `transformer.py` have parts that keep points 2 and 3.
+2.  `__call__(clip, *, train=False, levels=())` takes clips f32 or bf16 [B, T, H, W, 3] that are normalised already
+    (`config.pixel_mean`, `config.pixel_std`) and returns `Encoded`, without its `statistics`. It calls `check_levels`
+    first. It must give finite values for one frame, or `limits` must say why it cannot. A field that makes no sense
+    beside another is a ValueError. Randomness comes from `self.make_rng('drop_path')` and only where `train` is true.
+    Batch statistics are Linen's collection 'batch_stats': compute them over the whole batch axis, never over a
+    device's part of it. With them goes a field `freeze_statistics: Annotated[bool, flag] = False`: if it is true, the
+    running ones are used in training, too, and stay. Fields that leave the function of the weights as it is have the
+    names `remat`, `scan_unroll`, `tokens_together`, `drop_path` and `freeze_statistics`: weights may be tested with
+    other values of these than they were trained with, of no others.
+3.  Name the axes of every parameter (`nn.with_logical_partitioning`) with names from `LOGICAL_AXES` in `__init__.py`,
+    or None; `DEFAULT_RULES` in `cover_jax/runtime/sharding.py` says what is split over what. A convolution's kernel
+    has 'embed' on its outputs. What is to have weight decay is called 'kernel', as Linen calls it.
+4.  `width`: D of the feature. `level_names`: the maps that can be asked for, first to last; the last is
+    `tokens_BxTxHxWxD` or of its shape.
+5.  `limits(frames, size)`: '' or why clips of this geometry cannot be encoded, as the end of 'clips of 1 frame of
+    size 32 x 32 and ...', without a full stop; where one frame is too few, with 'an image has one'. It is asked
+    before any data is opened.
 6.  `products(frames, size)`: multiply-adds of the matrix products and convolutions of one clip's way forward. What is
     inherited counts those of the code; write a formula where the code pads or computes something twice.
-7.  `num_layers` and `layer(name)`: where a parameter stands between the pixels (0) and the heads (`num_layers`), for
-    layer-wise learning rates; an array where layers are stacked on the first axis. `LoopEncoder` has both, and
-    `level_names`, for an encoder that is an embedding, one loop over equal layers and a norm.
-8.  `DEBUG`: fields that make it tiny for `:debug` configs and tests. `DEPTHS`: the fields that count the layers of a
-    loop over layers; a plan extrapolates from few of them. Such an encoder has a field `scan_unroll`, too.
+7.  `num_layers` and `layer(name)`: where a parameter ('blocks/mlp/out/kernel') stands between the pixels (0) and the
+    heads (`num_layers`), none in between left out, for layer-wise learning rates; an array where layers are stacked
+    on the first axis. `LoopEncoder` has both, and `level_names`, for an encoder that is an embedding, one loop over
+    equal layers and a norm.
+8.  `DEBUG`: fields that make it tiny, for tests and for `shrink` in `configs/defaults.py`. `DEPTHS`: the fields that
+    count the layers of a loop over layers; a plan extrapolates from few of them. Such an encoder has a field
+    `scan_unroll`, too.
 9.  Optional, where there is attention to show: `attention_map`, and `SHOWS_ATTENTION = True`.
-10. Add the name to `ENCODERS`; `tests/test_encoders.py` then checks all of the above, and that it trains, resumes,
-    shards, accumulates and exports like the others. Public weights are a table in `layouts.py`.
+10. Add the name to `ENCODERS` and to the README's table. `pytest -m '' tests/test_encoders.py -k <name>` then checks
+    all of the above, and that it trains, resumes, shards, accumulates and exports like the others (without `-m ''` the
+    slow half is left out). An encoder that needs more than 4 frames has a line in FRAMES there. Public weights are a
+    table in `cover_jax/weights/` (`layouts.py`, `convolution_layouts.py`, `video_layouts.py`).
 """
 
 import dataclasses
@@ -72,7 +85,8 @@ class Encoded(flax.struct.PyTreeNode):
     feature_BxD: what linear heads and probes see: the class token, or the pooled map. In the encoder's dtype.
     tokens_BxTxHxWxD: the last map in the encoder's own grid: T' <= T, H' x W' after patches, tubelets and strides.
     levels: {name: [B, T', H', W', C]} of the maps that were asked for.
-    statistics: the encoder's batch statistics after these clips; None where it has none or does not train.
+    statistics: the encoder's batch statistics after these clips, which `run` puts here, not the encoder; None where it
+      has none or does not train.
   """
 
   feature_BxD: jax.Array
@@ -108,7 +122,7 @@ class Encoder(nn.Module):
     raise NotImplementedError
 
   def limits(self, frames: int, size: tuple[int, int]) -> str:
-    """'' or one sentence on why clips of this many frames and this (height, width) cannot be encoded."""
+    """'' or why clips of this many frames and this (height, width) cannot be encoded: the end of a sentence."""
     raise NotImplementedError
 
   def products(self, frames: int, size: tuple[int, int]) -> float:
