@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 import struct
 import zlib
 
@@ -348,6 +349,25 @@ def test_ogg_files_one_behind_the_other_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r'c\.ogv is several Ogg files one behind the other.*join them again'):
       read(str(path))
   assert len(list(frames(str(tmp_path / 'a.ogg')))) == 6
+
+
+@pytest.mark.parametrize('name', ['a.mp4', 'a.3gp', 'fragments.mp4', 'a.wmv'])
+def test_files_one_behind_the_other_are_refused_where_readers_show_the_first(tmp_path, name):
+  path = tmp_path / name
+  data = noise(path, *CONTAINERS[name])
+  assert accepted(path, data) == 30
+  path.write_bytes(data + data)
+  for read in (header, lambda name: list(frames(name))):
+    with pytest.raises(UserError, match=rf'{name} is several (MP4|WMV) files one behind the other.*join them'):
+      read(str(path))
+
+
+def test_fragments_that_bring_their_head_again_are_one_file(tmp_path):
+  path = tmp_path / 'a.mp4'
+  data = noise(path, 'libx264', None, {'movflags': 'frag_keyframe+empty_moov+default_base_moof'})
+  data = data[: data.rindex(b'mfra') - 4]  # the places of the fragments, which will be others
+  fragments = [found.start() - 4 for found in re.finditer(b'moof', data)]
+  assert accepted(path, data[: fragments[1]] + data[: fragments[0]] + data[fragments[1] :]) == 30
 
 
 @pytest.mark.parametrize(('cut', 'words'), [(0.4, 'its index, the box moov, is missing, and'), (0.9, 'of its index')])

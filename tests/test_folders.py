@@ -224,6 +224,10 @@ def test_a_list_is_known_by_any_usual_word_for_its_split(tmp_path, name, split):
     ('val.parquet', 'a list is a .txt, .csv, .tsv file'),
     ('annotations.csv', 'a list has the name of its split, such as train.csv'),
     ('videos/metadata.jsonl', 'a list is a .txt, .csv, .tsv file'),
+    ('train.ndjson', 'a list is a .txt, .csv, .tsv file'),
+    ('split1_train.psv', 'a list is a .txt, .csv, .tsv file'),
+    ('trainlist01', 'a list is a .txt, .csv, .tsv file'),
+    ('val.arrow', 'a list is a .txt, .csv, .tsv file'),
   ],
 )
 @pytest.mark.parametrize('beside', ['folders', 'lists'])
@@ -239,7 +243,7 @@ def test_what_looks_like_annotations_and_is_not_read_is_refused_by_name(tmp_path
 
 
 def test_what_looks_like_no_annotations_is_passed_over(tmp_path):
-  lay(tmp_path, 'run/a.mp4', 'sit/train.mp4', 'README.md', 'LICENSE.txt', 'trainer.log', 'notes.json')
+  lay(tmp_path, 'run/a.mp4', 'sit/train.mp4', 'README.md', 'LICENSE.txt', 'trainer.log', 'notes.json', 'LICENSE')
   assert listed(tmp_path)[0] == {'train': {'run/a.mp4': 'run', 'sit/train.mp4': 'sit'}}
 
 
@@ -289,6 +293,7 @@ def test_a_table_of_classes_with_and_without_numbers_and_heading(tmp_path, name,
   [
     ('classes.csv', 'id,name\n1,a\n2,b\n', 'classes.csv:2: the 2 classes have the numbers 1 to 2. Number them from 0'),
     ('classes.csv', '0,a\n0,b\n', 'classes.csv:1: the 2 classes have the numbers 0 to 0'),
+    ('classes.csv', 'id,name\n0,a\n1,\n', 'classes.csv:3: the class has no name'),
     ('classes.csv', 'n014,a\nn015,b\n', "classes.csv:1: 'n014,a' is not one class"),
     ('labels.csv', 'a/x.mp4,0\nb/y.mp4,1\n', "labels.csv:1: 'a/x.mp4' is a file"),
     ('classes.txt', 'a\n', "classes.txt does not name the class of the folder 'b'"),

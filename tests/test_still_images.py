@@ -29,6 +29,13 @@ def tiff(bits, data, white_is_zero=False, kind=1):
   return b'II*\0' + struct.pack('<I', 8 + len(data)) + data + directory + bytes(4)
 
 
+def fits(data):
+  """A grey picture of 64 x 48 pixels as astronomers have it: signed, of 16 bits."""
+  cards = {'SIMPLE': 'T', 'BITPIX': 16, 'NAXIS': 2, 'NAXIS1': 48, 'NAXIS2': 64}
+  head = ''.join(f'{name:<8}= {value:>20}'.ljust(80) for name, value in cards.items()) + 'END'
+  return head.ljust(2880).encode() + data.ljust(3 * 2880, b'\0')
+
+
 def stored(white, kind='<u2'):
   return np.rint(SHARE_64x48 * white).astype(kind)
 
@@ -58,6 +65,8 @@ DEEP = {
 UNKNOWN = {
   'float.tif': lambda: tiff(32, SHARE_64x48.astype('<f4').tobytes(), kind=3),
   'signed.tif': lambda: tiff(16, stored(32767, '<i2').tobytes(), kind=2),
+  'signed_8.tif': lambda: tiff(8, stored(127, 'i1').tobytes(), kind=2),
+  'fits': lambda: fits(stored(32767, '>i2').tobytes()),
   '32.tif': lambda: tiff(32, stored(2**31, '<u4').tobytes()),
   'pfm': lambda: b'Pf\n48 64\n-1.0\n' + SHARE_64x48.astype('<f4').tobytes(),
 }
@@ -86,6 +95,17 @@ def test_grey_of_no_known_range_is_refused(tmp_path, name):
     transcode.image(str(path), SETTINGS)
   with pytest.raises(UserError, match=f'{name} {words}'):
     list(video_files.frames(str(path)))
+
+
+def test_a_drawing_that_another_program_would_draw_is_refused(tmp_path):
+  path = tmp_path / 'a.jpg'
+  path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(b.png) run\nshowpage\n%%EOF\n')
+  words = 'PostScript.*another program.*save it as a PNG'
+  with pytest.raises(Failure, match=words):
+    transcode.image(str(path), SETTINGS)
+  for read in (video_files.header, lambda name: list(video_files.frames(name))):
+    with pytest.raises(UserError, match=words):
+      read(str(path))
 
 
 def test_turned_deep_grey_is_upright(tmp_path):

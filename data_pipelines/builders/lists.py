@@ -22,7 +22,8 @@ _ABOUT = frozenset([
 ])  # fmt: skip
 _TABLES = frozenset([
   '.txt', '.csv', '.tsv', '.json', '.jsonl', '.xml', '.yaml', '.yml', '.parquet', '.feather', '.xls', '.xlsx', '.pkl',
-  '.pickle', '.npy', '.npz', '.mat', '.lst', '.list', '.pbtxt', '.h5', '.hdf5', '.sqlite', '.db',
+  '.pickle', '.npy', '.npz', '.mat', '.lst', '.list', '.pbtxt', '.h5', '.hdf5', '.sqlite', '.db', '.ndjson', '.psv',
+  '.arrow', '.ods', '.dat', '.toml', '',
 ])  # fmt: skip
 # Endings behind another one: of packed files and of copies that are kept or were not finished.
 _PACKED = frozenset(['.gz', '.bz2', '.xz', '.zip', '.zst', '.lz4', '.7z', '.tgz', '.rar'])
@@ -180,6 +181,8 @@ def class_names(path: Path, extensions: Collection[str]) -> tuple[str, ...]:
       raise bad_line(
         path, line, f'{shown(name)} is a file, and no class', 'Call a list by its split (train.csv), or remove it.'
       )
+    if not name:
+      raise bad_line(path, line, 'the class has no name', 'Give it one.')
     if name in names:
       raise bad_line(path, line, f'class {name!r} comes twice', 'Expected one class a line, each once.')
     names[name] = line

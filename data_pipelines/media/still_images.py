@@ -5,7 +5,7 @@ import os
 import numpy as np
 from PIL import Image, ImageFont, ImageOps
 
-_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO, _PLANAR, _APART = 258, 262, 0, 284, 2  # of TIFF
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO, _PLANAR, _APART, _SAMPLES, _SIGNED = 258, 262, 0, 284, 2, 339, 2  # of TIFF
 
 LARGEST_FILE = 1 << 30  # bytes; our choice: 178 million pixels, the most that Pillow takes, have half of it as RGB
 
@@ -21,8 +21,11 @@ class Refused(ValueError):
 
 
 def opened(path: str) -> Image.Image:
-  """The file as Pillow opens it; raises what Pillow raises."""
+  """The file as Pillow opens it; raises what Pillow raises, or Refused."""
   picture = Image.open(path)
+  if picture.format == 'EPS':  # a program, which may open other files, whatever the name of this one
+    picture.close()
+    raise Refused('it is a drawing in PostScript, which another program would have to draw: save it as a PNG')
   # By this name Pillow would map raw pixels into memory, by the size that they have once they are turned.
   picture.filename = ''
   return picture
@@ -51,6 +54,9 @@ def upright(picture: Image.Image) -> Image.Image:
 
 def _white(picture: Image.Image) -> int | None:
   """The value of white where a grey pixel has more than 8 bits; None: of all others, Pillow knows."""
+  signed = picture.format == 'FITS' or (picture.format == 'TIFF' and _SIGNED in _all(picture.tag_v2.get(_SAMPLES, 1)))
+  if signed and picture.mode != 'F':  # of 8 and 16 bits, which Pillow takes for unsigned
+    raise _no_white('32-bit or signed integers')
   if picture.mode.startswith('I;16'):
     bits = picture.tag_v2.get(_BITS, (16,))[0] if picture.format == 'TIFF' else 16  # TIFF has 12 as well
     return 2**bits - 1
@@ -58,8 +64,16 @@ def _white(picture: Image.Image) -> int | None:
     return 65535
   if picture.mode in ('I', 'F'):
     kind = 'floats' if picture.mode == 'F' else '32-bit or signed integers'
-    raise Refused(f'has grey pixels that are {kind}, and nothing says which is white: save it with 8 or 16 bits.')
+    raise _no_white(kind)
   return None
+
+
+def _no_white(kind: str) -> Refused:
+  return Refused(f'has grey pixels that are {kind}, and nothing says which is white: save it with 8 or 16 bits.')
+
+
+def _all(value: int | tuple[int, ...]) -> tuple[int, ...]:
+  return value if isinstance(value, tuple) else (value,)
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:
