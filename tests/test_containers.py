@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.contract import UserError
-from data_pipelines.media import container_bytes, container_streams, transcode
+from data_pipelines.media import chained, container_bytes, container_streams, transcode
 from data_pipelines.media.containers import damage
 from data_pipelines.media.video_files import frames, header
 from tests.test_video_files import write
@@ -346,19 +346,41 @@ def test_ogg_files_one_behind_the_other_are_refused_by_name(tmp_path):
   path = tmp_path / 'c.ogv'
   path.write_bytes(b''.join(parts))
   for read in (header, lambda name: list(frames(name))):
-    with pytest.raises(UserError, match=r'c\.ogv is several Ogg files one behind the other.*join them again'):
+    with pytest.raises(UserError, match=r'c\.ogv is several Ogg files one behind the other.*join them'):
       read(str(path))
   assert len(list(frames(str(tmp_path / 'a.ogg')))) == 6
 
 
-@pytest.mark.parametrize('name', ['a.mp4', 'a.3gp', 'fragments.mp4', 'a.wmv'])
+@pytest.mark.parametrize('name', ['a.mp4', 'a.3gp', 'fragments.mp4', 'a.wmv', 'a.mkv', 'live.mkv', 'a.webm', 'a.mxf'])
 def test_files_one_behind_the_other_are_refused_where_readers_show_the_first(tmp_path, name):
   path = tmp_path / name
-  data = noise(path, *CONTAINERS[name])
+  data = noise(path, *(CONTAINERS | CANNOT_KNOW)[name])
   assert accepted(path, data) == 30
   path.write_bytes(data + data)
   for read in (header, lambda name: list(frames(name))):
-    with pytest.raises(UserError, match=rf'{name} is several (MP4|WMV) files one behind the other.*join them'):
+    with pytest.raises(
+      UserError, match=rf'{name} is several (MP4|WMV|Matroska|MXF) files one behind the other.*join them'
+    ):
+      read(str(path))
+
+
+@pytest.mark.parametrize('name', ['a.rm', 'a.swf', 'a.wtv', 'a.gif', 'a.webp'])
+def test_so_are_others(tmp_path, name):
+  """They are written by libraries that need not have each; what was not written is skipped."""
+  path = tmp_path / name
+  if name in ('a.gif', 'a.webp'):
+    pictures = [Image.new('RGB', (32, 32), (9 * i, 0, 99)) for i in range(6)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40)
+  else:
+    codec = {'a.rm': 'rv20', 'a.swf': 'flv'}.get(name, 'mpeg2video')
+    write(path, 6, codec=codec, fps=25)
+  data = path.read_bytes()
+  assert len(list(frames(str(path)))) == 6
+  path.write_bytes(data + b'junk behind the end')
+  assert chained.kind(str(path)) == ''
+  path.write_bytes(data + data)
+  for read in (header, lambda name: list(frames(name))):
+    with pytest.raises(UserError, match=rf'{name} is several (RealMedia|SWF|WTV|GIF|WebP) files one behind the other'):
       read(str(path))
 
 

@@ -514,6 +514,23 @@ def test_a_label_map_is_refused_by_name(tmp_path, name, word):
     listed(tmp_path)
 
 
+def test_a_table_of_names_without_endings_is_refused(tmp_path):
+  lay(tmp_path, 'run/a1.mp4', 'sit/b1.mp4')
+  (tmp_path / 'info.csv').write_text('clip,what\na1,run\nb1,sit\n')
+  with pytest.raises(UserError, match=r'info\.csv looks like annotations and is not read'):
+    listed(tmp_path)
+  (tmp_path / 'info.csv').write_text('camera,height\nnorth,3\nsouth,4\n')
+  listed(tmp_path)
+
+
+def test_lists_in_folders_of_folders_are_refused_and_texts_beside_clips_are_not(tmp_path):
+  lay(tmp_path, 'train/run/a.mp4', 'train/sit/b.mp4', 'train/run/label.txt')
+  listed(tmp_path)
+  lay(tmp_path, 'splits/01/train.txt')
+  with pytest.raises(UserError, match=rf'splits/01/train\.txt looks like .* lists are read in {tmp_path} itself'):
+    listed(tmp_path)
+
+
 @pytest.mark.parametrize('ending', ['.gz', '.zip', '.bak', '.old', '~', '.BAK'])
 @pytest.mark.parametrize('stem', ['train.csv', 'classes.txt', 'annotations.json'])
 def test_packed_lists_and_copies_are_refused_or_told(tmp_path, stem, ending):

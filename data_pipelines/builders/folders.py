@@ -47,12 +47,12 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
     raise UserError(f'{manual_dir} is not a directory; expected a folder of {kind} files: correct --manual_dir.')
   paths = lists.find(manual_dir)
   known = {*paths.values(), lists.class_names_file(manual_dir)} - {None}
-  lists.refuse_others(manual_dir, known, extensions)
+  files = sorted(_walk(manual_dir))
+  lists.refuse_others(manual_dir, files, known, extensions)
   if paths:
     listing = _of_lists(manual_dir, paths, extensions)
-    listing = listing._replace(unlisted=_unlisted(manual_dir, listing, extensions))
+    listing = listing._replace(unlisted=_unlisted(manual_dir, files, listing, extensions))
   else:
-    files = sorted(_walk(manual_dir))
     found = [parts for parts in files if lists.has_extension(parts[-1], extensions)]
     if not found:
       endings = Counter(os.path.splitext(parts[-1])[1].lower() or 'no ending' for parts in files).most_common(3)
@@ -65,18 +65,20 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
     least = min(2, max(map(len, found)))
     left_over = sorted({parts for parts in files if len(parts) >= least} - set(found))
     listing = _of_folders(manual_dir, found, _class_names(manual_dir, extensions))
-    files = tuple(os.path.join(manual_dir, *parts) for parts in left_over)
-    listing = listing._replace(left_over=files, empty=_empty(manual_dir))
-  copies = set(lists.copies(manual_dir, known)) - set(listing.left_over)
+    others = tuple(os.path.join(manual_dir, *parts) for parts in left_over)
+    listing = listing._replace(left_over=others, empty=_empty(manual_dir))
+  copies = set(lists.copies(manual_dir, files, known)) - set(listing.left_over)
   listing = listing._replace(left_over=tuple(sorted({*listing.left_over, *copies})))
   _check_labels_of_files(listing)
   return listing
 
 
-def _unlisted(root: Path, listing: Listing, extensions: Collection[str]) -> tuple[str, ...]:
+def _unlisted(
+  root: Path, files: Collection[lists.Parts], listing: Listing, extensions: Collection[str]
+) -> tuple[str, ...]:
   """Files of the folder that could be examples and are named by no list."""
   named = {os.path.normpath(c.path) for clips in listing.splits.values() for c in clips if c.path}
-  lying = (os.path.join(root, *parts) for parts in _walk(root) if lists.has_extension(parts[-1], extensions))
+  lying = (os.path.join(root, *parts) for parts in files if lists.has_extension(parts[-1], extensions))
   return tuple(sorted(path for path in lying if os.path.normpath(path) not in named))
 
 
@@ -93,7 +95,7 @@ def _empty(root: Path) -> tuple[str, ...]:
   return tuple(sorted(found))
 
 
-def _walk(root: Path) -> Iterator[tuple[str, ...]]:
+def _walk(root: Path) -> Iterator[lists.Parts]:
   """The path below `root`, in parts, of each file; hidden ones are left out, and links are followed."""
   seen = set()
 

@@ -19,7 +19,9 @@ VIDEO_EXTENSIONS = frozenset([
   '.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v', '.mkv', '.webm', '.avi', '.divx', '.flv', '.wmv', '.asf',
   '.ogv', '.ogm', '.ts', '.mts', '.m2ts', '.m2t', '.tod', '.mpg', '.mpeg', '.mpe', '.mpv', '.m1v', '.m2v', '.vob',
   '.mod', '.dv', '.mxf', '.rm', '.rmvb', '.nut', '.ivf', '.y4m', '.h264', '.264', '.avc', '.h265', '.265', '.hevc',
-  '.mjpg', '.mjpeg', '.gif', '.apng',
+  '.h263', '.263', '.h266', '.266', '.vvc', '.vc1', '.obu', '.mjpg', '.mjpeg', '.gif', '.apng', '.m2p', '.mp2v',
+  '.mpv2', '.tp', '.trp', '.evo', '.mk3d', '.lrv', '.insv', '.ismv', '.3gpp', '.3gpp2', '.gxf', '.wtv', '.dvr-ms',
+  '.swf', '.amv', '.roq', '.nsv', '.bik', '.smk', '.fli', '.flc', '.viv',
 ])  # fmt: skip
 # What Pillow reads without another program or plugin.
 IMAGE_EXTENSIONS = frozenset([

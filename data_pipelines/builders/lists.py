@@ -41,6 +41,9 @@ _NO_LABEL_MAP = (
 )
 
 
+Parts = tuple[str, ...]  # of a path
+
+
 class Row(NamedTuple):
   """A line of a list: its number, the path that it has, and the label; None where it has none."""
 
@@ -66,19 +69,30 @@ def find(root: Path) -> dict[str, Path]:
   return lists
 
 
-def refuse_others(root: Path, known: Collection[Path], extensions: Collection[str]) -> None:
-  """Raises a UserError for a file at the top or in a folder there that looks like annotations and is not of `known`.
+def refuse_others(root: Path, files: Collection[Parts], known: Collection[Path], extensions: Collection[str]) -> None:
+  """Raises a UserError for a file that looks like annotations and is not of `known`.
 
-  It looks so by its name, or since most of its first lines begin with a file that has one of `extensions`. A copy of a
-  known one, such as train.csv.bak, is none.
+  It looks so by its name, or since most of its first lines begin with a file that has one of `extensions`, or with the
+  name of one that is there, without its ending. A copy of a known one, such as train.csv.bak, is none. Below the
+  folders at the top only those are looked at that have no examples: a text beside a clip is about the clip.
+
+  Args:
+    root: the folder.
+    files: the path below `root`, in parts, of each file in it.
+    known: the lists and the names of the classes.
+    extensions: of examples, in lower case.
   """
-  for path in _at_the_top(root):
+  examples = [parts for parts in files if has_extension(parts[-1], extensions)]
+  of_examples = {parts[0] for parts in examples}
+  stems = {os.path.splitext(parts[-1])[0] for parts in examples}
+  looked_at = [root.joinpath(*parts) for parts in files if len(parts) <= 2 or parts[0] not in of_examples]
+  for path in looked_at:
     plain, extra = _without_extra(path)
     words = _words(plain.stem)
     splits = _splits(plain.stem)
     if path in known or plain.suffix.lower() not in _TABLES or (extra and extra not in _PACKED and plain in known):
       continue
-    if not (splits or _ABOUT & set(words) or _lists_files(path, extensions)):
+    if not (splits or _ABOUT & set(words) or _lists_files(path, extensions, stems)):
       continue
     if extra in _PACKED:
       why = 'it is packed'
@@ -100,9 +114,10 @@ def refuse_others(root: Path, known: Collection[Path], extensions: Collection[st
     )
 
 
-def copies(root: Path, known: Collection[Path]) -> list[str]:
+def copies(root: Path, files: Collection[Parts], known: Collection[Path]) -> list[str]:
   """Paths of copies of known lists, such as train.csv.bak: they are not read."""
-  return [str(path) for path in _at_the_top(root) if path not in known and _without_extra(path)[0] in known]
+  paths = (root.joinpath(*parts) for parts in files if len(parts) <= 2)
+  return [str(path) for path in paths if path not in known and _without_extra(path)[0] in known]
 
 
 def _without_extra(path: Path) -> tuple[Path, str]:
@@ -115,8 +130,8 @@ def _without_extra(path: Path) -> tuple[Path, str]:
   return (path.with_suffix(''), ending) if ending in _PACKED | _COPIES else (path, '')
 
 
-def _lists_files(path: Path, extensions: Collection[str]) -> bool:
-  """Whether most of the first lines of a text file begin with the name of a file with one of some endings."""
+def _lists_files(path: Path, extensions: Collection[str], stems: Collection[str]) -> bool:
+  """Whether most of the first lines of a text file begin with a file with one of some endings, or with one of stems."""
   if path.suffix.lower() not in _LISTS or not path.is_file():
     return False
   try:
@@ -126,25 +141,9 @@ def _lists_files(path: Path, extensions: Collection[str]) -> bool:
     return False  # `read` says why, where it is a list
   cells = [unquoted(re.split(r'[\t,;]', line.strip())[0]) for line in lines if line.strip()]
   cells = cells[1:] if len(cells) > 1 and _is_heading(cells[0]) else cells
-  named = [has_extension(cell, extensions) or has_extension(cell.rpartition(' ')[0], extensions) for cell in cells]
+  cells = [(cell, cell.rpartition(' ')[0]) for cell in cells]
+  named = [any(has_extension(c, extensions) or c.rpartition('/')[2] in stems for c in either) for either in cells]
   return bool(named) and sum(named) > len(named) / 2
-
-
-def _at_the_top(root: Path) -> list[Path]:
-  """The files of a folder and of the folders in it, but hidden ones."""
-  found = []
-  try:
-    for top in _shown(root):
-      # An entry knows of most files what they are; to ask for each of a class folder would take long on a network disk.
-      inside = _shown(top) if top.is_dir() else [top]
-      found += [Path(entry.path) for entry in inside if not entry.is_dir()]
-  except OSError as error:
-    raise UserError(f'{error.filename} cannot be read ({error.strerror}): correct its permissions.') from None
-  return sorted(found)
-
-
-def _shown(folder: str | os.PathLike) -> list[os.DirEntry]:
-  return [entry for entry in os.scandir(folder) if not entry.name.startswith('.')]
 
 
 def _words(stem: str) -> list[str]:

@@ -49,3 +49,26 @@ def holds(f: BinaryIO, at: int, marks: tuple[bytes, ...]) -> bool:
       return True
     before = chunk[-3:]
   return False
+
+
+def element(f: BinaryIO, at: int) -> tuple[int | None, int | None, int]:
+  """(name, length of the content, its first byte) of an EBML element; None: not a number, or "not known"."""
+  seek(f, at)
+  name, size = _number(f, keep_marker=True), _number(f)
+  return name, size, f.tell()
+
+
+def _number(f: BinaryIO, keep_marker: bool = False) -> int | None:
+  """EBML's number of variable length; None at the end of the file, or for the value that means "not known"."""
+  first = f.read(1)
+  if not first or not first[0]:
+    return None
+  width = 9 - first[0].bit_length()
+  rest = f.read(width - 1)
+  if len(rest) < width - 1:
+    return None
+  value = int.from_bytes(first + rest)
+  if keep_marker:
+    return value
+  value ^= 1 << 7 * width
+  return None if value == (1 << 7 * width) - 1 else value

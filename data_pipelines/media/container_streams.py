@@ -13,7 +13,7 @@ PACK = b'\0\0\1\xba'  # what a program stream begins with
 # Of a transport stream's packets (bytes, place of the mark): plain, with a time before each (M2TS), with error
 # correction.
 _TS_PACKETS = ((188, 0), (192, 4), (204, 0))
-_OGG_FIRST, _OGG_LAST = 2, 4
+OGG_FIRST, _OGG_LAST = 2, 4
 _REVERSED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))  # each byte with its bits in the other order
 
 
@@ -34,29 +34,13 @@ def ogg(f: BinaryIO, length: int) -> None:
     if _ogg_checksum(head[:22] + bytes(4) + head[26:] + lengths + body) != int.from_bytes(head[22:26], 'little'):
       raise checksum_of(at)
     flags, serial, number = head[5], head[14:18], int.from_bytes(head[18:22], 'little')
-    if not flags & _OGG_FIRST and following.get(serial, number) != number:
+    if not flags & OGG_FIRST and following.get(serial, number) != number:
       raise Damage(f'pages are missing before its byte {at:,}')
     following[serial] = number + 1
     unended = unended - {serial} if flags & _OGG_LAST else unended | {serial}
     at += 27 + len(lengths) + len(body)
   if unended:
     raise Damage('its last pages are missing')
-
-
-def ogg_is_chained(path: str) -> bool:
-  """Whether an Ogg file is several, one behind the other: a stream begins after pages of another that do not begin one.
-
-  Raises:
-    OSError: the file cannot be read.
-  """
-  at, began = 0, False
-  with open(path, 'rb') as f:
-    while len(head := bytes_at(f, at, 27)) == 27 and head[:4] == b'OggS':
-      if began and head[5] & _OGG_FIRST:
-        return True
-      began = began or not head[5] & _OGG_FIRST
-      at += 27 + head[26] + sum(f.read(head[26]))
-  return False
 
 
 def _ogg_checksum(page: bytes) -> int:

@@ -19,6 +19,7 @@ from data_pipelines.media.container_bytes import (
   broken,
   bytes_at,
   checksum_of,
+  element,
   holds,
   integer,
   need,
@@ -27,7 +28,7 @@ from data_pipelines.media.container_bytes import (
 from data_pipelines.media.container_streams import PACK, ogg, program_stream, transport_packets, transport_stream
 
 # What stands at the top level of MP4 and QuickTime files; other bytes there are junk, not a length.
-_BOXES = frozenset(
+BOXES = frozenset(
   {b'ftyp', b'styp', b'moov', b'moof', b'mdat', b'mfra', b'sidx', b'meta', b'udta', b'uuid', b'free', b'skip', b'wide'}
   | {b'ssix', b'emsg', b'prft', b'pdin', b'pnot', b'PICT'}
 )
@@ -98,7 +99,7 @@ def begins(path: str, marks: tuple[bytes, ...]) -> bool:
     return f.read(4096).lstrip(b'\0').startswith(marks)
 
 
-def _walker(start: bytes) -> Callable[[BinaryIO, int], None] | None:
+def _walker(start: bytes) -> Callable[[BinaryIO, int], object] | None:
   """The function for a kind of file, by its first bytes; each raises Damage, or returns where nothing is wrong."""
   for mark, at, walk in (
     (b'RIFF', 0, _riff),
@@ -110,9 +111,9 @@ def _walker(start: bytes) -> Callable[[BinaryIO, int], None] | None:
     (_MXF_PARTITION, 0, _mxf),
     (b'YUV4MPEG2', 0, _y4m),
     (b'DKIF', 0, _ivf),
-    (b'GIF8', 0, _gif),
+    (b'GIF8', 0, gif_end),
     (_PNG, 0, _png),
-    *((box, 4, _mp4) for box in _BOXES),
+    *((box, 4, _mp4) for box in BOXES),
   ):
     if start[at : at + len(mark)] == mark:
       return walk
@@ -169,8 +170,8 @@ def _mp4(f: BinaryIO, length: int) -> None:
     size, name = integer(f, at, 4), f.read(4)
     if size == 1:  # a length of 64 bits follows the name
       size = integer(f, at + 8, 8)
-    if not (name in _BOXES or _is_box(f, at, size, name, length)) or size < 8:
-      if name in _BOXES and size == 0:  # to the end of the file
+    if not (name in BOXES or _is_box(f, at, size, name, length)) or size < 8:
+      if name in BOXES and size == 0:  # to the end of the file
         at = length
       break
     names.add(name)
@@ -196,7 +197,7 @@ def _is_box(f: BinaryIO, at: int, size: int, name: bytes, length: int) -> bool:
   if end == length:
     return True
   seek(f, end + 4)
-  return f.read(4) in _BOXES
+  return f.read(4) in BOXES
 
 
 def _indexed_end(f: BinaryIO, start: int, end: int) -> int:
@@ -214,7 +215,7 @@ def _indexed_end(f: BinaryIO, start: int, end: int) -> int:
 def _matroska(f: BinaryIO, length: int) -> None:
   at = 0
   while at < length:
-    name, size, start = _element(f, at)
+    name, size, start = element(f, at)
     if name == _SEGMENT:
       at = _segment(f, start, None if size is None else start + size, length)
     elif name in (_EBML, _VOID) and size is not None:
@@ -229,7 +230,7 @@ def _matroska(f: BinaryIO, length: int) -> None:
 def _segment(f: BinaryIO, at: int, end: int | None, length: int) -> int:
   """Walks what a segment holds; returns its end. One of unknown length ends where something else begins."""
   while at < (length if end is None else min(end, length)):
-    name, size, start = _element(f, at)
+    name, size, start = element(f, at)
     if name == _CLUSTER:
       at = _cluster(f, start, None if size is None else start + size, length)
     elif name in _IN_SEGMENT and size is not None:
@@ -254,7 +255,7 @@ def _cluster(f: BinaryIO, at: int, end: int | None, length: int) -> int:
   if end is not None:
     _check(f, at, end, length)
   while at < (length if end is None else min(end, length)):
-    name, size, start = _element(f, at)
+    name, size, start = element(f, at)
     if name not in _IN_CLUSTER or size is None:
       if end is None:
         return at
@@ -270,7 +271,7 @@ def _cluster(f: BinaryIO, at: int, end: int | None, length: int) -> int:
 def _nested(f: BinaryIO, at: int, end: int, length: int) -> None:
   """Walks the elements of an element, which fill it."""
   while at < min(end, length):
-    name, size, start = _element(f, at)
+    name, size, start = element(f, at)
     if name is None or size is None or start + size > end:
       raise broken(at)
     if name in _NESTED:
@@ -280,7 +281,7 @@ def _nested(f: BinaryIO, at: int, end: int, length: int) -> None:
 
 def _check(f: BinaryIO, at: int, end: int, length: int) -> None:
   """Holds what an element holds against the checksum that it may begin with."""
-  name, size, start = _element(f, at)
+  name, size, start = element(f, at)
   if name == _CRC and size == 4 and end <= length and integer(f, start, 4, 'little') != _checksum(f, start + 4, end):
     raise checksum_of(at)
 
@@ -291,29 +292,6 @@ def _checksum(f: BinaryIO, at: int, end: int) -> int:
   while at < end and (chunk := f.read(min(CHUNK, end - at))):
     value, at = zlib.crc32(chunk, value), at + len(chunk)
   return value
-
-
-def _element(f: BinaryIO, at: int) -> tuple[int | None, int | None, int]:
-  """(name, length of the content, its first byte) of an EBML element; None: not a number, or "not known"."""
-  seek(f, at)
-  name, size = _element_number(f, keep_marker=True), _element_number(f)
-  return name, size, f.tell()
-
-
-def _element_number(f: BinaryIO, keep_marker: bool = False) -> int | None:
-  """EBML's number of variable length; None at the end of the file, or for the value that means "not known"."""
-  first = f.read(1)
-  if not first or not first[0]:
-    return None
-  width = 9 - first[0].bit_length()
-  rest = f.read(width - 1)
-  if len(rest) < width - 1:
-    return None
-  value = int.from_bytes(first + rest)
-  if keep_marker:
-    return value
-  value ^= 1 << 7 * width
-  return None if value == (1 << 7 * width) - 1 else value
 
 
 def _flv(f: BinaryIO, length: int) -> None:
@@ -407,7 +385,8 @@ def _ivf(f: BinaryIO, length: int) -> None:
   need(at, length)
 
 
-def _gif(f: BinaryIO, length: int) -> None:
+def gif_end(f: BinaryIO, length: int) -> int:
+  """The byte behind a GIF's last block: the length of the file, unless junk or another file follows."""
   head = bytes_at(f, 0, 13)
   at = 13 + _colours(head[10:11])
   pictures = 0
@@ -421,12 +400,13 @@ def _gif(f: BinaryIO, length: int) -> None:
     elif not pictures or (head[:1] != b';' and holds(f, at, (b'!\xf9\x04',))):  # another picture follows
       raise broken(at)
     else:  # the end, or junk in its place
-      return
+      return at + (head[:1] == b';')
     while size := integer(f, at, 1) if at < length else 1:
       at += 1 + size
       need(at, length)
     at += 1
   need(at, length)
+  return length
 
 
 def _png(f: BinaryIO, length: int) -> None:

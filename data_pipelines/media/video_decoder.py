@@ -10,7 +10,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 
 from data_pipelines.contract import UserError
-from data_pipelines.media import chained, clock, container_streams, containers
+from data_pipelines.media import clock, container_streams, containers
 
 # These decoders conceal what is damaged and flag the frame. The others pass over some damage without a word unless
 # they are told to fail of it.
@@ -269,12 +269,6 @@ def _open(path: str):
   if (marks := _RAW.get(container.format.name)) and not containers.begins(path, marks):
     container.close()
     raise UserError(f'{path} is not a video or image that can be read (its beginning is damaged).')
-  if several := chained.kind(path, container.format.name):
-    container.close()
-    raise UserError(
-      f'{path} is several {several} files one behind the other, of which a reader shows the first: split it into them, '
-      'or join them again in another container, such as mkv (ffmpeg -f concat).'
-    )
   if container.format.name == 'tty':  # any text passes for a recording of a terminal
     container.close()
     raise UserError(f'{path} is a text file: give the path of a video or an image.')

@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_pipelines.clips import sampling
 from data_pipelines.contract import UserError
-from data_pipelines.media import compact, containers, still_images, video_decoder
+from data_pipelines.media import chained, compact, containers, still_images, video_decoder
 from data_pipelines.media.video_decoder import Frame
 
 # Our choice: a head that samples segments was trained on whole videos, which are seconds long in its field. It sees
@@ -400,6 +400,11 @@ def _open_image(path: str) -> Image.Image | None:
     raise UserError(f'{path} does not exist: give the path of a video or an image.')
   if not os.path.isfile(path):
     raise UserError(f'{path} is not a file: give the path of a video or an image.')
+  if several := chained.kind(path):
+    raise UserError(
+      f'{path} is several {several} files one behind the other, of which readers show the first or mistake the times: '
+      'split it into them, or join them by a program that writes one (ffmpeg -f concat).'
+    )
   size = os.path.getsize(path)
   if size > still_images.LARGEST_FILE:  # Pillow would read it whole, and more than once
     if still_images.is_named_as_one(path):
