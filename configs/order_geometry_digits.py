@@ -24,7 +24,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config = vtdl_digits.get_config(variant)
   # No rotation by the host: the geometry is the objective's.
   source = defaults.source(
-    'moving_digits/motions', label_key=None, test='', crop_scale=(0.7, 1.0), crop_ratio=(1.0, 1.0)
+    'moving_digits/motions', label_key=None, test='test', crop_scale=(0.7, 1.0), crop_ratio=(1.0, 1.0)
   )
   config.sources = {'motions_unlabelled': source}
   config.streams = {'unlabelled': stream('motions_unlabelled')}

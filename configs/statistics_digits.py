@@ -26,7 +26,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config = vtdl_digits.get_config(variant)  # the same encoder and optimiser
   config.sources = {
     'motions_unlabelled': defaults.source(
-      'moving_digits/motions', label_key=None, test='', crop_scale=(0.6, 1.0), crop_ratio=(3 / 4, 4 / 3)
+      'moving_digits/motions', label_key=None, test='test', crop_scale=(0.6, 1.0), crop_ratio=(3 / 4, 4 / 3)
     )
   }
   config.streams = {'unlabelled': stream('motions_unlabelled')}

@@ -37,7 +37,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   config = vtdl_digits.get_config(variant)
   config.sources = {
     'motions_unlabelled': defaults.source(
-      'moving_digits/motions', label_key=None, test='', crop_scale=(0.7, 1.0), crop_ratio=(1.0, 1.0)
+      'moving_digits/motions', label_key=None, test='test', crop_scale=(0.7, 1.0), crop_ratio=(1.0, 1.0)
     )
   }
   config.streams = {'unlabelled': stream('motions_unlabelled')}

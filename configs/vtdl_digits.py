@@ -26,8 +26,8 @@ GEOMETRY = {'rotation': 10.0, 'crop_scale': (0.6, 1.0), 'crop_ratio': (3 / 4, 4 
 
 
 def unlabelled(dataset: str, **changes) -> ml_collections.ConfigDict:
-  """A source whose labels are not read, so that there is no head and no test of it."""
-  return defaults.source(dataset, label_key=None, test='', **{**GEOMETRY, **changes})
+  """A source whose labels are not read, so that there is no head; its test split judges the pretext task."""
+  return defaults.source(dataset, label_key=None, test='test', **{**GEOMETRY, **changes})
 
 
 def stream(source: str, **changes) -> ml_collections.ConfigDict:

@@ -3,6 +3,7 @@
     python -m cover_jax.main --config=configs/digits_cover.py --workdir=DIR [--config.key=value ...]
     python -m cover_jax.main --config=configs/digits_cover.py --workdir=DIR --mode=evaluate
     python -m cover_jax.main --config=configs/frozen_digits.py --workdir=DIR --mode=frozen
+    python -m cover_jax.main --config=configs/v3s_digits.py --workdir=DIR --mode=pretext
 
 A run of several processes (hosts) is the same command on each; see docs/scale.md.
 
@@ -34,7 +35,10 @@ def parser() -> argparse.ArgumentParser:
   command_line.add_config(to)
   to.add_argument('--workdir', required=True, help='folder for checkpoints, metrics and pictures; made if missing')
   to.add_argument(
-    '--mode', choices=('train', 'evaluate', 'frozen'), default='train', help='what to do (default: train)'
+    '--mode',
+    choices=('train', 'evaluate', 'frozen', 'pretext'),
+    default='train',
+    help='train; evaluate heads; judge a frozen encoder; judge objectives on held-out videos (default: train)',
   )
   compiled.add_flag(to)
   several = to.add_argument_group('several processes', 'on Cloud TPU slices and under SLURM JAX finds these itself')
@@ -53,7 +57,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Imported here so that --help and a mistyped flag answer at once.
-  from cover_jax.jobs import evaluate, frozen, train
+  from cover_jax.jobs import evaluate, frozen, pretext, train
   from cover_jax.runtime import processes
 
   compiled.keep(options.compilation_cache)
@@ -61,9 +65,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     options.coordinator, options.num_processes, options.process_id, heartbeat_seconds=options.heartbeat_seconds
   )
   logging.info('JAX %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
-  {'train': train.train, 'evaluate': evaluate.evaluate, 'frozen': frozen.judge_frozen}[options.mode](
-    options.config, options.workdir
-  )
+  job = {
+    'train': train.train,
+    'evaluate': evaluate.evaluate,
+    'frozen': frozen.judge_frozen,
+    'pretext': pretext.judge_pretext,
+  }[options.mode]
+  job(options.config, options.workdir)
 
 
 def _fail(code: int, message: str) -> None:

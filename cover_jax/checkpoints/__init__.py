@@ -315,17 +315,32 @@ def restore_params(path: str, which: str, template: Any, placed: Any) -> dict[st
   Raises:
     UserError: as `load`; or if the checkpoint holds no such parameters, or others than the template.
   """
+  part = {'raw': 'params', 'ema': 'ema'}[which]
+  loaded = _restore_part(path, part, template, placed)
+  if loaded is None:
+    raise UserError(f'{path} holds no moving average of the parameters: set config.eval_params to "raw".')
+  return {'about': loaded['about'], 'path': loaded['path'], 'params': loaded[part]}
+
+
+def restore_objectives(path: str, template: Any, placed: Any) -> Any:
+  """As `restore_params`, of what the objectives keep beside the parameters: queues, averaged encoders."""
+  loaded = _restore_part(path, 'objectives', template, placed) if jax.tree.leaves(template) else None
+  return template if loaded is None else loaded['objectives']
+
+
+def _restore_part(path: str, part: str, template: Any, placed: Any) -> dict[str, Any] | None:
+  """{'about', 'path', part: its arrays on the mesh} of a part of the state; None if the checkpoint lacks it."""
   found, opened, _ = _newest(path, _open, processes.everywhere)
-  loaded, part = {'about': opened['about'], 'path': found}, {'raw': 'params', 'ema': 'ema'}[which]
   if not opened['state'].get(part):
-    raise UserError(f'{found} holds no moving average of the parameters: set config.eval_params to "raw".')
-  params = fit(loaded, opened['state'][part], template)
+    return None
+  loaded = {'about': opened['about'], 'path': found}
+  arrays = fit(loaded, opened['state'][part], template)
   if os.path.isdir(found):  # these were shapes
     where = {'state': {part: flax.serialization.to_state_dict(placed)}}
-    params = fit(loaded, _reading(found, orbax_folder.read_onto, where)['state'][part], template)
+    arrays = fit(loaded, _reading(found, orbax_folder.read_onto, where)['state'][part], template)
   else:
-    params = sharding.put(params, placed)
-  return loaded | {'params': params}
+    arrays = sharding.put(arrays, placed)
+  return loaded | {part: arrays}
 
 
 def _put_aside(paths: Sequence[str]) -> None:

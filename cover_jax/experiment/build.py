@@ -105,6 +105,10 @@ def _encode(config, model, encoder_params, clip_BxTxHxWx3, *, rng=None, levels=(
   return encoders.run(model, encoder_params, normalise(config, clip_BxTxHxWx3, model.dtype), rng=rng, levels=levels)
 
 
+def _encode_judged(config, model, encoder_params, clip_BxTxHxWx3, *, rng=None, levels=()):
+  return _encode(config, model, encoder_params, clip_BxTxHxWx3, levels=levels)
+
+
 def _view_lengths(objective, stream):
   if objective.views is None:
     return {'clip': stream.num_frames}
@@ -129,13 +133,16 @@ def _heads(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo]) -> 
   return Heads(counts, tuple((name, kind(name)) for name, _ in counts if kind(name) != (('name', 'linear'),)))
 
 
-def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, batch_divisor: int = 1) -> Experiment:
+def build(
+  config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, batch_divisor: int = 1, judged: bool = False
+) -> Experiment:
   """Builds a run.
 
   Args:
     config: a config whose keys and values `settings.check` allows.
     sources: what is known of each of `config.sources`, in that order.
     batch_divisor: devices over which the batch axis is split.
+    judged: its objectives run the encoder as in evaluation, though they ask for training: for their measures alone.
 
   Returns:
     The run's parts.
@@ -155,8 +162,9 @@ def build(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo], *, b
   model = encoders.make(config.model.to_dict(), config.dtype)
   heads = _heads(config, sources)
   _check_model(model, heads, streams)
+  encode = functools.partial(_encode_judged if judged else _encode, config, model)
   tasks = {
-    name: _objective(config, model, heads.only(*streams_of[name]), sources, name, streams[name], augments[name])
+    name: _objective(config, model, encode, heads.only(*streams_of[name]), sources, name, streams[name], augments[name])
     for name in streams
   }
   total_steps, steps_per_epoch = _length(config, sizes, weights, sum(s.batch_size for s in streams.values()))
@@ -183,7 +191,7 @@ def _streams(config, sources, weights, geometry, batch_divisor) -> dict[str, Str
   }
 
 
-def _objective(config, model, heads, sources, name, stream, augments) -> objectives.Objective:
+def _objective(config, model, encode, heads, sources, name, stream, augments) -> objectives.Objective:
   """The objective of a stream, on augmented clips; its views are checked against the encoder's limits."""
   options = config.streams[name].objective
   if isinstance(options, tuple | list):
@@ -192,7 +200,7 @@ def _objective(config, model, heads, sources, name, stream, augments) -> objecti
     options = {**_plain(options), **augments.mixing}
   task = objectives.make(
     options,
-    encode=functools.partial(_encode, config, model),
+    encode=encode,
     heads=heads,
     sources=sources,
     stream=name,

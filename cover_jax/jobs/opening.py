@@ -40,7 +40,7 @@ def open_experiment(
   for source in test_sources:
     if source.class_names != experiment.sources[experiment.source_id(source.name)].class_names:
       raise UserError(f'The train and test splits of source {source.name!r} have different classes.')
-  experiment = dataclasses.replace(experiment, leaks=_check_leaks(config, test_sources, train_sources))
+  experiment = dataclasses.replace(experiment, leaks=check_leaks(config, test_sources, train_sources))
   batches = wire.training_batches(experiment, train_sources, mesh)
   return experiment, batches, wire.test_sets(experiment, test_sources, mesh)
 
@@ -66,7 +66,7 @@ def open_evaluation(
   if not test_sources:
     raise UserError('No source of config.sources has labels and a test split: there is nothing to evaluate.')
   checkpoints.check_sources(described, [source.info for source in test_sources])
-  experiment = dataclasses.replace(experiment, leaks=_check_leaks(config, test_sources, [], workdir))
+  experiment = dataclasses.replace(experiment, leaks=check_leaks(config, test_sources, [], workdir))
   return experiment, wire.test_sets(experiment, test_sources, mesh)
 
 
@@ -91,7 +91,7 @@ def options_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return options
 
 
-def _check_leaks(
+def check_leaks(
   config: ml_collections.ConfigDict,
   test_sources: list[sources.Source],
   train_sources: list[sources.Source],
