@@ -2,7 +2,7 @@
 
     python -m benchmarks.ssl --output=DIR [--seeds=0,1,2] [--rows=v3s,hdc] [--doc=docs/ssl.md] [--quick]
 
-A cell is a row of the table and a seed. It pre-trains one small R(2+1)D without labels (row `cover`: with those of
+A cell is a row of the table and a seed. It pre-trains one small TimeSformer without labels (row `cover`: with those of
 other data), judges the pretext task on held-out videos beside weights that were not trained, then the frozen features
 by linear probes of four labels, and fine-tunes on 5 % of the labels. A row `<row>_static` is the control: the same, on
 videos whose frames are all the first one, so that nothing about motion can be learnt. Every cell is kept as a JSON file
@@ -43,7 +43,9 @@ from data_pipelines.contract import UserError
 
 _OPTIONS = argparse.Namespace()  # the flags, once they are parsed
 
-ENCODER = {'name': 'resnet3d', 'kind': 'r2plus1d', 'depths': (1, 1, 1), 'widths': (16, 32, 64)}
+# The size that two CPU cores can afford: that of docs/vtdl.md.
+ENCODER = {'width': 64, 'depth': 2, 'mlp_dim': 128, 'scan_unroll': 2}
+LAST_LEVEL = 'block2'
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 STATIC = '_static'
 
@@ -87,7 +89,6 @@ _SPATIAL = {'the clip of the same video': ('spatial_top1', '', None)}
 _TEMPORAL = {'the same motion': ('temporal_top1', '', None)}
 _ORDER = {'order': ('top1', 'moving', 1 / 12)}
 _VISUAL = {'the other clip': ('visual_top1', '', None)}
-_FAR = {'stride': 1, 'appearance': hdc_digits.stream('x').objective.appearance.to_dict()}
 
 ROWS: Mapping[str, Row] = {
   'random': Row('random weights'),
@@ -107,10 +108,10 @@ ROWS: Mapping[str, Row] = {
   ),
   'order_geometry': Row(
     'order + geometry',
-    changed(order_geometry_digits, parts='apart'),
+    order_geometry_digits.get_config,
     {**_ORDER, 'rotation, degrees': ('rotation_error', '', None)},
   ),
-  'order': Row('- order alone', changed(order_geometry_digits, parts='apart', geometry_weight=0.0), _ORDER),
+  'order': Row('- order alone', changed(order_geometry_digits, geometry_weight=0.0), _ORDER),
   'v3s': Row(
     'V3S-style', v3s_digits.get_config, {'space': ('space_top1', '', 1 / 7), 'time': ('time_top1', '', 1 / 4)}
   ),
@@ -125,8 +126,8 @@ CONTROLS = tuple(f'{row}{STATIC}' for row in ('hdc', 'statistics', 'order_geomet
 
 
 def shrink(config: ml_collections.ConfigDict, steps: int) -> ml_collections.ConfigDict:
-  """The encoder and the length that two CPU cores can afford; the same for every row."""
-  config.model = dict(ENCODER, depths=(1, 1, 1), widths=(8, 8, 16)) if _OPTIONS.quick else dict(ENCODER)
+  """Encoder and length, the same for every row."""
+  config.model.update(dict(ENCODER, width=16, num_heads=2, mlp_dim=32) if _OPTIONS.quick else ENCODER)
   config.eval_batch_size = 160
   for stream in config.streams.values():
     stream.batch_size = None if len(config.streams) > 1 else _OPTIONS.batch_size
@@ -179,13 +180,24 @@ def turned(drawn: in_memory.Drawn, seed: int) -> tuple[in_memory.Drawn, np.ndarr
   return ([np.rot90(f, q, axes=(1, 2)).copy() for f, q in zip(drawn[0], quarters, strict=True)], drawn[1]), quarters
 
 
-def features(encoder: Any, drawn: in_memory.Drawn) -> np.ndarray:
-  """Features [N, D] of an encoder, one clip of segments a video: they cover it whole."""
+def features(encoder: Any, drawn: in_memory.Drawn, level: str = '') -> np.ndarray:
+  """Features [N, D] of an encoder, one clip of segments a video: they cover it whole.
+
+  Args:
+    encoder: its parameters.
+    drawn: the videos.
+    level: of which the map is averaged; '' for the tokens.
+  """
   config = shrink(finetune_digits.get_config(), 1)
   config.sources.motions.label_fraction = 1.0
   source = in_memory.make_source('motions', config.sources.motions, drawn)
   experiment, mesh = in_memory.build(config, [source])
-  return frozen.encode(experiment, encoder, wire.test_set(experiment, source).batches(), mesh, 'mean').feature_NxD
+  test = wire.test_set(experiment, source)
+  if not level:
+    return frozen.encode(experiment, encoder, test.batches(), mesh, 'mean').feature_NxD
+  encode = jax.jit(lambda params, clip: experiment.encode(params, clip, levels=(level,)).levels[level].mean((1, 2, 3)))
+  rows = [(np.asarray(encode(encoder, b['views']['clip'][:, 0])), b['mask']) for b in test.batches()]
+  return np.concatenate([x[mask] for x, mask in rows])
 
 
 def probe(train_NxD: np.ndarray, test_NxD: np.ndarray, train_N: np.ndarray, test_N: np.ndarray, classes: int) -> float:
@@ -198,32 +210,33 @@ def probe(train_NxD: np.ndarray, test_NxD: np.ndarray, train_N: np.ndarray, test
   return float(np.mean(fitted.predict(test_NxD) == test_N))
 
 
-def probes(encode: Callable[[in_memory.Drawn], np.ndarray], data: Data, orientation: bool = True) -> dict[str, float]:
-  """{label: accuracy of a linear probe of it} of features of motions."""
+def _probes(train_NxD: np.ndarray, test_NxD: np.ndarray, train: Mapping, test: Mapping) -> dict[str, float]:
+  return {k: probe(train_NxD, test_NxD, train[k][0], test[k][0], train[k][1]) for k in train}
+
+
+def probes(encoder: Any, data: Data) -> dict[str, float]:
+  """{label: accuracy of a linear probe of it} of an encoder's features of motions."""
   pair = data.train['motions'], data.report
-  train_NxD, test_NxD = map(encode, pair)
-  train, test = map(labels_of, pair)
-  found = {k: probe(train_NxD, test_NxD, train[k][0], test[k][0], train[k][1]) for k in train}
-  if orientation:
-    (train_turned, train_N), (test_turned, test_N) = turned(pair[0], 1), turned(pair[1], 2)
-    found['orientation'] = probe(encode(train_turned), encode(test_turned), train_N, test_N, 4)
-  return found
+  found = _probes(*(features(encoder, drawn) for drawn in pair), *map(labels_of, pair))
+  turns = [turned(drawn, seed) for seed, drawn in enumerate(pair, 1)]
+  (train_N, test_N), both = (quarters for _, quarters in turns), [features(encoder, drawn) for drawn, _ in turns]
+  return {**found, 'orientation': probe(*both, train_N, test_N, 4)}
 
 
 def heads_of_hdc(config: ml_collections.ConfigDict, params: Any, data: Data) -> dict[str, dict[str, float]]:
   """{task: probes} of the vectors that HDC's heads make of the last level."""
   options = config.streams.unlabelled.objective
-  tasks = tuple(params['objectives']['unlabelled']['heads']['layer3'])
+  tasks = tuple(params['objectives']['unlabelled']['heads'][LAST_LEVEL])
   head = hdc.LevelHead(tuple(t for t in tasks if t in hdc.TASKS), 128, 2, options.head_hidden)
-  own = {'params': params['objectives']['unlabelled']['heads']['layer3']}
-  vectors: dict[str, np.ndarray] = {}
+  own = {'params': params['objectives']['unlabelled']['heads'][LAST_LEVEL]}
 
-  def encode(task: str, drawn: in_memory.Drawn) -> np.ndarray:
-    # A head sees the mean of the level's map, which the feature of this encoder is.
-    vectors[task] = np.asarray(head.apply(own, features(params['encoder'], drawn)[:, None, None, None])[task])
-    return vectors[task]
+  def encode(drawn: in_memory.Drawn) -> dict[str, np.ndarray]:
+    seen = features(params['encoder'], drawn, LAST_LEVEL)[:, None, None, None]  # a head averages a map
+    return jax.device_get(head.apply(own, seen))
 
-  return {task: probes(lambda drawn, t=task: encode(t, drawn), data, orientation=False) for task in head.tasks}
+  train, test = encode(data.train['motions']), encode(data.report)
+  labels = labels_of(data.train['motions']), labels_of(data.report)
+  return {task: _probes(train[task], test[task], *labels) for task in head.tasks}
 
 
 def judge_pretext(run: in_memory.Run, drawn: in_memory.Drawn) -> dict[str, dict[str, float]]:
@@ -275,7 +288,7 @@ def run_cell(name: str, seed: int, data: Data) -> dict[str, Any]:
       out['heads'] = heads_of_hdc(config, jax.device_get(run.state.params), data)
   out['seconds'] = {'pretraining': time.monotonic() - start}
   start = time.monotonic()
-  out['probes'] = probes(lambda drawn: features(encoder, drawn), data)
+  out['probes'] = probes(encoder, data)
   if not name.endswith(STATIC):
     out['finetuned'] = finetuned(seed, encoder, data)
   out['seconds']['judging'] = time.monotonic() - start
