@@ -1,0 +1,120 @@
+"""Objectives judged on held-out videos: the encoder as in evaluation, full queues, nothing learnt."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import v3s_digits, vtdl_digits
+from cover_jax.evaluation import pretext
+from cover_jax.experiment import build as experiments
+from cover_jax.experiment import wire
+from cover_jax.jobs import pretext as job
+from cover_jax.jobs import train as train_job
+from cover_jax.runtime import keys, sharding
+from data_pipelines.contract import SourceInfo, UserError
+from tests import tiny
+from tests.test_v3s import config as v3s_config
+from tests.test_vtdl import start
+
+NET = {'name': 'resnet3d', 'depths': (1, 1), 'widths': (8, 8)}
+VTDL = {'name': 'vtdl', 'stride': 1, 'min_gap': 1, 'queue_size': 32, 'momentum': 0.5}
+
+
+def held_out(c, devices=None):
+  """(the judged run of the video stream, its sources, the mesh, the state after the run's first step)."""
+  experiment, mesh, batches, state, step = start(c, devices)
+  state, _ = step(state, sharding.to_global(next(batches(0)), mesh))
+  videos = [s for s in tiny.sources() if s.modality == 'video']
+  judged = pretext.held_out(experiment, ['video'], videos, sharding.batch_divisor(mesh))
+  return judged, videos, mesh, state
+
+
+def test_the_encoder_runs_as_in_evaluation():
+  """As training does with statistics that are frozen, and not as with those of the batch."""
+  losses = {}
+  infos = [SourceInfo(s.name, s.modality, s.num_examples, s.class_names) for s in tiny.sources()]
+  _, _, batches, state, _ = start(v3s_config(model=NET))
+  batch = next(batches(0))['video']
+  for name, frozen, judged in (('judged', False, True), ('frozen', True, False), ('training', False, False)):
+    c = v3s_config(model={**NET, 'freeze_statistics': frozen})
+    experiment = experiments.build(c, infos, judged=judged)
+    losses[name] = float(experiment.objectives['video'].loss(state.params, {}, batch, jax.random.key(3)).loss)
+  assert losses['judged'] == pytest.approx(losses['frozen'], rel=1e-6)
+  assert abs(losses['judged'] - losses['training']) > 1e-4
+
+
+def test_every_held_out_clip_counts_once():
+  """The mean over one pass is that over batches computed one by one."""
+  judged, videos, mesh, state = held_out(v3s_config(model=NET))
+  found = pretext.make_judge(judged, videos, mesh)(state.params, state.objectives)
+  assert judged.total_steps * judged.streams['video'].batch_size == sum(s.num_examples for s in videos)
+  seen, total, counts = [], {s.name: 0.0 for s in videos}, {s.name: 0 for s in videos}
+  for number, batch in zip(range(judged.total_steps), wire.training_batches(judged, videos, mesh)(0), strict=False):
+    rng = keys.of(jax.random.fold_in(jax.random.key(judged.config.seed), number), 'video')
+    loss_B = judged.objectives['video'].loss(state.params, {}, batch['video'], rng).measures['loss']
+    for source, example, loss in zip(batch['video']['source'], batch['video']['example_id'], loss_B, strict=True):
+      seen.append((int(source), int(example)))
+      total[videos[source].name] += float(loss)
+      counts[videos[source].name] += 1
+  assert len(set(seen)) == len(seen) == sum(s.num_examples for s in videos)
+  for name, count in counts.items():
+    assert found[f'video/{name}/loss'] == pytest.approx(total[name] / count, rel=1e-5)
+
+
+def test_a_contrast_is_judged_with_a_full_queue_and_the_same_twice():
+  c = tiny.config()
+  c.streams.video.objective = VTDL
+  judged, videos, mesh, state = held_out(c)
+  judge = pretext.make_judge(judged, videos, mesh)
+  found = judge(state.params, state.objectives)
+  assert judge(state.params, state.objectives) == found
+  # The queue of one step holds a batch of keys; that of a whole pass all 32: the loss of chance is log(1 + 1 + 32).
+  once = dataclasses.replace(judged, total_steps=1)
+  assert (
+    found['video/acts/loss'] > pretext.make_judge(once, videos, mesh)(state.params, state.objectives)['video/acts/loss']
+  )
+
+
+@pytest.mark.slow
+def test_devices_do_not_matter():
+  one, eight = v3s_config(model=NET), v3s_config(model=NET)
+  eight.mesh = dict(zip(sharding.AXES, (4, 2, 1), strict=True))
+  found = []
+  for c, count in ((one, 1), (eight, 8)):
+    judged, videos, mesh, state = held_out(c, jax.devices()[:count])
+    found.append(pretext.make_judge(judged, videos, mesh)(state.params, state.objectives))
+  assert found[0].keys() == found[1].keys()
+  for key, value in found[0].items():
+    assert found[1][key] == pytest.approx(value, rel=2e-3, abs=2e-3), key
+
+
+def test_streams_that_can_be_judged():
+  c = v3s_digits.get_config('debug')
+  assert pretext.streams_of(c) == ['unlabelled']
+  c.streams.unlabelled.objective = ({'name': 'classification', 'weight': 1.0}, c.streams.unlabelled.objective)
+  assert pretext.streams_of(c) == ['unlabelled']
+  c.streams.unlabelled.objective = {'name': 'classification'}
+  assert pretext.streams_of(c) == []
+  c = v3s_digits.get_config('debug')
+  c.sources.motions_unlabelled.test = ''
+  assert pretext.streams_of(c) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('module', [v3s_digits, vtdl_digits])
+def test_the_mode_judges_a_run(embedded_data, module, tmp_path):
+  c = module.get_config('debug')
+  train_job.train(c, str(tmp_path))
+  before = {p.name: p.read_bytes() for p in (tmp_path / 'checkpoints').iterdir() if p.is_file()}
+  job.judge_pretext(c, str(tmp_path))
+  report = json.loads((tmp_path / 'pretext/report.json').read_text())
+  assert report['step'] == c.total_steps and report['clips']['unlabelled'] == 320
+  sides = report['measures']['unlabelled/motions_unlabelled/loss']
+  assert all(np.isfinite(x) for x in sides.values()) and sides['trained'] != sides['untrained']
+  assert before == {p.name: p.read_bytes() for p in (tmp_path / 'checkpoints').iterdir() if p.is_file()}
+  c.sources.motions_unlabelled.test = ''
+  with pytest.raises(UserError, match=r'--config\.sources\.<source>\.test=test'):
+    job.judge_pretext(c, str(tmp_path))
