@@ -254,6 +254,7 @@ def plan(
     'batch_multiple': run.config.batch_multiple,
     'configured_batch_multiple': planner.config.batch_multiple,
     'accumulation_steps': run.config.accumulation_steps,
+    'remat': getattr(run.model, 'remat', None),  # some encoders cannot compute again what they did not keep
     'streams': {name: dataclasses.asdict(s) for name, s in run.streams.items()},
     'total_steps': run.total_steps,
     'fits': isinstance(memory, Memory),

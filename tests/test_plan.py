@@ -93,8 +93,10 @@ def test_out_of_memory_is_a_result(text, needed, available):
   found = plan_costs._compile(_Refused(text))
   assert (found.needed / GiB, found.available / GiB) == pytest.approx((needed, available))
   found = dataclasses.replace(found, kinds={'parameters': GiB})
-  result = {'memory': found, 'chip': {'hbm_bytes': found.available}}
-  assert f'needs {needed:.2f} of {available:.2f} GiB' in report.verdict(result)
+  for remat, advised in (('dots', True), ('full', False), (None, False)):  # None: of an encoder that has no such field
+    result = {'memory': found, 'chip': {'hbm_bytes': found.available}, 'remat': remat}
+    assert f'needs {needed:.2f} of {available:.2f} GiB' in report.verdict(result)
+    assert ('remat=full' in report.verdict(result)) == advised
   with pytest.raises(jax.errors.JaxRuntimeError):
     plan_costs._compile(_Refused('INTERNAL: something else'))
 

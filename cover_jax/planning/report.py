@@ -47,9 +47,10 @@ def slice_report(result: Mapping[str, Any]) -> str:
 def verdict(result: Mapping[str, Any]) -> str:
   memory, available = result['memory'], result['chip']['hbm_bytes']
   if isinstance(memory, OutOfMemory):
+    again = '' if result['remat'] in (None, 'full') else 'config.model.remat=full, '
     return (
       f'**Does not fit**: needs {gib(memory.needed)} of {gib(memory.available)} GiB a chip. Try a smaller '
-      'batch, config.model.remat=full, a larger config.mesh.fsdp or config.accumulation_steps (--levers compares them).'
+      f'batch, {again}a larger config.mesh.fsdp or config.accumulation_steps (--levers compares them).'
     )
   if available is None:
     return f'Needs {gib(memory.total)} GiB a device; how much it has is not known.'
