@@ -32,7 +32,7 @@ DATA = pathlib.Path(__file__).parent / 'data'
 @pytest.fixture(params=['clu', 'orbax'])
 def make_saver(request, monkeypatch):
   """Makes savers of either kind in this one process."""
-  monkeypatch.setattr(checkpoints, '_kinds', lambda: KINDS if request.param == 'clu' else KINDS[::-1])
+  monkeypatch.setattr(checkpoints.saver, '_kinds', lambda: KINDS if request.param == 'clu' else KINDS[::-1])
   return checkpoints.Saver
 
 
@@ -175,7 +175,7 @@ def test_the_pointer_file_is_not_needed(tmp_path, caplog, case):
   if case == 'a folder':
     return
   assert saver.save(tree(3)).endswith('ckpt-3.flax')
-  assert clu_file.kept(str(tmp_path / 'checkpoints')) == [newest.replace('-2', '-3'), newest]
+  assert clu_file.kept(str(tmp_path / 'checkpoints')) == [newest.replace('ckpt-2', 'ckpt-3'), newest]
   assert 'model_checkpoint_path: "ckpt-3"' in pointer.read_text()
 
 
@@ -260,7 +260,7 @@ def test_a_flipped_bit_of_a_description_is_noticed_without_reading_the_arrays(tm
 
 
 def test_a_flipped_bit_of_a_folder_is_noticed(tmp_path, monkeypatch):
-  monkeypatch.setattr(checkpoints, '_kinds', lambda: KINDS[::-1])
+  monkeypatch.setattr(checkpoints.saver, '_kinds', lambda: KINDS[::-1])
   (path,) = save(checkpoints.Saver, tmp_path, 1)
   files = [p for part in ('about', 'arrays', 'sha256.json') for p in sorted({*pathlib.Path(path, part).rglob('*')})]
   files = [p for p in [*files, pathlib.Path(path, 'sha256.json')] if p.is_file()]
@@ -288,7 +288,7 @@ def test_a_flipped_bit_of_a_folder_is_noticed(tmp_path, monkeypatch):
 
 def test_a_lost_list_of_checksums_is_noticed(tmp_path, monkeypatch):
   """Without it a checkpoint would be taken for one of before there were checksums."""
-  monkeypatch.setattr(checkpoints, '_kinds', lambda: KINDS[::-1])
+  monkeypatch.setattr(checkpoints.saver, '_kinds', lambda: KINDS[::-1])
   (path,) = save(checkpoints.Saver, tmp_path, 1)
   assert 'sealed' not in checkpoints.load(path)['about']
   pathlib.Path(path, 'sha256.json').unlink()

@@ -104,13 +104,13 @@ KINDS = [clu_file, orbax_folder]
 @pytest.fixture(params=['clu', 'orbax'])
 def make_saver(request, monkeypatch):
   """Makes savers of either kind in this one process."""
-  monkeypatch.setattr(checkpoints, '_kinds', lambda: KINDS if request.param == 'clu' else KINDS[::-1])
+  monkeypatch.setattr(checkpoints.saver, '_kinds', lambda: KINDS if request.param == 'clu' else KINDS[::-1])
   return checkpoints.Saver
 
 
 @pytest.fixture
 def make_orbax_saver(monkeypatch):
-  monkeypatch.setattr(checkpoints, '_kinds', lambda: KINDS[::-1])
+  monkeypatch.setattr(checkpoints.saver, '_kinds', lambda: KINDS[::-1])
   return checkpoints.Saver
 
 
@@ -196,7 +196,7 @@ def test_kept_by_name(make_saver, tmp_path):
 def test_runs_of_either_kind_continue_each_other(tmp_path, monkeypatch):
   step = 0
   for chosen in (KINDS, KINDS[::-1], KINDS, KINDS[::-1]):
-    monkeypatch.setattr(checkpoints, '_kinds', lambda chosen=chosen: chosen)
+    monkeypatch.setattr(checkpoints.saver, '_kinds', lambda chosen=chosen: chosen)
     saver = checkpoints.Saver(str(tmp_path), keep=2)
     for _ in range(3):
       step += 1

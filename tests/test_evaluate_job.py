@@ -109,7 +109,7 @@ def test_only_parameters_are_read_and_placed(tmp_path, monkeypatch, kind, which)
   whole = whole.replace(ema=jax.tree.map(lambda x: x + 1, whole.params))
   tree = {'about': checkpoints.about(run.config.to_dict(), run.sources, 0), 'state': whole, 'interval': {}}
   if kind == 'several':
-    monkeypatch.setattr(checkpoints, '_kinds', lambda: (orbax_folder, checkpoints.clu_file))
+    monkeypatch.setattr(checkpoints.saver, '_kinds', lambda: (orbax_folder, checkpoints.clu_file))
   saver = checkpoints.Saver(str(tmp_path), 1)
   path = saver.save(tree)
   saver.wait()
