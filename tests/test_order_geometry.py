@@ -337,6 +337,19 @@ def test_loss_by_hand(model):
   assert (out.statistics is None) == (model is None)
 
 
+@pytest.mark.parametrize('still', [0.0, 1e6])
+def test_weights_of_order_and_geometry(still):
+  """A still video is not asked for its order, whatever the weight."""
+  options = {'own__order_weight': 2.0, 'own__geometry_weight': 0.5, 'own__still': still, 'model__drop_path': 0.0}
+  experiment, _, batches, state, _ = start(config(**options))
+  measures = jax.jit(experiment.objectives['video'].loss)(
+    state.params, {}, next(batches(0))['video'], jax.random.key(3)
+  ).measures
+  assert np.all(measures['order_loss'] > 0) == (still == 0) == np.any(measures['order_loss'] > 0)
+  total = 2 * measures['order_loss'] + 0.5 * measures['geometry_loss']
+  np.testing.assert_allclose(measures['loss'], total, rtol=1e-5)
+
+
 @pytest.mark.parametrize('alone', [{'geometry_weight': 0.0}, {'order_weight': 0.0}], ids=['order', 'geometry'])
 def test_of_one_task_both_strategies_are_one(alone):
   options = {f'own__{k}': v for k, v in alone.items()} | {'model__drop_path': 0.1}

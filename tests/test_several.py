@@ -5,10 +5,10 @@ import re
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from configs import defaults
 from cover_jax import objectives
@@ -16,8 +16,8 @@ from cover_jax.experiment import settings
 from cover_jax.experiment.state import init_params
 from cover_jax.jobs import resume
 from cover_jax.models.products import product_flops
-from cover_jax.objectives import several
 from cover_jax.planning import costs
+from cover_jax.runtime import keys
 from cover_jax.training import step as stepping
 from data_pipelines.contract import UserError
 from tests import tiny
@@ -30,25 +30,29 @@ TABLE = {'time': {'plain': (1, 1)}, 'space': {'left': (1, 1, 2, 1), 'plain': (1,
 V3S = {'name': 'v3s', 'classes': TABLE, 'output': 8}
 STATISTICS = {'name': 'statistics', 'motion_source': 'frame_difference'}
 CLASSES = {'name': 'classification', 'label_smoothing': 0.1}
+ORDER = {'name': 'order_geometry', 'gap': 1, 'hidden': 8, 'parts': 'apart'}
+HDC = {'name': 'hdc', 'queue_size': 8, 'dim': 8, 'stride': 1}
 RESNET = {'name': 'resnet3d', 'depths': (1, 1, 1, 1), 'widths': (4, 4, 8, 8), 'kind': 'r3d'}
 
 # An objective of a file of its own that looks at its clip as it is: the mean brightness is to be told.
 BRIGHTNESS = """
 import jax.numpy as jnp
-from cover_jax.objectives import Encode, LossOutput, Objective, pretext, raw
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, pretext, raw
+from cover_jax.objectives.stages import staged
 
 def make(*, encode: Encode, stream: str, width: int) -> Objective:
   head = {'out': pretext.Linear(1)}
 
-  def loss(params, state, batch, rng):
-    encoded = encode(params['encoder'], batch['views']['clip'].astype(jnp.float32), rng=rng)
-    said_B = head['out'].apply({'params': params['objectives'][stream]['out']}, encoded.feature_BxD)[:, 0]
+  def judge(params, state, batch, encoded, made):
+    said_B = head['out'].apply({'params': params['objectives'][stream]['out']}, encoded['clip'].feature_BxD)[:, 0]
     loss_B = (said_B - raw(batch, 'clip').mean(axis=(1, 2, 3, 4)) / 255) ** 2
-    return LossOutput(jnp.mean(loss_B), {'seen': state['seen'] + 1}, {'loss': loss_B}, encoded.statistics)
+    return LossOutput(jnp.mean(loss_B), {'seen': state['seen'] + 1}, {'loss': loss_B})
 
-  return Objective(
-    loss, lambda rng: pretext.init(head, rng, {'out': (width,)}), lambda params: {'seen': jnp.zeros((), jnp.int32)},
-    after_update=lambda params, state: {'seen': state['seen'] + 10}, targets=('flip',), as_given=True,
+  return staged(
+    'brightness', encode, Stages(lambda batch, rng: Shown({'clip': batch['views']['clip']}, rng), judge),
+    init_params=lambda rng: pretext.init(head, rng, {'out': (width,)}),
+    init_state=lambda params: {'seen': jnp.zeros((), jnp.int32)},
+    after_update=lambda params, state: {'seen': state['seen'] + 10}, targets=('flip',),
   )
 """
 
@@ -137,8 +141,8 @@ def test_two_losses_are_summed_by_weight_and_so_are_gradients_and_statistics(bri
 
 
 def test_statistics_of_two_passes_are_their_mean_by_weight():
-  """V3S changes the clip, so that there are two passes; V3S is the first and draws as if it were alone."""
-  entries = ({**V3S, 'weight': 3.0}, CLASSES)
+  """Order and geometry changes the clip, so that there are two passes; it is the first and draws as if alone."""
+  entries = ({**ORDER, 'weight': 3.0}, CLASSES)
   batch, params, own, gradient = parts(entries, model=RESNET)
   (_, out), _ = gradient(params, own, batch)
 
@@ -147,7 +151,7 @@ def test_statistics_of_two_passes_are_their_mean_by_weight():
     task = built(config(entry, model=RESNET)).objectives['video']
     return jax.jit(task.loss)(inner, {}, batch, rng).statistics
 
-  first, second = alone(V3S, jax.random.key(5)), alone(CLASSES, jax.random.key(6))  # no dropped paths: any key
+  first, second = alone(ORDER, jax.random.key(5)), alone(CLASSES, jax.random.key(6))  # no dropped paths: any key
   mean = lambda total, a, b: np.testing.assert_allclose(total, (3 * a + b) / 4, rtol=1e-4, atol=1e-6)
   jax.tree.map(mean, out.statistics, first, second)
   assert any(np.any(np.abs(a - b) > 1e-3) for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True))
@@ -185,54 +189,177 @@ def test_a_pass_over_the_same_clip_is_one_pass(brightness, augment, model):
   assert mixed > one + other - 0.1
 
 
-def test_levels_and_modes_of_a_pass():
-  calls = []
-  encode = several._sharing(lambda params, clip, **options: calls.append(options) or len(calls))
-  params, clip, rng = {}, jnp.zeros(3), jax.random.key(0)
-  with several._shared_passes():
-    first = encode(params, clip, rng=rng, levels=('a', 'b'))
-    assert encode(params, clip, rng=jax.random.key(1), levels=('b',)) == encode(params, clip, rng=rng) == first
-    others = [
-      encode(params, clip), encode(params, clip + 0, rng=rng), encode({}, clip, rng=rng),
-      encode(params, clip, rng=rng, levels=('c',)),
-    ]  # fmt: skip
-    assert others == [2, 3, 4, 5]
-  assert encode(params, clip) == 6 and encode(params, clip) == 7  # outside nothing is kept
-  with several._shared_passes():
-    assert encode(params, clip) == 8
+def traced(objective, **changes):
+  """([(shape, levels) of each training pass of the encoder], the same of teachers', the experiment)."""
+  training, teachers, run = [], [], built(config(objective, **changes))
+  of_run = {'num_frames': 4, 'size': (16, 16), 'width': run.model.width, 'model': run.model, 'stream': 'video'}
+
+  def encode(params, clip, *, rng=None, levels=()):
+    (teachers if rng is None else training).append((clip.shape[:3], levels))
+    return run.encode(params, clip, rng=rng, levels=levels)
+
+  given = run.config.streams.video.objective
+  given = given if isinstance(given, tuple) else given.to_dict()
+  task = objectives.make(given, encode=encode, heads=run.heads, sources=run.sources, where='here', **of_run)
+  params = jax.eval_shape(lambda: init_params(run, jax.random.key(0)))
+  own, batch = jax.eval_shape(task.init_state, params), stepping.abstract_batch(run)['video']
+  training.clear()  # nothing is encoded to make an objective
+  jax.eval_shape(lambda *given: task.loss(*given, jax.random.key(0)), params, own, batch)
+  return training, teachers, run
 
 
-def test_what_says_that_it_takes_its_views_as_given_does(brightness):
-  """`as_given`, of every kind of objective: all clips that the encoder is given are views of the batch."""
-  for entry in (
-    CLASSES,
-    {**CLASSES, 'mixup': 0.5},
-    VTDL,
-    V3S,
-    STATISTICS,
-    {**STATISTICS, 'released': ('frames',)},
-    brightness,
-  ):
-    c, found = config(entry), []
-    run = built(c)
+def at(view, entry):
+  return {**entry, 'view': view}
 
-    def trace(params, own, batch, found=found, run=run, c=c):
-      views = {name: clip.astype(jnp.float32) for name, clip in batch['views'].items()}
 
-      def encode(params, clip, **options):
-        found.append(any(clip is view for view in views.values()))
-        return run.encode(params, clip, **options)
+@pytest.mark.parametrize(('entries', 'passes'), [
+  ((V3S, STATISTICS), [(8, 4, 8)]),  # the clips that V3S sampled
+  ((CLASSES, STATISTICS, V3S), [(8, 4, 8)]),
+  ((VTDL, at('anchor', STATISTICS)), [(16, 4, 16)]),  # anchor and negative, as of VTDL alone
+  ((at('negative', CLASSES), at('anchor', STATISTICS), VTDL), [(16, 4, 16)]),
+  ((VTDL, at('positive', STATISTICS)), [(16, 4, 16), (8, 4, 16)]),  # which VTDL does not show to the student
+  ((HDC, at('anchor', CLASSES), at('shuffled', STATISTICS)), [(24, 4, 16)]),
+  (({'name': 'modist', 'stride': 2, 'queue_size': 8, 'min_shift': 1}, at('first', CLASSES)), [(8, 4, 16)]),
+  ((ORDER, CLASSES), [(32, 1, 16), (8, 4, 16)]),  # parts of clips are of no use to others
+  (({**ORDER, 'parts': 'together'}, at('both', STATISTICS)), [(8, 4, 16)]),
+  (({**ORDER, 'parts': 'together'}, CLASSES), [(8, 4, 16), (8, 4, 16)]),  # 'clip' is as the batch has it
+  (({**CLASSES, 'mixup': 0.5}, STATISTICS), [(8, 4, 16), (8, 4, 16)]),
+])  # fmt: skip
+def test_passes_of_the_encoder(entries, passes):
+  training, _, _ = traced(entries)
+  assert [shape for shape, _ in training] == passes
 
-      of_run = {'num_frames': 4, 'size': (16, 16), 'width': 16, 'model': run.model, 'stream': 'video', 'where': ''}
-      made = objectives.make(
-        c.streams.video.objective.to_dict(), encode=encode, heads=run.heads, sources=run.sources, **of_run
-      )
-      return made.loss(params, own, {**batch, 'views': views, 'raw': batch['views']}, jax.random.key(0)).loss
 
-    task = run.objectives['video']
-    params = jax.eval_shape(lambda run=run: init_params(run, jax.random.key(0)))
-    jax.eval_shape(trace, params, jax.eval_shape(task.init_state, params), stepping.abstract_batch(run)['video'])
-    assert found and all(found) == task.as_given, entry
+def primitives(jaxpr):
+  """Names of all that a program does, loops within it included once."""
+  for eqn in jaxpr.eqns:
+    yield eqn.primitive.name
+    for inner in jaxprs_in_params(eqn.params):
+      yield from primitives(inner)
+
+
+@pytest.mark.parametrize(('model', 'primitive'), [(None, 'scan'), (RESNET, 'conv_general_dilated')])
+def test_a_gradient_holds_as_many_passes_as_the_dearest_objective(model, primitive):
+  """Counted in its jaxpr: what an encoder has, a loop over layers or convolutions, and nothing beside it has here."""
+  maps_of_motion = {**STATISTICS, 'appearance_weight': 0.0}
+
+  def count(*entries):
+    run = built(config(entries if len(entries) > 1 else entries[0], model=model))
+    params = jax.eval_shape(lambda: nn.meta.unbox(init_params(run, jax.random.key(0))))
+    own = jax.eval_shape(run.objectives['video'].init_state, params)
+    loss = lambda params, own, batch: run.objectives['video'].loss(params, own, batch, jax.random.key(0)).loss
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(params, own, stepping.abstract_batch(run)['video'])
+    return list(primitives(jaxpr.jaxpr)).count(primitive)
+
+  assert count(V3S, maps_of_motion) == count(V3S) > 0
+  assert count(VTDL, at('anchor', maps_of_motion)) == count(VTDL) > count(V3S)  # VTDL has a teacher, too
+  apart = count(VTDL, at('positive', maps_of_motion))  # the control
+  assert apart - count(VTDL) == count(maps_of_motion) > 0
+
+
+def test_levels_of_all_readers_are_asked_for(tmp_path, monkeypatch):
+  (tmp_path / 'leveled.py').write_text(BRIGHTNESS.replace(', judge)', ", judge, ('layer1',))").replace(
+    "encoded['clip'].feature_BxD", "encoded['clip'].levels['layer1'].mean(axis=(1, 2, 3))"
+  ))  # fmt: skip
+  monkeypatch.setattr(objectives, '__path__', [*objectives.__path__, str(tmp_path)])
+  training, _, _ = traced((CLASSES, {'name': 'leveled'}))
+  assert training == [((8, 4, 16), ('layer1',))]
+  training, _, _ = traced((at('anchor', {'name': 'leveled'}), HDC))
+  assert len(training) == 1 and 'layer1' in training[0][1]
+
+
+# ---- What each is given.
+
+
+def loss_of(entry, batch, params, own, key=5, **changes):
+  """The output of one objective alone on a sub-batch."""
+  task = built(config(entry, **changes)).objectives['video']
+  return jax.jit(task.loss)(params, own, batch, key if isinstance(key, jax.Array) else jax.random.key(key))
+
+
+def same_each_time(model):
+  """Changes of the config for an encoder without random draws."""
+  return {'model': model} if model else {'model__drop_path': 0.0}
+
+
+def inner(params, name):
+  return {**params, 'objectives': {**params['objectives'], 'video': params['objectives']['video'][name]}}
+
+
+@pytest.mark.parametrize('model', [None, RESNET])
+def test_statistics_beside_v3s_are_those_of_the_sampled_clips(model):
+  """Both losses are those of the objectives alone: statistics on a batch whose clips are V3S's, raw ones included."""
+  entries, changes = (V3S, {**STATISTICS, 'weight': 0.5}), same_each_time(model)
+  batch, params, own, gradient = parts(entries, **changes)
+  (_, out), _ = gradient(params, own, batch)
+  alone = loss_of(V3S, batch, inner(params, 'v3s'), {}, **changes)
+  np.testing.assert_allclose(out.measures['v3s_loss'], alone.measures['loss'], rtol=1e-5, atol=1e-6)
+  shown = built(config(V3S, **changes)).objectives['video'].stages.show(batch, jax.random.key(5))
+  clip, raw = np.asarray(shown.clips['clip']), np.asarray(shown.raw['clip']())
+  assert clip.shape == raw.shape == (8, 4, 8, 8, 3) and np.array_equal(clip, raw) and raw.dtype == np.uint8
+  sampled = {**batch, 'views': {'clip': clip}, 'raw': {'clip': raw}}
+  statistics = loss_of(STATISTICS, sampled, inner(params, 'statistics'), {}, 6, **changes)
+  for name in ('loss', 'frame_difference_loss', 'appearance_loss', 'appearance_colour_top1'):
+    np.testing.assert_allclose(out.measures[f'statistics_{name}'], statistics.measures[name], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(out.loss, alone.loss + 0.5 * statistics.loss, rtol=1e-5)
+  if model:
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, out.statistics, alone.statistics)  # one pass moves them once
+
+
+@pytest.mark.parametrize('model', [None, pytest.param(RESNET, marks=pytest.mark.slow)])
+def test_statistics_beside_vtdl_are_those_of_its_anchor(model):
+  """VTDL's loss is its own to the rounding. With batch statistics the anchor is normalised as VTDL does it."""
+  entries, changes = (at('anchor', STATISTICS), VTDL), same_each_time(model)
+  batch, params, own, gradient = parts(entries, **changes)
+  (_, out), _ = gradient(params, own, batch)
+  key = keys.of(jax.random.key(5), 'objective vtdl')  # it is the second of the list
+  alone = loss_of(VTDL, batch, inner(params, 'vtdl'), own['vtdl'], key, **changes)
+  np.testing.assert_allclose(out.measures['vtdl_loss'], alone.measures['loss'], rtol=1e-4, atol=1e-5)
+  shown = built(config(VTDL, **changes)).objectives['video'].stages.show(batch, key)
+  anchor = np.asarray(shown.clips['anchor'])
+  assert np.any(np.abs(anchor - batch['views']['anchor']) > 1)  # a still frame is mixed in
+  seen = {**batch, 'views': {'clip': anchor}, 'raw': {'clip': batch['views']['anchor']}}
+  statistics = loss_of(STATISTICS, seen, inner(params, 'statistics'), {}, **changes)
+  same = np.allclose(out.measures['statistics_loss'], statistics.measures['loss'], rtol=1e-4, atol=1e-5)
+  assert same == (model is None)
+  moves = 'frame_difference_moves'  # labels are the same whatever the pass
+  assert bits(out.measures[f'statistics_{moves}']) == bits(statistics.measures[moves])
+  if model:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), out.statistics, alone.statistics)
+
+
+@pytest.mark.parametrize('entry', [
+  V3S, {**HDC, 'still_frame': 0.0}, {**ORDER, 'parts': 'together'}, ORDER,
+  {**ORDER, 'parts': 'together', 'strategy': 'parallel', 'transform_target': 'aet'},
+  {'name': 'modist', 'stride': 2, 'queue_size': 8, 'min_shift': 1}, VTDL, CLASSES,
+])  # fmt: skip
+def test_raw_pixels_are_those_that_are_shown(entry):
+  """Where an objective changes frames, rows or columns, `raw` goes with it: without colours the two are the same."""
+  plain = {'order_geometry': {'part_colours': 0.0}, 'vtdl': {'tca_alpha': 0.0}, 'hdc': {'appearance': {}}}
+  experiment, _, batches, _ = tiny.build(config({**entry, **plain.get(entry['name'], {})}), jax.devices()[:1])
+  task, batch = experiment.objectives['video'], next(batches(0))['video']
+  shown = task.stages.show(batch, jax.random.key(3))
+  for name, clip in shown.clips.items():
+    raw = shown.raw[name]() if name in shown.raw else batch['views'][name]
+    assert raw.shape == clip.shape and raw.dtype == np.uint8
+    np.testing.assert_allclose(raw, clip, atol=0.51)
+
+
+@pytest.mark.parametrize('entry', [VTDL, V3S, STATISTICS, ORDER, HDC, CLASSES], ids=lambda e: e['name'])
+def test_examples_that_pad_are_in_no_loss(entry):
+  c = config(entry, model__drop_path=0.0)
+  experiment, _, batches, _ = tiny.build(c, jax.devices()[:1])
+  task, mask = experiment.objectives['video'], np.arange(8) % 3 > 0
+
+  @jax.jit
+  def out_of(batch):
+    params = nn.meta.unbox(init_params(experiment, jax.random.key(0)))
+    return task.loss(params, task.init_state(params), batch, jax.random.key(5))
+
+  out = out_of({**next(batches(0))['video'], 'mask': mask})
+  counted = np.asarray(out.measures['loss'])
+  assert float(out.loss) == pytest.approx(counted[mask].mean(), rel=1e-5) != pytest.approx(counted.mean(), rel=1e-5)
 
 
 def test_costs_count_a_shared_pass_once(brightness):
@@ -242,10 +369,13 @@ def test_costs_count_a_shared_pass_once(brightness):
 
   one = products(CLASSES)
   assert products(CLASSES, brightness) == one
-  assert products(V3S, CLASSES, brightness) == 2 * one
-  assert products(VTDL, {**CLASSES, 'view': 'anchor'}) == 4 * one
-  run = built(config((VTDL, {**CLASSES, 'view': 'anchor'})))
-  assert run.encoded_lengths('video') == {f'{v} of vtdl': 4 for v in ('anchor', 'positive', 'negative')} | {'anchor': 4}
+  assert products(V3S, CLASSES, brightness) == one
+  assert products({**CLASSES, 'mixup': 0.5}, brightness) == 2 * one
+  assert products(VTDL, at('anchor', CLASSES)) == products(at('negative', CLASSES), VTDL) == 3 * one
+  run = built(config((VTDL, at('positive', CLASSES))))
+  assert run.encoded_lengths('video') == {f'{v} of vtdl': 4 for v in ('anchor', 'positive', 'negative')} | {
+    'positive of classification': 4
+  }
   assert run.view_lengths('video') == dict.fromkeys(('anchor', 'positive', 'negative'), 4)
   assert costs.step_products(built(config((CLASSES, brightness)))) < 1.1 * costs.step_products(built(config(CLASSES)))
 
@@ -328,7 +458,7 @@ def test_a_config_takes_a_list_and_gives_it_back(read):  # noqa: F811
 def test_mixing_is_for_those_that_have_labels():
   augment = {'mixup': 0.4}
   run = built(config(ENTRIES, streams__video__augment=augment))
-  assert not run.objectives['video'].as_given
+  assert 'anchor of classification' in run.encoded_lengths('video')  # mixed clips have a pass of their own
   with pytest.raises(UserError, match=r"objective\[0\] has no key 'mixup'"):
     built(config((VTDL,), streams__video__augment=augment))
 
@@ -347,6 +477,10 @@ def test_mixing_is_for_those_that_have_labels():
   ((VTDL, CLASSES), "'classification', which looks at the view 'clip', but others name 'anchor', 'positive'"),
   ((VTDL, {**CLASSES, 'view': 'ankor'}), "looks at the view 'ankor', but others name 'anchor'"),
   (({**CLASSES, 'view': 'anchor'},), "looks at the view 'anchor', but others name 'clip'"),
+  ((V3S, {**CLASSES, 'view': 'v3s'}), "looks at the view 'v3s', but others name 'clip'"),
+  ((ORDER, at('both 0', CLASSES)), "looks at 4 frames, but the view 'both 0' has 1"),
+  (({**ORDER, 'parts': 'together'}, at('both', {**STATISTICS, 'motion_source': 'flow', 'released': ('flip',)})),
+   "asks how its clip was cut .flip., but 'both' is made on the device"),
   (({**VTDL, 'view': 'anchor'},), "gives 'vtdl' the view 'anchor', but it has views of its own"),
   ((V3S, {'name': 'order_geometry', 'gap': 2, 'hidden': 8}), "different frames for the view 'clip'"),
   ((VTDL, {'name': 'hdc', 'queue_size': 8, 'dim': 8}), "'vtdl' and 'hdc', which choose different frames for the view"),
@@ -355,7 +489,7 @@ def test_mistakes_are_one_sentence(entries, message):
   with pytest.raises(UserError, match=message) as error:
     built(config(entries))
   assert '\n' not in str(error.value) and len(str(error.value)) < 500
-  if not re.search('different|looks at|of its own', message):  # seen before any data is opened
+  if not re.search('different|looks at|of its own|made on', message):  # seen before any data is opened
     with pytest.raises(UserError, match=message):
       settings.check(config(entries))
 

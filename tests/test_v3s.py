@@ -107,6 +107,14 @@ def test_places_reach_the_whole_window():
   assert min(r.min() for r in rows) == 0 and max(r.max() for r in rows) == SIZE[0] - 1
 
 
+def test_rows_and_columns_have_places_of_their_own():
+  of = maps(size=(32, 32), output=12)
+  window = np.stack([*np.mgrid[:32, :32], np.zeros((32, 32))], axis=-1, dtype=np.float32)
+  clips, _ = of.sample(jax.random.key(0), jnp.asarray(window)[None, None].repeat(64, axis=0))
+  first = np.asarray(clips[:, 0, 0, 0, :2])
+  assert abs(np.corrcoef(first.T)[0, 1]) < 0.5 and first.std(axis=0).min() > 1
+
+
 def test_mirrors():
   """Mirrored in space left is right, and up and down stay; played backwards only acceleration changes."""
   of = maps()
@@ -244,6 +252,13 @@ def test_loss_by_hand(model):
   hits = np.sum([out.measures[f'time_{name}'] for name in TABLE['time']], axis=0)
   np.testing.assert_array_equal(hits, out.measures['time_top1'])
   assert (out.statistics is None) == (model is None)
+
+
+def test_the_class_in_time_has_a_weight():
+  _, _, out, batch = stepped(config(v3s__time_weight=0.25, model__drop_path=0.0))
+  asked = batch['targets']['num_frames']['clip'] >= 6  # for one class there is room in all, for two in these
+  total = out.measures['space_loss'] + 0.25 * asked * out.measures['time_loss']
+  np.testing.assert_allclose(out.measures['loss'], total, rtol=1e-5)
 
 
 def test_one_head_for_all_pairs():

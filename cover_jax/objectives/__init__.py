@@ -8,7 +8,8 @@ may be, with their defaults.
 
     config.streams.video.objective = ({'name': 'v3s', 'weight': 1.0}, {'name': 'vtdl', 'weight': 0.5})
 
-trains for several at once: see `several.py`.
+trains for several at once: see `several.py`. Their losses are written in `Stages`, so that they can share a pass of the
+encoder.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -66,6 +68,38 @@ class LossOutput(NamedTuple):
   statistics: Any = None
 
 
+class Shown(NamedTuple):
+  """What an objective shows the run's encoder of a sub-batch, in one pass in training mode.
+
+  Attributes:
+    clips: {name: pixels 0..255 [B, T, H, W, 3] of any dtype}, at least one, all of one shape.
+    rng: of the pass.
+    made: for `Stages.judge`: labels, other clips, random keys. Any tree.
+    raw: {name: () -> uint8 [B, T, H, W, 3]}, of the clips that show other frames, rows or columns than the view of
+      their name: the same before colours were changed, made only where it is wanted.
+  """
+
+  clips: Mapping[str, jax.Array]
+  rng: jax.Array
+  made: Any = None
+  raw: Mapping[str, Callable[[], jax.Array]] = MappingProxyType({})
+
+
+class Stages(NamedTuple):
+  """A loss in two halves around a pass of the run's encoder, which other objectives of the stream can share.
+
+  Attributes:
+    show: (sub-batch, rng) -> Shown.
+    judge: (params of the run, objective state, sub-batch, {name of a clip: Encoded}, `Shown.made`) -> LossOutput,
+      without statistics.
+    levels: intermediate maps wanted of each clip.
+  """
+
+  show: Callable[[Mapping[str, Any], jax.Array], Shown]
+  judge: Callable[[Params, Any, Mapping[str, Any], Mapping[str, Encoded], Any], LossOutput]
+  levels: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
   """A stream's training task as pure functions.
@@ -83,8 +117,7 @@ class Objective:
       under batch['targets'].
     encoded: {view: frames of it that the run's encoder sees}, where these are not all of them: an objective may cut
       several clips from one view, or look at more frames than it encodes.
-    as_given: its loss gives the encoder each of its views alone and as the batch has it, so that the pass can be shared
-      with other objectives of the stream (`several.py`).
+    stages: the halves of `loss`, if it is written so (`stages.staged`): in a list of objectives it then shares passes.
   """
 
   loss: Callable[[Params, Any, Mapping[str, jax.Array], jax.Array], LossOutput]
@@ -94,7 +127,7 @@ class Objective:
   after_update: Callable[[Params, Any], Any] = lambda params, state: state
   targets: tuple[str, ...] = ()
   encoded: Mapping[str, int] | None = None
-  as_given: bool = False
+  stages: Stages | None = None
 
 
 def check(options: Mapping[str, Any] | Sequence[Mapping[str, Any]], where: str) -> None:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from cover_jax.augment import mixing
 from cover_jax.models.heads import Heads, cross_entropy, head_columns, is_labelled, rank_of_label
-from cover_jax.objectives import Encode, LossOutput, Objective
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages
+from cover_jax.objectives.stages import staged
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.declared import number
 
@@ -45,29 +46,31 @@ def make(
   """
   columns = head_columns(heads.class_counts, [s.name for s in sources])
 
-  def loss(params, state, batch, rng):
+  def show(batch, rng):
+    clip_BxTxHxWx3, source_B = batch['views']['clip'], batch['source']
+    if not (mixup or cutmix):
+      return Shown({'clip': clip_BxTxHxWx3}, rng)
+    rng, mix_rng = jax.random.split(rng)
+    labelled_B = is_labelled(batch['label'], source_B, columns)  # or a label would be mixed with none
+    size = clip_BxTxHxWx3.shape[2:4]
+    mix = mixing.draw(mix_rng, 2 * source_B + labelled_B, *size, mixup=mixup, cutmix=cutmix)
+    return Shown({'clip': mixing.mixed_clip(mix, clip_BxTxHxWx3)}, rng, mix)
+
+  def judge(params, state, batch, encoded, mix):
     if not heads.class_counts:  # here, not in `make`: an exported model without heads still encodes
       raise UserError(
         f'Stream {stream!r} learns by classification, but none of its sources has classes: look at the data with '
         '`python -m data_pipelines.inspect` (videos need a folder for each class), or give the stream another '
         'objective.'
       )
-    clip_BxTxHxWx3, label_B, source_B = batch['views']['clip'], batch['label'], batch['source']
-    mix = None
-    if mixup or cutmix:
-      rng, mix_rng = jax.random.split(rng)
-      labelled_B = is_labelled(label_B, source_B, columns)  # or a label would be mixed with none
-      size = clip_BxTxHxWx3.shape[2:4]
-      mix = mixing.draw(mix_rng, 2 * source_B + labelled_B, *size, mixup=mixup, cutmix=cutmix)
-      clip_BxTxHxWx3 = mixing.mixed_clip(mix, clip_BxTxHxWx3)
-    encoded = encode(params['encoder'], clip_BxTxHxWx3, rng=rng)
-    logits_BxK = heads.apply({'params': params['heads']}, encoded)
+    label_B, source_B = batch['label'], batch['source']
+    logits_BxK = heads.apply({'params': params['heads']}, encoded['clip'])
     entropy = lambda label_B: cross_entropy(logits_BxK, label_B, source_B, columns, label_smoothing=label_smoothing)
     loss_B = entropy(label_B)
     if mix is not None:
       loss_B = mixing.mixed_loss(mix, loss_B, entropy(label_B[mix.partner_B]))
     rank_B = rank_of_label(logits_BxK, label_B, source_B, columns)
     measures = {'loss': loss_B, 'top1': rank_B < 1, 'top5': rank_B < 5}
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures, encoded.statistics)
+    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)
 
-  return Objective(loss=jax.named_call(loss, name='classification'), as_given=not (mixup or cutmix))
+  return staged('classification', encode, Stages(show, judge))

@@ -37,8 +37,9 @@ from cover_jax.augment import photometric
 from cover_jax.augment.still_frame import temporal_consistent
 from cover_jax.models.encoder import Encoder
 from cover_jax.models.transformer import layer_norm
-from cover_jax.objectives import Encode, LossOutput, Objective, contrastive, pairs
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, pairs, raw
 from cover_jax.objectives.contrastive import Negatives
+from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
 from data_pipelines import declared
 from data_pipelines.contract import UserError
@@ -161,7 +162,7 @@ def make(
   colours = photometric.make(appearance, f'{where}.appearance').photometric
 
   head = LevelHead(tuple(tasks), dim, head_layers, head_hidden)
-  embed = functools.partial(_embed, encode, head, levels)
+  project = functools.partial(_project, head, levels)
   online = lambda params: {'encoder': params['encoder'], 'heads': params['objectives'][stream]['heads']}
   strong = functools.partial(_strong, colours=colours, still_frame=still_frame)
   move = functools.partial(contrastive.ema_update, momentum=weight_momentum)
@@ -169,16 +170,26 @@ def make(
     level_weights, weighting=weighting, fixed=fixed_weights, temperature=weight_temperature
   )
 
-  def loss(params, state, batch, rng):
-    clips = {name: clip.astype(jnp.float32) for name, clip in batch['views'].items()}
-    seen = _student_clips(clips, negatives, strong, rng)
-    vectors, statistics = embed(online(params), pairs.side_by_side(seen), keys.of(rng, 'encode'))
-    vectors = jax.tree.map(lambda x: pairs.apart(x, len(seen)), vectors)
+  def show(batch, rng):
+    clips = {name: clip.astype(jnp.float32) for name, clip in batch['views'].items() if name in wanted}
+    seen, plain = {'anchor': clips['anchor']}, {}
+    if 'interval' in negatives:
+      seen['negative'] = strong(keys.of(rng, 'interval'), clips['negative'])
+    if 'shuffled' in negatives:
+      mixed_up = functools.partial(shuffled, keys.of(rng, 'shuffled'))
+      seen['shuffled'], plain['shuffled'] = mixed_up(clips['anchor']), lambda: mixed_up(raw(batch, 'anchor'))
+    key_of = lambda name, clip: strong(keys.of(rng, f'key {name}'), clip) if tasks[name].strong else clip
+    key_clips = {name: key_of(name, clips[task.key]) for name, task in tasks.items()}
+    return Shown(seen, keys.of(rng, 'encode'), key_clips, plain)
+
+  def judge(params, state, batch, encoded, key_clips):
+    maps = {level: pairs.side_by_side([e.levels[level] for e in encoded.values()]) for level in levels}
+    vectors = jax.tree.map(lambda x: pairs.apart(x, len(encoded)), project(online(params), maps))
     next_state, losses, measures = {'teacher': state['teacher'], 'queues': {}, 'invariance': {}}, [], {}
     for name, task in tasks.items():
-      key_clip = strong(keys.of(rng, f'key {name}'), clips[task.key]) if task.strong else clips[task.key]
+      by_teacher = encode(state['teacher']['encoder'], key_clips[name], levels=levels)
       found = {
-        level: jax.lax.stop_gradient(key[name]) for level, key in embed(state['teacher'], key_clip, None)[0].items()
+        level: jax.lax.stop_gradient(key[name]) for level, key in project(state['teacher'], by_teacher.levels).items()
       }
       queues, weight_M = state['queues'][name], weights_of(state['invariance'][name])
       results = {
@@ -191,7 +202,7 @@ def make(
       estimate_M = jnp.stack([_estimate(estimator, results[level], batch['mask']) for level in levels])
       next_state['invariance'][name] = move(state['invariance'][name], estimate_M)
     loss_B = sum(losses)
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), next_state, {'loss': loss_B, **measures}, statistics)
+    return LossOutput(jnp.mean(loss_B, where=batch['mask']), next_state, {'loss': loss_B, **measures})
 
   def init_params(rng):
     shapes = _level_shapes(model, num_frames, size, levels)
@@ -214,7 +225,8 @@ def make(
   def views(video_frames, rng):
     return {name: frames for name, frames in sample(video_frames, rng).items() if name in wanted}
 
-  return Objective(jax.named_call(loss, name='hdc'), init_params, init_state, views, after_update)
+  own = {'init_params': init_params, 'init_state': init_state, 'views': views, 'after_update': after_update}
+  return staged('hdc', encode, Stages(show, judge, levels), **own)
 
 
 def level_weights(
@@ -331,11 +343,9 @@ def _level_shapes(model, num_frames, size, levels):
   return {level: x.shape for level, x in jax.eval_shape(run, jax.random.key(0), clip)[0].levels.items()}
 
 
-def _embed(encode, head, levels, params, clip, rng):
-  """({level: {task: unit vectors [B, D]}}, the encoder's statistics) of clips."""
-  encoded = encode(params['encoder'], clip, rng=rng, levels=levels)
-  vectors = {level: head.apply({'params': params['heads'][level]}, encoded.levels[level]) for level in levels}
-  return vectors, encoded.statistics
+def _project(head, levels, params, maps):
+  """{level: {task: unit vectors [B, D]}} of maps {level: [B, T, H, W, C]}."""
+  return {level: head.apply({'params': params['heads'][level]}, maps[level]) for level in levels}
 
 
 def _strong(rng, clip, *, colours, still_frame):
@@ -343,15 +353,6 @@ def _strong(rng, clip, *, colours, still_frame):
   if colours is not None:
     clip = colours(keys.of(rng, 'colours'), clip)
   return temporal_consistent(keys.of(rng, 'still frame'), clip, still_frame) if still_frame else clip
-
-
-def _student_clips(clips, negatives, strong, rng):
-  """The clips that the student sees: the anchor, then the hard negatives."""
-  make = {
-    'interval': lambda: strong(keys.of(rng, 'interval'), clips['negative']),
-    'shuffled': lambda: shuffled(keys.of(rng, 'shuffled'), clips['anchor']),
-  }
-  return [clips['anchor'], *(make[name]() for name in negatives)]
 
 
 def _contrast(vectors_BxVxD, key_BxD, queue, hard, batch, temperature):

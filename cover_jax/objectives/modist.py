@@ -32,8 +32,9 @@ import numpy as np
 
 from cover_jax.models import encoder as encoders
 from cover_jax.models.encoder import STATISTICS, Encoder
-from cover_jax.objectives import Encode, LossOutput, Objective, contrastive, motion, pairs, raw
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, motion, pairs, raw
 from cover_jax.objectives.contrastive import Negatives
+from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
 from data_pipelines.contract import UserError
 from data_pipelines.declared import named, number, one_of, whole
@@ -121,9 +122,10 @@ def make(
   _check(stream, num_frames, stride, motion_per_frame, min_shift, max_shift)
   terms = _terms(cross_weight, motion_weight, cross_pair)
   head = contrastive.ProjectionHead(dim, head_layers, head_hidden)
-  show = functools.partial(motion_of, kind=motion_input, flow=flow)
+  motion_shown = functools.partial(motion_of, kind=motion_input, flow=flow)
   visual = functools.partial(pairs.embed, encode, head, pool)
   moving = functools.partial(_moving, encoder, head)
+  thin = lambda clip: clip[:, :-1:motion_per_frame]  # what the visual encoder sees of a clip
 
   def online(params, state):
     own = params['objectives'][stream]
@@ -133,20 +135,23 @@ def make(
       'motion': {'encoder': {**own['motion_encoder'], **statistics}, 'head': own['motion_head']},
     }
 
-  def loss(params, state, batch, rng):
-    seen = {
-      'visual': {name: batch['views'][name][:, :-1:motion_per_frame] for name in ('first', 'second')},
-      'motion': {name: show(raw(batch, name)) for name in ('first', 'second')},
-    }
-    run = {'visual': visual, 'motion': moving}
+  def show(batch, rng):
+    plain = lambda: thin(raw(batch, 'first'))
+    first = thin(batch['views']['first'])
+    return Shown({'first': first}, keys.of(rng, 'visual'), keys.of(rng, 'motion'), {'first': plain})
+
+  def judge(params, state, batch, encoded, motion_rng):
+    moves = {name: motion_shown(raw(batch, name)) for name in ('first', 'second')}
     student, teacher = online(params, state), state['teacher']
-    queries, statistics = {}, {}
-    for side in dict.fromkeys(term.query for term in terms.values()):
-      queries[side], statistics[side] = run[side](student[side], seen[side]['first'], keys.of(rng, side))
-    found = {
-      key: jax.lax.stop_gradient(run[key[0]](teacher[key[0]], seen[key[0]][key[1]], None)[0])
-      for key in dict.fromkeys(term.key for term in terms.values())
+    visual_BxD = contrastive.pool(encoded['first'], pool)
+    queries, statistics = {'visual': head.apply({'params': student['visual']['head']}, visual_BxD)}, None
+    if any(term.query == 'motion' for term in terms.values()):
+      queries['motion'], statistics = moving(student['motion'], moves['first'], motion_rng)
+    by_teacher = {
+      'visual': lambda name: visual(teacher['visual'], thin(batch['views'][name])),
+      'motion': lambda name: jax.lax.stop_gradient(moving(teacher['motion'], moves[name], None)[0]),
     }
+    found = {key: by_teacher[key[0]](key[1]) for key in dict.fromkeys(term.key for term in terms.values())}
     results = {
       name: _contrast(queries[term.query], found[term.key], state['queues'][term.key[0]], batch, temperature)
       for name, term in terms.items()
@@ -154,10 +159,9 @@ def make(
     loss_B = sum(term.weight * results[name].loss for name, term in terms.items())
     measures = {f'{name}_{field}': getattr(r, field) for name, r in results.items() for field in ('loss', 'top1')}
     state = {**state, 'queues': _pushed(state['queues'], found, batch)}
-    if statistics.get('motion') is not None:
-      state['statistics'] = jax.lax.stop_gradient(statistics['motion'])
-    loss = jnp.mean(loss_B, where=batch['mask'])
-    return LossOutput(loss, state, {'loss': loss_B, **measures}, statistics['visual'])
+    if statistics is not None:
+      state['statistics'] = jax.lax.stop_gradient(statistics)
+    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, {'loss': loss_B, **measures})
 
   def init_params(rng):
     made = _init(encoder, keys.of(rng, 'motion_encoder'), length - 1, size)
@@ -180,8 +184,9 @@ def make(
   sample = functools.partial(
     two_clips, length=length, stride=stride // motion_per_frame, min_shift=min_shift, max_shift=max_shift
   )
+  own = {'init_params': init_params, 'init_state': init_state, 'views': sample, 'after_update': after_update}
   encoded = dict.fromkeys(('first', 'second'), num_frames)
-  return Objective(jax.named_call(loss, name='modist'), init_params, init_state, sample, after_update, encoded=encoded)
+  return staged('modist', encode, Stages(show, judge), encoded=encoded, **own)
 
 
 def two_clips(

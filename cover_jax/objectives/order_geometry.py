@@ -17,6 +17,7 @@ has a border within the frame, its field of view: with `sector` the reflection i
 is.
 """
 
+import functools
 import itertools
 import math
 from typing import Annotated, Any
@@ -29,7 +30,8 @@ import optax
 
 from cover_jax.augment import photometric
 from cover_jax.models.encoder import Encoder
-from cover_jax.objectives import Encode, LossOutput, Objective, pretext, warps
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, pretext, raw, warps
+from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
 from data_pipelines.contract import UserError
 from data_pipelines.declared import either, none, number, one_of, several, whole
@@ -145,9 +147,9 @@ def make(
     heads['geometry'] = pretext.Linear(target_of(np.zeros((1, 5)), np).shape[-1])
     widths['geometry'] = ((1 + (transform_target == 'aet')) * width,)
 
-  def shown(rng, clip_BxTxHxWx3, permutation_BxP, map_Bx2x3):
-    """{name: clip that is encoded}."""
-    jitter = lambda name: _jittered(keys.of(rng, name), clip_BxTxHxWx3, permutation_BxP, part_colours, part_shift)
+  def changed(rng, clip_BxTxHxWx3, permutation_BxP, map_Bx2x3, colours):
+    """{name: the clip in another order, warped, or both}; `colours`: how much those of the parts vary."""
+    jitter = lambda name: _jittered(keys.of(rng, name), clip_BxTxHxWx3, permutation_BxP, colours, part_shift)
     plain = (clip_BxTxHxWx3, None)
     shuffled = jitter('parts') if orders else plain
     bases = {'both': shuffled} if strategy == 'joint' else {'order': shuffled, 'geometry': plain}
@@ -160,18 +162,29 @@ def make(
       clips['before'] = _show(*bases.get('both', plain), None, sector)
     return clips
 
-  def loss(params, state, batch, rng):
+  def show(batch, rng):
     clip_BxTxHxWx3 = batch['views']['clip'].astype(jnp.float32)
     batch_size = len(clip_BxTxHxWx3)
     which_B = jax.random.randint(keys.of(rng, 'order'), (batch_size,), 0, len(PERMUTATIONS))
     unit_Bx5 = jax.random.uniform(keys.of(rng, 'geometry'), (batch_size, 5), minval=-1.0) * (range_5 > 0)
     map_Bx2x3 = warps.affine_map((unit_Bx5 * range_5).astype(jnp.float32), size)
-    clips = shown(rng, clip_BxTxHxWx3, jnp.asarray(PERMUTATIONS)[which_B], map_Bx2x3)
-    features, statistics = _encode(encode, params['encoder'], clips, parts, keys.of(rng, 'encode'))
+    order_BxP = jnp.asarray(PERMUTATIONS)[which_B]
+
+    def clips_of(pixels, colours):
+      clips = changed(rng, pixels.astype(jnp.float32), order_BxP, map_Bx2x3, colours)
+      return _apart(clips) if parts == 'apart' else clips
+
+    clips = clips_of(clip_BxTxHxWx3, part_colours)
+    plain = lambda name: jnp.round(clips_of(raw(batch, 'clip'), 0.0)[name]).astype(jnp.uint8)
+    made = (_moves(clip_BxTxHxWx3, still), which_B, unit_Bx5)
+    return Shown(clips, keys.of(rng, 'encode'), made, {name: functools.partial(plain, name) for name in clips})
+
+  def judge(params, state, batch, encoded, made):
+    moving_B, which_B, unit_Bx5 = made
+    features = _features(encoded, parts)
     own, loss_B, measures = params['objectives'][stream], 0.0, {}
     apply = lambda name, x: heads[name].apply({'params': own[name]}, x)
     if orders:
-      moving_B = _moves(clip_BxTxHxWx3, still)
       logits_Bx12 = apply('order', features['both' if 'both' in features else 'order'])
       entropy_B, right_B = pretext.classify(logits_Bx12, jnp.asarray(CLASSES)[which_B])
       loss_B += order_weight * moving_B * entropy_B
@@ -186,15 +199,14 @@ def make(
       if transform_target == 'params':
         measures |= _errors(found_BxK - target_BxK, range_5)
     measures['loss'] = loss_B
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures, statistics)
+    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)
 
   def views(video_frames, rng):
     options = {'length': num_frames // PARTS, 'stride': stride, 'gap': gap, 'jitter': gap_jitter}
     return {'clip': part_frames(video_frames, rng, **options)}
 
-  return Objective(
-    jax.named_call(loss, name='order_geometry'), lambda rng: pretext.init(heads, rng, widths), views=views
-  )
+  init_params = lambda rng: pretext.init(heads, rng, widths)
+  return staged('order_geometry', encode, Stages(show, judge), init_params=init_params, views=views)
 
 
 def _check(stream, num_frames, size, model, parts, orders, warped) -> None:
@@ -313,16 +325,19 @@ def _show(clip_BxTxHxWx3, of_parts, of_clip, sector):
   return warps.warp(clip_BxTxHxWx3, of_parts, sector)
 
 
-def _encode(encode, params, clips, how: str, rng):
-  """({name: features f32 [B, 4, D] of the parts of its clip}, statistics), in one pass of the encoder."""
-  # All clips of a video next to each other, so that on many devices none has to move.
-  together = jnp.stack(list(clips.values()), axis=1)
-  batch, count, frames, *picture = together.shape
-  pieces = PARTS if how == 'apart' else 1
-  encoded = encode(params, together.reshape(-1, frames // pieces, *picture), rng=rng)
-  tokens = encoded.tokens_BxTxHxWxD.astype(jnp.float32)
-  features = tokens.reshape(batch, count, PARTS, -1, tokens.shape[-1]).mean(axis=3)
-  return {name: features[:, i] for i, name in enumerate(clips)}, encoded.statistics
+def _apart(clips):
+  """{'<name> <part>': frames of a part} of {name: clip}."""
+  return {f'{name} {p}': _in_parts(clip)[:, p] for name, clip in clips.items() for p in range(PARTS)}
+
+
+def _features(encoded, how: str):
+  """{name: features f32 [B, 4, D] of the parts of its clip}."""
+  tokens = {name: e.tokens_BxTxHxWxD.astype(jnp.float32) for name, e in encoded.items()}
+  in_parts = lambda x: x.reshape(len(x), PARTS, -1, x.shape[-1]).mean(axis=2)
+  if how == 'together':
+    return {name: in_parts(x) for name, x in tokens.items()}
+  names = dict.fromkeys(name.rsplit(' ', 1)[0] for name in tokens)
+  return {n: in_parts(jnp.stack([tokens[f'{n} {p}'] for p in range(PARTS)], axis=1)) for n in names}
 
 
 def _target(kind: str, range_5: np.ndarray):

@@ -1,7 +1,6 @@
 """Several clips of one video: which frames they show, and how they go through an encoder together."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -56,10 +55,12 @@ def walk(start: int, length: int, stride: int, video_frames: int) -> np.ndarray:
 
 
 def side_by_side(clips: Sequence[jax.Array]) -> jax.Array:
-  """V clips [B, ...] of B videos as one batch [B * V, ...].
+  """V clips [B, ...] of B videos as one batch [B * V, ...]; one clip alone is itself.
 
   All clips of a video lie next to each other, so that on many devices none has to move.
   """
+  if len(clips) == 1:
+    return clips[0]
   together = jnp.stack(clips, axis=1)
   return together.reshape(-1, *together.shape[2:])
 
@@ -69,17 +70,14 @@ def apart(x_NxD: jax.Array, views: int) -> jax.Array:
   return x_NxD.reshape(-1, views, *x_NxD.shape[1:])
 
 
-def embed(
-  encode: Encode, head: nn.Module, how: str, params: Params, clip: jax.Array, rng: jax.Array | None
-) -> tuple[jax.Array, Any]:
-  """(vectors [B, D], the encoder's statistics) of clips.
+def embed(encode: Encode, head: nn.Module, how: str, teacher: Params, clip: jax.Array) -> jax.Array:
+  """Vectors [B, D] of clips by a teacher: not in training mode, and no gradient flows into them.
 
   Args:
     encode, head: the run's encoder and a projection head.
     how: `contrastive.pool`.
-    params: {'encoder', 'head'}, of the run or of a teacher.
+    teacher: {'encoder', 'head'}.
     clip: [B, T, H, W, 3].
-    rng: as of `Encode`.
   """
-  encoded = encode(params['encoder'], clip, rng=rng)
-  return head.apply({'params': params['head']}, contrastive.pool(encoded, how)), encoded.statistics
+  feature_BxD = contrastive.pool(encode(teacher['encoder'], clip), how)
+  return jax.lax.stop_gradient(head.apply({'params': teacher['head']}, feature_BxD))

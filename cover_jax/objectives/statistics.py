@@ -24,7 +24,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cover_jax.objectives import Encode, LossOutput, Objective, contrastive, motion, pretext, raw, regions
+from cover_jax.objectives import (
+  Encode,
+  LossOutput,
+  Objective,
+  Shown,
+  Stages,
+  contrastive,
+  motion,
+  pretext,
+  raw,
+  regions,
+)
+from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
 from data_pipelines.contract import UserError
 from data_pipelines.declared import number, one_of, several
@@ -115,11 +127,15 @@ def make(
       found['appearance'] = (id_Bx13, jnp.ones_like(id_Bx13, bool))
     return jax.lax.stop_gradient(found)
 
-  def loss(params, state, batch, rng):
+  def show(batch, rng):
+    rng, clip = keys.of(rng, 'encode'), batch['views']['clip']
+    if one_more:
+      return Shown({'clip': clip[:, :num_frames]}, rng, raw={'clip': lambda: raw(batch, 'clip')[:, :num_frames]})
+    return Shown({'clip': clip}, rng)
+
+  def judge(params, state, batch, encoded, _):
     target = labels(batch)
-    clip = batch['views']['clip']  # as it is where it can be, so that other objectives of a list share the pass
-    encoded = encode(params['encoder'], clip[:, :num_frames] if one_more else clip, rng=keys.of(rng, 'encode'))
-    feature_BxD, own = contrastive.pool(encoded, pool), params['objectives'][stream]
+    feature_BxD, own = contrastive.pool(encoded['clip'], pool), params['objectives'][stream]
     loss_B, measures = 0.0, {}
     for name, task in tasks.items():
       output = heads[name].apply({'params': own[name]}, feature_BxD)
@@ -127,15 +143,16 @@ def make(
       loss_B += weights[name] * task_loss_B
       measures |= task_measures
     measures['loss'] = loss_B
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures, encoded.statistics)
+    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)
 
-  return Objective(
-    jax.named_call(loss, name='statistics'),
-    lambda rng: pretext.init(heads, rng, dict.fromkeys(heads, (width,))),
+  return staged(
+    'statistics',
+    encode,
+    Stages(show, judge),
+    init_params=lambda rng: pretext.init(heads, rng, dict.fromkeys(heads, (width,))),
     views=_one_more_frame(num_frames) if one_more else None,
     targets=('flip',) if 'flip' in released else (),
     encoded={'clip': num_frames},
-    as_given=not one_more,
   )
 
 

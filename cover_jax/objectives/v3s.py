@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cover_jax.models.encoder import Encoder
-from cover_jax.objectives import Encode, LossOutput, Objective, contrastive, pretext, warps
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, pretext, raw, warps
+from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
 from data_pipelines.contract import UserError
 from data_pipelines.declared import Kind, either, flag, none, number, one_of, several, whole
@@ -131,17 +132,21 @@ def make(
     heads = {'joint': pretext.Linear(counts['space'] * counts['time'])}
   pools = {'space': space_pool, 'time': time_pool, 'joint': time_pool}
 
-  def loss(params, state, batch, rng):
+  def show(batch, rng):
     clip_BxTxHxWx3 = batch['views']['clip'].astype(jnp.float32)
-    targets = {name: batch['targets'][name]['clip'] for name in ('frames', 'num_frames')}
-    label = {'time': maps.time_of(targets['frames'])}
-    clip_BxTxHxWx3, label['space'] = maps.sample(keys.of(rng, 'space'), clip_BxTxHxWx3)
-    encoded = encode(params['encoder'], clip_BxTxHxWx3, rng=keys.of(rng, 'encode'))
+    label = {'time': maps.time_of(batch['targets']['frames']['clip'])}
+    space_rng = keys.of(rng, 'space')
+    clip_BxTxHxWx3, label['space'] = maps.sample(space_rng, clip_BxTxHxWx3)
+    plain = lambda: maps.sample(space_rng, raw(batch, 'clip'))[0]  # the same rows and columns
+    return Shown({'clip': clip_BxTxHxWx3}, keys.of(rng, 'encode'), label, {'clip': plain})
+
+  def judge(params, state, batch, encoded, label):
     own = params['objectives'][stream]
     logits = {
-      name: head.apply({'params': own[name]}, contrastive.pool(encoded, pools[name])) for name, head in heads.items()
+      name: head.apply({'params': own[name]}, contrastive.pool(encoded['clip'], pools[name]))
+      for name, head in heads.items()
     }
-    possible_B = maps.possible(targets['num_frames'])
+    possible_B = maps.possible(batch['targets']['num_frames']['clip'])
     if joint:
       loss_B, measures = _judge_joint(logits['joint'], label, counts)
     else:
@@ -152,11 +157,13 @@ def make(
         measures[f'time_{name}'] = measures['time_top1'] & (label['time'] == c)
         measures[f'time_{name}_share'] = label['time'] == c
     measures['loss'] = loss_B
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures, encoded.statistics)
+    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)
 
-  return Objective(
-    jax.named_call(loss, name='v3s'),
-    lambda rng: pretext.init(heads, rng, dict.fromkeys(heads, (width,))),
+  return staged(
+    'v3s',
+    encode,
+    Stages(show, judge),
+    init_params=lambda rng: pretext.init(heads, rng, dict.fromkeys(heads, (width,))),
     views=lambda frames, rng: {'clip': maps.frames(frames, rng, all_classes=short_videos == 'refuse')},
     targets=('frames', 'num_frames'),
   )

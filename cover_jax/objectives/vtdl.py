@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cover_jax.augment.still_frame import temporal_consistent
-from cover_jax.objectives import Encode, LossOutput, Objective, contrastive, pairs
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, pairs
 from cover_jax.objectives.contrastive import Negatives
+from cover_jax.objectives.stages import staged
 from data_pipelines.contract import UserError
 from data_pipelines.declared import flag, number, one_of, whole
 
@@ -79,20 +80,24 @@ def make(
   """
   _check(stream, num_frames, queue_size, temporal_discrimination)
   names = ('anchor', 'positive', 'negative') if temporal_discrimination else ('anchor', 'positive')
+  seen = tuple(name for name in names if name != 'positive')  # the student's, the anchor first
   head = contrastive.ProjectionHead(dim, head_layers, head_hidden)
   online = lambda params: {'encoder': params['encoder'], 'head': params['objectives'][stream]['head']}
   embed = functools.partial(pairs.embed, encode, head, pool)
   mix = functools.partial(_mix, names=TCA_ON[tca_on] if tca_alpha else (), alpha=tca_alpha, one_share=released_code)
   compare = functools.partial(_compare, temperature=temperature, own_video_counts=released_code)
 
-  def loss(params, state, batch, rng):
+  def show(batch, rng):
     encode_rng, clips = mix(rng, {name: batch['views'][name].astype(jnp.float32) for name in names})
-    key_BxD = jax.lax.stop_gradient(embed(state['teacher'], clips['positive'], None)[0])
-    seen = [clips[name] for name in names if name != 'positive']
-    vectors_BxVxD, statistics = _embed_together(embed, online(params), seen, encode_rng)
+    return Shown({name: clips[name] for name in seen}, encode_rng, clips['positive'])
+
+  def judge(params, state, batch, encoded, positive):
+    key_BxD = embed(state['teacher'], positive)
+    feature_NxD = pairs.side_by_side([contrastive.pool(encoded[name], pool) for name in seen])
+    vectors_BxVxD = pairs.apart(head.apply({'params': online(params)['head']}, feature_NxD), len(seen))
     loss_B, measures = compare(vectors_BxVxD, key_BxD, state['queue'], batch)
     queue = contrastive.push(state['queue'], key_BxD, batch['source'], batch['video_id'])
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), {**state, 'queue': queue}, measures, statistics)
+    return LossOutput(jnp.mean(loss_B, where=batch['mask']), {**state, 'queue': queue}, measures)
 
   def init_params(rng):
     return {'head': head.init(rng, jnp.zeros((1, width)))['params']}
@@ -109,7 +114,8 @@ def make(
     drawn = sample(video_frames, rng, length=num_frames, stride=stride, min_gap=min_gap)
     return {name: drawn[name] for name in names}
 
-  return Objective(jax.named_call(loss, name='vtdl'), init_params, init_state, views, after_update)
+  own = {'init_params': init_params, 'init_state': init_state, 'views': views, 'after_update': after_update}
+  return staged('vtdl', encode, Stages(show, judge), **own)
 
 
 def _check(stream: str, num_frames: int, queue_size: int, temporal_discrimination: bool) -> None:
@@ -131,12 +137,6 @@ def _mix(rng, clips, *, names, alpha, one_share):
     for key, name in zip(keys, names, strict=True)
   }
   return next_rng, {**clips, **changed}
-
-
-def _embed_together(embed, params, clips, rng):
-  """([B, V, D], statistics) of V clips of each video in one pass of the encoder."""
-  vectors_NxD, statistics = embed(params, pairs.side_by_side(clips), rng)
-  return pairs.apart(vectors_NxD, len(clips)), statistics
 
 
 def _compare(vectors_BxVxD, key_BxD, queue, batch, *, temperature, own_video_counts):
