@@ -258,14 +258,14 @@ def test_a_gradient_holds_as_many_passes_as_the_dearest_objective(model, primiti
 
 
 def test_levels_of_all_readers_are_asked_for(tmp_path, monkeypatch):
-  (tmp_path / 'leveled.py').write_text(BRIGHTNESS.replace(', judge)', ", judge, ('layer1',))").replace(
-    "encoded['clip'].feature_BxD", "encoded['clip'].levels['layer1'].mean(axis=(1, 2, 3))"
+  (tmp_path / 'leveled.py').write_text(BRIGHTNESS.replace(', judge)', ", judge, ('block1',))").replace(
+    "encoded['clip'].feature_BxD", "encoded['clip'].levels['block1'].mean(axis=(1, 2, 3))"
   ))  # fmt: skip
   monkeypatch.setattr(objectives, '__path__', [*objectives.__path__, str(tmp_path)])
   training, _, _ = traced((CLASSES, {'name': 'leveled'}))
-  assert training == [((8, 4, 16), ('layer1',))]
+  assert training == [((8, 4, 16), ('block1',))]
   training, _, _ = traced((at('anchor', {'name': 'leveled'}), HDC))
-  assert len(training) == 1 and 'layer1' in training[0][1]
+  assert len(training) == 1 and 'block1' in training[0][1]
 
 
 # ---- What each is given.
