@@ -1,6 +1,7 @@
 """What the commands that take a config share: its flag, and mistakes in it told in one sentence."""
 
 import argparse
+import json
 import linecache
 import os
 import re
@@ -21,7 +22,7 @@ _KEYS = 'see cover_jax/experiment/settings.py for all keys'
 
 def add_config(to: argparse.ArgumentParser) -> None:
   """Adds --config, with --config.key=value for its keys."""
-  what = 'the experiment, see configs/; --config.key=value sets a key'
+  what = "the experiment, see configs/, or a run's config.json; --config.key=value sets a key"
   to.add_argument('--config', required=True, metavar='FILE[:VARIANT]', help=what)
 
 
@@ -79,6 +80,8 @@ class _ConfigFile(config_files.ConfigFileFlagParser):
   """Runs a config file; whatever goes wrong in it is a UserError that names the line."""
 
   def parse(self, path: str) -> ml_collections.ConfigDict:
+    if path.partition(':')[0].endswith('.json'):
+      return _of_json(path)
     try:
       config = super().parse(path)
     except UserError:
@@ -96,6 +99,24 @@ class _ConfigFile(config_files.ConfigFileFlagParser):
         f'get_config of {path} gives a {type(config).__name__}: expected what configs.defaults.get_config() makes.'
       ) from None
     return config
+
+
+def _of_json(path: str) -> ml_collections.ConfigDict:
+  """The config that a run wrote."""
+  from cover_jax.experiment import settings
+
+  path, colon, _ = path.partition(':')
+  if colon:
+    raise UserError(f'--config={path} has no variants: it is the config of one run. Leave out what follows the name.')
+  try:
+    with open(path, encoding='utf-8') as f:
+      values = json.load(f)
+  except (OSError, ValueError) as error:
+    said = getattr(error, 'strerror', None) or f'it is no JSON: {_one_line(error)}'
+    raise UserError(f'--config={path} cannot be read ({said}): give the config.json of a workdir.') from error
+  config = settings.from_json(values, path)
+  config.lock()
+  return config
 
 
 def _in_file(file: str, error: Exception) -> str:

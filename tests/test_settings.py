@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import pathlib
 import random
 
 import jax
@@ -14,11 +15,17 @@ from configs import defaults, digits_cover
 from cover_jax import command_line, main
 from cover_jax.experiment import build as experiment
 from cover_jax.experiment import settings, state
+from cover_jax.jobs import resume
 from cover_jax.training import step as stepping
 from data_pipelines import declared, flags
 from data_pipelines.clips.settings import SOURCE
 from data_pipelines.contract import SourceInfo, UserError
 
+CONFIGS = [
+  f'{path}:k400' if path.stem == 'transfer' else str(path)
+  for path in sorted(pathlib.Path(defaults.__file__).parent.glob('*.py'))
+  if path.stem not in ('__init__', 'defaults')
+]
 NAN, INF = float('nan'), float('inf')
 
 
@@ -279,6 +286,20 @@ def read(tmp_path, monkeypatch):
   return run
 
 
+@pytest.fixture
+def read_json(tmp_path):
+  """(text of a config.json, flags) -> its config, as a command reads it."""
+  parser = flags.parser('of a test', '')
+  command_line.add_config(parser)
+
+  def run(text, *settings_):
+    (tmp_path / 'config.json').write_text(text)
+    argv = [f'--config={tmp_path}/config.json', *(f'--config.{s}' for s in settings_)]
+    return command_line.parse(parser, argv).config
+
+  return run
+
+
 @pytest.mark.parametrize(
   ('line', 'message'),
   [
@@ -374,6 +395,45 @@ def test_flags_set_what_may_be_of_several_types(read):
 def test_mistakes_in_flags_are_one_sentence(read, setting, message):
   with pytest.raises(UserError, match=message) as error:
     read(FILE.format(line='pass'), setting)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=[pathlib.Path(path).stem for path in CONFIGS])
+def test_the_config_json_of_a_run_is_a_config(path, tmp_path):
+  """What a run wrote gives the same run, by whichever config file it was."""
+  parser = flags.parser('of a test', '')
+  command_line.add_config(parser)
+  config = command_line.parse(parser, [f'--config={path}']).config
+  (tmp_path / 'config.json').write_text(config.to_json_best_effort(indent=2))
+  again = command_line.parse(parser, [f'--config={tmp_path}/config.json']).config
+  assert again.to_dict() == config.to_dict()
+  assert resume.compare(config.to_dict(), again.to_dict()) == ([], [])
+
+
+def test_a_config_json_can_be_changed_by_flags(read_json):
+  values = digits_cover.get_config('debug').to_dict()
+  config = read_json(json.dumps(values), 'seed=3', 'streams.video.loss_weight=0.5', 'sources.objects.flip=labels')
+  assert (config.seed, config.streams.video.loss_weight, config.sources.objects.flip) == (3, 0.5, 'labels')
+  del values['frozen'], values['sources']['digits']['flip']  # of a version that had no such keys
+  assert read_json(json.dumps(values)).frozen.clips == 10
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{"architectures": []}', r'config\.json is not the config of a run'),
+    ('[1]', r'config\.json is not the config of a run'),
+    ('{', r'config\.json cannot be read \(it is no JSON'),
+    ('{"sources": {}, "streams": {}, "sed": 1}', "config.json has no key 'sed': did you mean 'seed'"),
+    (
+      '{"sources": {"a": {"dataset": "x", "flp": 1}}, "streams": {}}',
+      "sources.a has no key 'flp': did you mean 'flip'",
+    ),
+  ],
+)
+def test_mistakes_in_a_config_json_are_one_sentence(read_json, text, message):
+  with pytest.raises(UserError, match=message) as error:
+    read_json(text)
   assert '\n' not in str(error.value)
 
 

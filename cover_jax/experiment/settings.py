@@ -223,6 +223,31 @@ def _lock(config: ml_collections.ConfigDict, keys: Keys) -> ml_collections.Confi
   return config
 
 
+def from_json(values: Any, where: str) -> ml_collections.ConfigDict:
+  """The config that a run wrote to its config.json, as a config file would give it.
+
+  Args:
+    values: what JSON gives of the file; lists stand for tuples, and keys that came later have their defaults.
+    where: of the file, for messages.
+
+  Raises:
+    UserError: if it is no config of a run, or one of a key or value that there is not any more.
+  """
+  if not isinstance(values, Mapping) or not all(isinstance(values.get(k), Mapping) for k in ('sources', 'streams')):
+    raise UserError(f'{where} is not the config of a run: expected what a run writes to config.json in its workdir.')
+  values = _tuples(values)
+  config = new(RUN, {key: value for key, value in values.items() if key not in ('sources', 'streams')}, where)
+  for kind, keys in (('sources', SOURCE), ('streams', STREAM)):
+    config[kind] = {name: new(keys, one, f'{where}: {kind}.{name}') for name, one in values[kind].items()}
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _tuples(v) for key, v in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for the first key of a config that there is not, that is missing, or of a wrong value.
 
