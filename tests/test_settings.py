@@ -16,6 +16,7 @@ from cover_jax import command_line, main
 from cover_jax.experiment import build as experiment
 from cover_jax.experiment import settings, state
 from cover_jax.jobs import resume
+from cover_jax.models import encoder as encoders
 from cover_jax.training import step as stepping
 from data_pipelines import declared, flags
 from data_pipelines.clips.settings import SOURCE
@@ -381,8 +382,77 @@ def test_flags_set_what_may_be_of_several_types(read):
 
 
 @pytest.mark.parametrize(
+  ('setting', 'value'),
+  [
+    ('model.drop_path=0.2', 0.2),  # the config file leaves these at their defaults
+    ('model.attention=joint', 'joint'),
+    ('model.gelu_approximate', True),
+    ('nomodel.gelu_approximate', False),
+    ('sources.objects.label_key=None', None),
+    ('sources.objects.frames_key=video', 'video'),
+    ('optimizer.options.b1=0.5', 0.5),
+    ('streams.video.augment.color_jitter.hue=0.1', 0.1),
+    ('streams.video.objective.label_smoothing=0.1', 0.1),
+    ('mixture.weights.objects=2', 2),
+    ('heads.only.objects.name=attentive', 'attentive'),
+  ],
+)
+def test_flags_set_keys_that_the_file_does_not(read, setting, value):
+  if setting.startswith('no'):
+    setting = setting.removeprefix('no') + '=False'
+  config = read(FILE.format(line='pass'), setting).to_dict()
+  path = setting.partition('=')[0].split('.')
+  assert functools.reduce(lambda node, key: node[key], path, config) == value
+  assert functools.reduce(lambda node, key: node[key], path[:-1], config).keys() >= {path[-1]}
+
+
+def test_every_field_of_every_encoder_can_be_set_by_flag(read):
+  for name in encoders.ENCODERS:
+    fields = {key: value for key, value in encoders.defaults({'name': name}).items() if key != 'name'}
+    line = f"config.model = {{'name': {name!r}}}"
+    assert fields and dict(read(FILE.format(line=line), *(f'model.{k}={v}' for k, v in fields.items())).model) == {
+      'name': name,
+      **fields,
+    }
+
+
+def test_a_dict_by_flag_is_merged_into_a_section(read):
+  config = read(
+    FILE.format(line='pass'),
+    'mesh={"fsdp": 2}',
+    'optimizer={"learning_rate": 1, "options": {"b1": 0.5}}',
+    'sources.objects={"stride": 2}',
+    'model={"width": 32}',
+    'model.depth=1',
+  )
+  assert config.mesh.to_dict() == {'data': -1, 'fsdp': 2, 'tensor': 1}
+  assert config.optimizer.learning_rate == 1.0 and config.optimizer.weight_decay == 0.05
+  assert (config.sources.objects.stride, config.sources.objects.sampler) == (2, 'segments')
+  assert (config.model.width, config.model.depth, config.model.patch_size) == (32, 1, 8)
+  with pytest.raises(UserError, match=r"config\.mesh has no key 'fdsp': did you mean 'fsdp'"):
+    read(FILE.format(line='pass'), 'mesh={"fdsp": 2}')
+  with pytest.raises(UserError, match="key that the config lacks: 'meshes'"):
+    read(FILE.format(line='pass'), 'meshes={"fsdp": 2}')
+
+
+def test_a_dict_by_flag_replaces_what_has_names_of_its_own_and_says_what_went(read, caplog):
+  config = read(FILE.format(line='pass'), 'optimizer.options={"b1": 0.5}', 'model={"name": "c3d"}')
+  assert config.optimizer.options.to_dict() == {'b1': 0.5} and config.model.to_dict() == {'name': 'c3d'}
+  assert 'b2=0.98 went. To change one of them: --config.optimizer.options.b2=...' in caplog.text
+  caplog.clear()
+  read(FILE.format(line='pass'), 'streams.video.objective={"name": "vtdl"}', 'streams.video.augment={"mixup": 0.5}')
+  assert not caplog.text
+
+
+@pytest.mark.parametrize(
   ('setting', 'message'),
   [
+    ('model.widht=16', "config.model has no key 'widht': did you mean 'width'"),
+    ('model.width=a', 'width'),
+    ('optimizer.options.beta=0.5', "config.optimizer.options has no key 'beta'"),
+    ('streams.video.augment.mixpu=0.5', "augment has no key 'mixpu': did you mean 'mixup'"),
+    ('sources.nothing.label_key=a', 'nothing'),
+    ('sources.objects.label_keys=a', 'label_keys'),
     ('seed=99999999999999999999', 'config.seed is 99999999999999999999'),
     ('optimizer.learning_rate=nan', 'learning_rate is nan: expected a finite number above 0'),
     ('sources.motions.flip=both', "flip is 'both': expected True or False, or 'labels'"),
