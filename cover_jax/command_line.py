@@ -34,7 +34,7 @@ _KEYS = 'see cover_jax/experiment/settings.py for all keys'
 def add_config(to: argparse.ArgumentParser) -> None:
   """Adds --config, with --config.key=value for its keys."""
   what = "the experiment, see configs/, or a run's config.json; --config.key=value sets a key"
-  to.add_argument('--config', required=True, metavar='FILE[:VARIANT]', help=what)
+  to.add_argument('--config', required=True, type=flags.path, metavar='FILE[:VARIANT]', help=what)
 
 
 def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,7 +70,16 @@ def _read(path: str, settings_: Sequence[str]) -> ml_collections.ConfigDict:
   from cover_jax.experiment import settings  # here, so that --help answers at once
 
   settings.check(values['config'].value)
-  return values['config'].value
+  return _at_home(values['config'].value)
+
+
+def _at_home(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config with '~' in its paths as the home."""
+  config.init_from.path = flags.path(config.init_from.path)
+  for source in config.sources.values():
+    source.data_dir = flags.path(source.data_dir)
+    source.exclude = tuple(map(flags.path, source.exclude))
+  return config
 
 
 def _apart(settings_: Sequence[str]) -> tuple[list[str], list[tuple[list[str], dict[str, Any]]]]:

@@ -32,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
   """The command's flags."""
   to = flags.parser('cover_jax.main', __doc__)
   command_line.add_config(to)
-  to.add_argument('--workdir', required=True, help='folder for checkpoints, metrics and pictures; made if missing')
+  what = 'folder for checkpoints, metrics and pictures; made if missing'
+  to.add_argument('--workdir', required=True, type=flags.path, help=what)
   to.add_argument(
     '--mode', choices=('train', 'evaluate', 'frozen'), default='train', help='what to do (default: train)'
   )

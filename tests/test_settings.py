@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from configs import defaults, digits_cover
-from cover_jax import command_line, main
+from cover_jax import command_line, export, main, plan, predict
 from cover_jax.experiment import build as experiment
 from cover_jax.experiment import settings, state
 from cover_jax.jobs import resume
 from cover_jax.models import encoder as encoders
 from cover_jax.training import step as stepping
-from data_pipelines import declared, flags
+from data_pipelines import build as build_command
+from data_pipelines import declared, flags, inspect
 from data_pipelines.clips.settings import SOURCE
 from data_pipelines.contract import SourceInfo, UserError
 
@@ -536,6 +537,26 @@ def test_flags_of_the_command_have_bounds(seconds):
   argv = [f'--config={digits_cover.__file__}:debug', '--workdir=run', f'--heartbeat_seconds={seconds}']
   with pytest.raises(UserError, match=r'heartbeat_seconds: .* is no whole number of at least 2; see'):
     command_line.parse(main.parser(), argv)
+
+
+def test_a_home_is_a_home_in_every_path(monkeypatch, tmp_path, read):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mine.py').write_text(FILE.format(line="config.sources.motions.exclude = ('~/list.txt', 'a:test')"))
+  setting = ['--config.init_from.path=~/w.npz', '--config.sources.objects.data_dir=~/tfds']
+  options = command_line.parse(main.parser(), ['--config=~/mine.py', '--workdir=~/run', *setting])
+  assert options.workdir == f'{tmp_path}/run' and options.config.init_from.path == f'{tmp_path}/w.npz'
+  sources = options.config.sources
+  assert sources.objects.data_dir == f'{tmp_path}/tfds' and sources.digits.data_dir == ''
+  assert sources.motions.exclude == (f'{tmp_path}/list.txt', 'a:test')
+  for module, argv in (
+    (export, ['~/run', '--output=~/m.flax']),
+    (predict, ['~/run', '~/a.mp4', '--output=~/out']),
+    (inspect, ['x', '--data_dir=~/tfds', '--out=~/sheet.png']),
+    (build_command, ['x', '--manual_dir=~/raw', '--data_dir=~/tfds']),
+  ):
+    given = vars(flags.parse(module.parser(), argv))
+    assert '~' not in str(given) and str(given).count(f'{tmp_path}/') == sum('~' in word for word in argv), given
+  assert vars(plan.parser().parse_args(['--config=x', '--output=~/p.json']))['output'] == f'{tmp_path}/p.json'
 
 
 def test_flags_that_do_not_exist_are_named_with_the_nearest():
