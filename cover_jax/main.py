@@ -8,8 +8,9 @@ A run of several processes (hosts) is the same command on each; see docs/scale.m
 
 Exit codes: 0 done; 2 a mistake in the command, config or files, another run in the workdir, a full disk (one sentence
 says which); 3 the loss or its gradient is not finite; 75 SIGTERM came and the state was saved, or another process of
-the run died: run the same command again; 130 Ctrl-C. (JAX itself ends a process with 134 where it notices the death
-first.)
+the run died: run the same command again; 130 Ctrl-C came: the first while it trains saves the state as SIGTERM does, a
+second one ends the process at once; the same command goes on. (JAX itself ends a process with 134 where it notices the
+death first.)
 """
 
 import argparse
@@ -25,7 +26,7 @@ from cover_jax.runtime import compiled
 from data_pipelines import flags
 from data_pipelines.contract import UserError
 
-EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 3, 75, 130
+EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 2, 3, 75
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +77,7 @@ def _fail(code: int, message: str) -> None:
 
 def main() -> None:
   """The command line."""
-  from cover_jax.runtime.processes import leave, lost_peer
+  from cover_jax.runtime.processes import EXIT_INTERRUPTED, interrupted, leave, lost_peer
   from cover_jax.training.finite import NonFiniteLoss
   from cover_jax.training.loop import Preempted
 
@@ -87,7 +88,8 @@ def main() -> None:
   except NonFiniteLoss as error:
     _fail(EXIT_NON_FINITE, f'Error: {error}')
   except Preempted as stop:
-    _fail(EXIT_PREEMPTED, f'{stop} Run the same command again to continue (exit code {EXIT_PREEMPTED}).')
+    code = EXIT_INTERRUPTED if interrupted() else EXIT_PREEMPTED
+    _fail(code, f'{stop} Run the same command again to continue (exit code {code}).')
   except KeyboardInterrupt:
     _fail(EXIT_INTERRUPTED, 'Interrupted: the same command goes on from the newest checkpoint.')
   except Exception as error:

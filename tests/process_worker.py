@@ -47,6 +47,7 @@ def _train(workdir):
       yield batch
 
   state = training.train(experiment, delayed, workdir, mesh, evaluate_now, stop)
+  processes.leave_interrupts()
   processes.gather(state.params)
   matrices = {name: r.confusion_KxK for name, r in results.items()}
   np.savez(os.path.join(workdir, f'confusion-{processes.jax.process_index()}.npz'), **matrices)

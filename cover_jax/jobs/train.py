@@ -54,6 +54,7 @@ def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
     return evaluation.scalars(results)
 
   final = training.train(experiment, data, workdir, mesh, evaluate_now if tests else None, stop)
+  processes.leave_interrupts()
   _finish(experiment, final, results, tests, workdir)
 
 

@@ -15,7 +15,7 @@ from cover_jax.experiment import optim
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState, state_shardings
 from cover_jax.models.encoder import STATISTICS
-from cover_jax.runtime import sharding
+from cover_jax.runtime import processes, sharding
 from cover_jax.training import finite, metrics, records
 from cover_jax.training.records import due
 from cover_jax.training.step import abstract_batch, compile_step, make_optimizer, make_train_step
@@ -24,7 +24,7 @@ from data_pipelines.contract import BatchIterator, SubBatch, UserError
 
 
 class Preempted(Exception):
-  """SIGTERM came, the state was saved, the same command continues the run."""
+  """SIGTERM or Ctrl-C came, the state was saved, the same command continues the run."""
 
 
 def start_state(
@@ -132,7 +132,8 @@ def train(
       kept.wait()
     except Preempted as request:
       kept.wait()
-      raise Preempted(f'SIGTERM: saved {checkpoints.latest(workdir)} at step {step} of {total}.') from request
+      why = 'Ctrl-C' if processes.interrupted() else 'SIGTERM'
+      raise Preempted(f'{why}: saved {checkpoints.latest(workdir)} at step {step} of {total}.') from request
     except finite.NonFiniteLoss:
       raise
     except Exception:
