@@ -8,6 +8,7 @@ The environment variable TINY_RUN holds JSON: {'changes': of the tiny config, 's
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 
@@ -54,6 +55,7 @@ def _train(workdir):
 
 
 if __name__ == '__main__':
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
   train_job.train = train
   sys.argv.append('--config=configs/digits_cover.py:debug')
   main.main()

@@ -179,7 +179,7 @@ def test_sigterm_to_one_stops_all_at_one_step(two, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_to_one_saves_in_all(two, tmp_path):
+def test_ctrl_c_to_one_saves_in_all(tmp_path):
   workers = start(tmp_path, step_seconds=0.3)
   wait_for_step(tmp_path, 3, workers)
   workers[0].send_signal(signal.SIGINT)
@@ -188,8 +188,6 @@ def test_ctrl_c_to_one_saves_in_all(two, tmp_path):
   step = checkpoints.describe(str(tmp_path))['about']['step']
   assert 3 <= step < 12
   assert f'Ctrl-C: saved {tmp_path}/checkpoints/ckpt_{step} at step {step} of 12. Run the same' in ended[0][1]
-  run(tmp_path)
-  assert bits(tmp_path) == bits(two[0])
 
 
 def one_process(workdir, step_seconds):
