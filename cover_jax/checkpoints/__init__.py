@@ -26,8 +26,9 @@ from jax.experimental import multihost_utils
 
 from cover_jax.checkpoints import clu_file, orbax_folder
 from cover_jax.checkpoints.clu_file import write as write  # of an export
+from cover_jax.checkpoints.contents import Misfit as Misfit
 from cover_jax.checkpoints.contents import about as about
-from cover_jax.checkpoints.contents import check_about, check_sources, check_tree, difference, fit
+from cover_jax.checkpoints.contents import check_about, check_sources, check_tree, difference, fit, rename, renaming
 from cover_jax.checkpoints.contents import flatten as flatten
 from cover_jax.checkpoints.contents import sources_of as sources_of
 from cover_jax.runtime import processes, sharding
@@ -280,6 +281,8 @@ def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], s
   found, opened, refused = _newest(path, _open, processes.everywhere)
   loaded = {'about': opened['about'], 'path': found}
   check_sources(loaded, sources)
+  names = renaming(opened, template)
+  opened = rename(opened, names)
   parts = ['state', 'interval']
   if differs := difference({'interval': opened.get('interval', {})}, {'interval': template['interval']}):
     logging.warning(
@@ -291,8 +294,8 @@ def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], s
   have, want, where = ({p: tree.get(p, {}) for p in parts} for tree in (opened, template, placed))
   fitted = fit(loaded, have, want)
   if os.path.isdir(found):  # these were shapes
-    arrays = _reading(found, orbax_folder.read_onto, flax.serialization.to_state_dict(where))
-    fitted = fit(loaded, arrays, want)
+    onto = rename(flax.serialization.to_state_dict(where), {name: position for position, name in names.items()})
+    fitted = fit(loaded, rename(_reading(found, orbax_folder.read_onto, onto), names), want)
   else:
     fitted = sharding.put(fitted, where)
   if jax.process_index() == 0:
