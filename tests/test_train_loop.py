@@ -300,3 +300,20 @@ def test_each_picture_is_tried_alone(tmp_path, caplog):
   with full, workdirs.writing(str(tmp_path), 'the report'):
     visualise.each({'a.png': no_room, 'c.png': lambda: drawn.append('c')})
   assert drawn == ['c', 'c']
+
+
+def profiles(folder):
+  return list(folder.glob('plugins/profile/*/*.xplane.pb'))
+
+
+def test_a_profile_that_the_end_of_the_run_cuts_is_written(run, tmp_path):
+  run(total_steps=4, checkpoint_every=0, profile_at_step=3)
+  assert len(profiles(tmp_path)) == 1
+  run(total_steps=8, checkpoint_every=0, profile_at_step=6)  # another one can be taken
+  assert len(profiles(tmp_path)) == 2
+
+
+def test_a_profile_that_a_stop_cuts_is_written(run, tmp_path):
+  with pytest.raises(training.Preempted):
+    run(total_steps=10, checkpoint_every=0, profile_at_step=2, stop_at=3)
+  assert len(profiles(tmp_path)) == 1

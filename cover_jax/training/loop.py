@@ -1,6 +1,6 @@
 """The loop around the step: what is read, saved, evaluated and said, and when."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -127,6 +127,7 @@ def train(
           raise Preempted
         if evaluate_now:
           kept.evaluated(step, evaluate(state))
+      _end_profile(actions)
       if evaluate is not None and first < total:
         kept.evaluated(total, evaluate(state))
       kept.wait()
@@ -139,6 +140,8 @@ def train(
     except Exception:
       logging.error('Stopped at step %d. The last whole checkpoint: %s', step, checkpoints.latest(workdir) or 'none')
       raise
+    finally:
+      _end_profile(actions)
   return state
 
 
@@ -196,3 +199,12 @@ def _periodic_actions(experiment: Experiment, workdir: str) -> list[Callable[[in
     )
     actions.append(profile)
   return actions
+
+
+def _end_profile(actions: Sequence[Callable[[int], Any]]) -> None:
+  """Closes and writes a profile that is still being taken: the run ended, or was stopped, within its five steps."""
+  for profile in actions:
+    if getattr(profile, '_session_running', False):  # CLU ends a profile at a later step only
+      from clu import profiler
+
+      profile._end_session(profiler.stop())
