@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,13 +28,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Trains (or continues) an experiment, evaluates it and leaves everything in the workdir."""
   workdirs.prepare(workdir)
   with workdirs.hold(workdir):
-    resume.check(workdir, config.to_dict())
-    _train(config, workdir)
+    changes = resume.check(workdir, config.to_dict())
+    with resume.naming(changes):
+      _train(config, workdir, changes)
 
 
-def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
+def _train(config: ml_collections.ConfigDict, workdir: str, changes: Sequence[str]) -> None:
   mesh = sharding.make_mesh(config.mesh)
   experiment, data, tests = open_experiment(config, mesh)
+  resume.say_rate(workdir, experiment, changes)
   evaluation.check_keep_best(config.keep_best, tests)
   for name, stream in experiment.streams.items():
     members = ', '.join(_size(experiment.sources[i]) for i in stream.sources)
