@@ -38,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
   to.add_argument(
     '--mode', choices=('train', 'evaluate', 'frozen'), default='train', help='what to do (default: train)'
   )
+  what = 'train on from the checkpoint of this step, such as the last before a divergence; later ones are moved aside'
+  to.add_argument('--resume_from', type=flags.whole(1), metavar='STEP', help=what)
   compiled.add_flag(to)
   several = to.add_argument_group('several processes', 'on Cloud TPU slices and under SLURM JAX finds these itself')
   several.add_argument('--coordinator', metavar='HOST:PORT', help='address of the first process')
@@ -52,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None) -> None:
   """Does what a command line asks for."""
   options = command_line.parse(parser(), argv)
+  if options.resume_from is not None and options.mode != 'train':
+    raise UserError(f'--resume_from={options.resume_from} is for --mode=train: leave it out.')
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Imported here so that --help and a mistyped flag answer at once.
@@ -63,6 +67,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     options.coordinator, options.num_processes, options.process_id, heartbeat_seconds=options.heartbeat_seconds
   )
   logging.info('JAX %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
+  if options.resume_from is not None:
+    train.train(options.config, options.workdir, resume_from=options.resume_from)
+    return
   {'train': train.train, 'evaluate': evaluate.evaluate, 'frozen': frozen.judge_frozen}[options.mode](
     options.config, options.workdir
   )

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from cover_jax import checkpoints
+from cover_jax.checkpoints import going_back
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.evaluation import classify as evaluation
 from cover_jax.experiment import state
@@ -24,10 +25,18 @@ from cover_jax.training import metrics
 from data_pipelines.contract import SourceInfo
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Trains (or continues) an experiment, evaluates it and leaves everything in the workdir."""
+def train(config: ml_collections.ConfigDict, workdir: str, *, resume_from: int | None = None) -> None:
+  """Trains (or continues) an experiment, evaluates it and leaves everything in the workdir.
+
+  Args:
+    config: of the experiment.
+    workdir: made if missing.
+    resume_from: the step of a checkpoint to go back to; see `going_back.go_back`. None: the newest.
+  """
   workdirs.prepare(workdir)
   with workdirs.hold(workdir):
+    if resume_from is not None:
+      processes.first(lambda: going_back.go_back(workdir, resume_from))
     changes = resume.check(workdir, config.to_dict())
     with resume.naming(changes):
       _train(config, workdir, changes)
