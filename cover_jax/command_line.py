@@ -1,28 +1,40 @@
-"""What the commands that take a config share: its flag, and mistakes in it told in one sentence."""
+"""What the commands that take a config share: its flag, and mistakes in it told in one sentence.
+
+`--config.KEY=VALUE` sets a key that the config has; an entry of a dict whose names are free (`optimizer.options.b2`,
+`streams.video.augment.mixup`); a field of the encoder, also one that the config leaves at its default
+(`model.scan_unroll`). A dict for VALUE is merged into a section of keys that are declared (`mesh`, `optimizer`,
+`sources.NAME`, the `model` of the same name), and takes the place of a dict whose names are free: the log then says
+what went.
+"""
 
 import argparse
+import ast
+import json
 import linecache
 import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags as absl_flags
+from absl import logging
 from ml_collections import config_flags
 from ml_collections.config_flags import config_flags as config_files
 
 from data_pipelines import flags
 from data_pipelines.contract import UserError
+from data_pipelines.declared import OPTIONAL, Key
 
 _KEYS = 'see cover_jax/experiment/settings.py for all keys'
 
 
 def add_config(to: argparse.ArgumentParser) -> None:
   """Adds --config, with --config.key=value for its keys."""
-  what = 'the experiment, see configs/; --config.key=value sets a key'
-  to.add_argument('--config', required=True, metavar='FILE[:VARIANT]', help=what)
+  what = "the experiment, see configs/, or a run's config.json; --config.key=value sets a key"
+  to.add_argument('--config', required=True, type=flags.path, metavar='FILE[:VARIANT]', help=what)
 
 
 def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,17 +59,97 @@ def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> arg
 
 def _read(path: str, settings_: Sequence[str]) -> ml_collections.ConfigDict:
   """The config of a file with --config.key=value, checked."""
-  argv = ['', f'--config={path}', *settings_]
+  others, dicts = _apart(settings_)
+  argv = ['', f'--config={path}', *others]
   values = absl_flags.FlagValues()  # of this command line alone
   config_flags.DEFINE_config_file('config', None, '', values, lock_config=True, sys_argv=argv)
-  values['config'].parser = _ConfigFile('config', lock_config=True)
+  values['config'].parser = _ConfigFile(others, dicts)
   unexpected = _set(values, argv)
   if len(unexpected) > 1:
     raise UserError(f'Unexpected argument {unexpected[1]!r}: give settings as --config.key=value.')
   from cover_jax.experiment import settings  # here, so that --help answers at once
 
   settings.check(values['config'].value)
-  return values['config'].value
+  return _at_home(values['config'].value)
+
+
+def _at_home(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config with '~' in its paths as the home."""
+  config.init_from.path = flags.path(config.init_from.path)
+  for source in config.sources.values():
+    source.data_dir = flags.path(source.data_dir)
+    source.exclude = tuple(map(flags.path, source.exclude))
+  return config
+
+
+def _apart(settings_: Sequence[str]) -> tuple[list[str], list[tuple[list[str], dict[str, Any]]]]:
+  """(the settings whose value is no dict, (words of its path, value) of each that is one)."""
+  others, dicts = [], []
+  for word in settings_:
+    if others and word.startswith('{') and re.fullmatch(r'--?config\.[^=]+', others[-1]):
+      word = f'{others.pop()}={word}'
+    path, _, text = word.partition('=')
+    try:
+      value = ast.literal_eval(text) if text.startswith('{') else None
+    except (SyntaxError, ValueError):
+      value = None
+    if isinstance(value, dict):
+      dicts.append((path.partition('.')[2].split('.'), value))
+    else:
+      others.append(word)
+  return others, dicts
+
+
+def _make_room(config: ml_collections.ConfigDict, path: Sequence[str]) -> None:
+  """Adds an entry to a config, for a flag to set it, if it may have one there; what it is is checked later."""
+  from cover_jax.experiment import settings
+
+  key = settings.declared_at(path)
+  free = isinstance(key, Key) and key.kind.free
+  if not free and not (isinstance(key, Key) and key.default is OPTIONAL):
+    return
+  holder = config
+  for word in path[:-1]:
+    if not isinstance(holder, ml_collections.ConfigDict) or (word not in holder and not free):
+      return
+    if word not in holder:
+      with holder.unlocked():
+        holder[word] = {}
+    holder = holder[word]
+  if isinstance(holder, ml_collections.ConfigDict) and path[-1] not in holder:
+    with holder.unlocked():
+      holder[path[-1]] = ml_collections.FieldReference(None, field_type=object)
+
+
+def _set_dict(config: ml_collections.ConfigDict, path: Sequence[str], value: Mapping[str, Any]) -> None:
+  """Merges a dict into a section, or replaces what has entries of free names; raises KeyError if there is no such."""
+  from cover_jax.experiment import settings
+
+  _make_room(config, path)
+  holder = config
+  for word in path[:-1]:
+    holder = holder[word]
+  old, name = holder[path[-1]], '.'.join(path)
+  was = dict(old.items()) if isinstance(old, ml_collections.ConfigDict) else {}
+  other = 'name' in value and value['name'] != was.get('name', 'timesformer')
+  merges = not isinstance(settings.declared_at(path), Key) or (list(path) == ['model'] and not other)
+  if merges and isinstance(old, ml_collections.ConfigDict):
+    for key, one in value.items():
+      if isinstance(one, dict) and isinstance(was.get(key), ml_collections.ConfigDict):
+        _set_dict(config, [*path, key], one)
+      else:
+        with old.unlocked():  # a key that there is not is named when all of it is checked
+          old[key] = one
+    return
+  if (gone := [key for key in was if key not in value]) and not other:
+    logging.warning(
+      '--config.%s replaces all of its entries: %s went. To change one of them: --config.%s.%s=...',
+      name,
+      ', '.join(f'{key}={was[key]!r}' for key in gone),
+      name,
+      gone[0],
+    )
+  holder[path[-1]] = value
 
 
 def _set(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
@@ -76,9 +168,24 @@ def _set(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 class _ConfigFile(config_files.ConfigFileFlagParser):
-  """Runs a config file; whatever goes wrong in it is a UserError that names the line."""
+  """Runs a config file and makes it ready for flags; what goes wrong in it is a UserError that names the line."""
+
+  def __init__(self, settings_: Sequence[str], dicts: Sequence[tuple[list[str], dict[str, Any]]]):
+    super().__init__('config', lock_config=True)
+    self._paths = [m[1].split('.') for m in (re.match(r'--?(?:no)?config\.([\w.-]+)', s) for s in settings_) if m]
+    self._dicts = dicts
 
   def parse(self, path: str) -> ml_collections.ConfigDict:
+    config = self._load(path)
+    for words, value in self._dicts:
+      _set_dict(config, words, value)
+    for words in self._paths:
+      _make_room(config, words)
+    return config
+
+  def _load(self, path: str) -> ml_collections.ConfigDict:
+    if path.partition(':')[0].endswith('.json'):
+      return _of_json(path)
     try:
       config = super().parse(path)
     except UserError:
@@ -96,6 +203,24 @@ class _ConfigFile(config_files.ConfigFileFlagParser):
         f'get_config of {path} gives a {type(config).__name__}: expected what configs.defaults.get_config() makes.'
       ) from None
     return config
+
+
+def _of_json(path: str) -> ml_collections.ConfigDict:
+  """The config that a run wrote."""
+  from cover_jax.experiment import settings
+
+  path, colon, _ = path.partition(':')
+  if colon:
+    raise UserError(f'--config={path} has no variants: it is the config of one run. Leave out what follows the name.')
+  try:
+    with open(path, encoding='utf-8') as f:
+      values = json.load(f)
+  except (OSError, ValueError) as error:
+    said = getattr(error, 'strerror', None) or f'it is no JSON: {_one_line(error)}'
+    raise UserError(f'--config={path} cannot be read ({said}): give the config.json of a workdir.') from error
+  config = settings.from_json(values, path)
+  config.lock()
+  return config
 
 
 def _in_file(file: str, error: Exception) -> str:

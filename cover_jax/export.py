@@ -230,8 +230,8 @@ def _write_folder(
 def parser() -> argparse.ArgumentParser:
   """The command's flags."""
   to = flags.parser('cover_jax.export', __doc__)
-  to.add_argument('checkpoint', help='workdir of a run, checkpoint or export')
-  to.add_argument('--output', required=True, help='file (flax) or folder (huggingface) to write')
+  to.add_argument('checkpoint', type=flags.path, help='workdir of a run, checkpoint or export')
+  to.add_argument('--output', required=True, type=flags.path, help='file (flax) or folder (huggingface) to write')
   to.add_argument('--format', choices=('flax', 'huggingface'), default='flax', help='what to write (default: flax)')
   to.add_argument('--head', help='the head to write; needed for huggingface where there are several')
   to.add_argument('--params', choices=('raw', 'ema'), default='raw', help='ema: the moving average (default: raw)')

@@ -9,8 +9,9 @@ A run of several processes (hosts) is the same command on each; see docs/scale.m
 
 Exit codes: 0 done; 2 a mistake in the command, config or files, another run in the workdir, a full disk (one sentence
 says which); 3 the loss or its gradient is not finite; 75 SIGTERM came and the state was saved, or another process of
-the run died: run the same command again; 130 Ctrl-C. (JAX itself ends a process with 134 where it notices the death
-first.)
+the run died: run the same command again; 130 Ctrl-C came: the first while it trains saves the state as SIGTERM does, a
+second one ends the process at once; the same command goes on. (JAX itself ends a process with 134 where it notices the
+death first.)
 """
 
 import argparse
@@ -26,20 +27,23 @@ from cover_jax.runtime import compiled
 from data_pipelines import flags
 from data_pipelines.contract import UserError
 
-EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 3, 75, 130
+EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 2, 3, 75
 
 
 def parser() -> argparse.ArgumentParser:
   """The command's flags."""
   to = flags.parser('cover_jax.main', __doc__)
   command_line.add_config(to)
-  to.add_argument('--workdir', required=True, help='folder for checkpoints, metrics and pictures; made if missing')
+  what = 'folder for checkpoints, metrics and pictures; made if missing'
+  to.add_argument('--workdir', required=True, type=flags.path, help=what)
   to.add_argument(
     '--mode',
     choices=('train', 'evaluate', 'frozen', 'pretext'),
     default='train',
     help='train; evaluate heads; judge a frozen encoder; judge objectives on held-out videos (default: train)',
   )
+  what = 'train on from the checkpoint of this step, such as the last before a divergence; later ones are moved aside'
+  to.add_argument('--resume_from', type=flags.whole(1), metavar='STEP', help=what)
   compiled.add_flag(to)
   several = to.add_argument_group('several processes', 'on Cloud TPU slices and under SLURM JAX finds these itself')
   several.add_argument('--coordinator', metavar='HOST:PORT', help='address of the first process')
@@ -54,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None) -> None:
   """Does what a command line asks for."""
   options = command_line.parse(parser(), argv)
+  if options.resume_from is not None and options.mode != 'train':
+    raise UserError(f'--resume_from={options.resume_from} is for --mode=train: leave it out.')
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Imported here so that --help and a mistyped flag answer at once.
@@ -65,6 +71,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     options.coordinator, options.num_processes, options.process_id, heartbeat_seconds=options.heartbeat_seconds
   )
   logging.info('JAX %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
+  if options.resume_from is not None:
+    train.train(options.config, options.workdir, resume_from=options.resume_from)
+    return
   job = {
     'train': train.train,
     'evaluate': evaluate.evaluate,
@@ -83,7 +92,7 @@ def _fail(code: int, message: str) -> None:
 
 def main() -> None:
   """The command line."""
-  from cover_jax.runtime.processes import leave, lost_peer
+  from cover_jax.runtime.processes import EXIT_INTERRUPTED, interrupted, leave, lost_peer
   from cover_jax.training.finite import NonFiniteLoss
   from cover_jax.training.loop import Preempted
 
@@ -94,7 +103,8 @@ def main() -> None:
   except NonFiniteLoss as error:
     _fail(EXIT_NON_FINITE, f'Error: {error}')
   except Preempted as stop:
-    _fail(EXIT_PREEMPTED, f'{stop} Run the same command again to continue (exit code {EXIT_PREEMPTED}).')
+    code = EXIT_INTERRUPTED if interrupted() else EXIT_PREEMPTED
+    _fail(code, f'{stop} Run the same command again to continue (exit code {code}).')
   except KeyboardInterrupt:
     _fail(EXIT_INTERRUPTED, 'Interrupted: the same command goes on from the newest checkpoint.')
   except Exception as error:

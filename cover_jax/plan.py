@@ -293,7 +293,8 @@ def parser() -> argparse.ArgumentParser:
     help='slices: v5e:4x8, v5p:4x4x4, v4:..., v6e:..., cpu:8, local, with commas between them (default: v5e:4x4)',
   )
   to.add_argument('--sizes', default='', help='of sources that are not prepared here: SOURCE=EXAMPLES/CLASSES,...')
-  to.add_argument('--output', default='', metavar='FILE', help='writes all numbers to this JSON file, too')
+  what = 'writes all numbers to this JSON file, too'
+  to.add_argument('--output', default='', type=flags.path, metavar='FILE', help=what)
   to.add_argument('--levers', action='store_true', help='compile what remat, fsdp and accumulation would change, too')
   to.add_argument(
     '--nosearch', dest='search', action='store_false', help='no search for the largest batch: four compilations less'

@@ -194,10 +194,11 @@ def _annotated(report: Report, top: int) -> Iterator[np.ndarray]:
 def parser() -> argparse.ArgumentParser:
   """The command's flags."""
   to = flags.parser('cover_jax.predict', __doc__)
-  to.add_argument('checkpoint', help='workdir of a run, checkpoint or export')
-  to.add_argument('files', nargs='+', metavar='file', help='any video or image')
+  to.add_argument('checkpoint', type=flags.path, help='workdir of a run, checkpoint or export')
+  to.add_argument('files', nargs='+', type=flags.path, metavar='file', help='any video or image')
   to.add_argument('--params', choices=('raw', 'ema'), default='raw', help='ema: the moving average')
-  to.add_argument('--output', default='predictions', help='folder for what is written (default: predictions)')
+  what = 'folder for what is written (default: predictions)'
+  to.add_argument('--output', default='predictions', type=flags.path, help=what)
   to.add_argument('--top', type=int, default=5, help='classes to show of each head (default: 5)')
   to.add_argument('--stride', type=int, help='frames between windows (default: a window, or a second for images)')
   to.add_argument(

@@ -25,8 +25,9 @@ def parser() -> argparse.ArgumentParser:
   """The command's flags."""
   to = flags.parser('data_pipelines.build', __doc__)
   to.add_argument('dataset', help='builder/config: kinetics/400, video_folder/mine, ...')
-  to.add_argument('--manual_dir', required=True, help='folder with the files and their annotations')
-  to.add_argument('--data_dir', help='folder of all built datasets; $TFDS_DATA_DIR or ~/tensorflow_datasets')
+  to.add_argument('--manual_dir', required=True, type=flags.path, help='folder with the files and their annotations')
+  what = 'folder of all built datasets; $TFDS_DATA_DIR or ~/tensorflow_datasets'
+  to.add_argument('--data_dir', type=flags.path, help=what)
   to.add_argument('--name', help='of this variant of the config')
   to.add_argument('--short_side', type=int, help='pixels of the shorter side; 0: as it is')
   to.add_argument('--fps', type=float, help='frames a second; 0: as they are')

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,11 @@ def parser(module: str, doc: str) -> argparse.ArgumentParser:
 def words(text: str) -> list[str]:
   """The type of a flag that takes several values with commas between them."""
   return [word for word in text.split(',') if word]
+
+
+def path(text: str) -> str:
+  """The type of a flag that names a file or folder: '~' is the home, also where a shell leaves it (`--workdir=~/x`)."""
+  return os.path.expanduser(text)
 
 
 def whole(least: int) -> Callable[[str], int]:

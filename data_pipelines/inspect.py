@@ -235,10 +235,10 @@ def parser() -> argparse.ArgumentParser:
   """The command's flags."""
   to = flags.parser('data_pipelines.inspect', __doc__)
   to.add_argument('dataset', help='as TFDS names it: name/config:version')
-  to.add_argument('--data_dir', help='where it was prepared; TFDS has a default')
+  to.add_argument('--data_dir', type=flags.path, help='where it was prepared; TFDS has a default')
   to.add_argument('--frames_key', help='feature with the frames, where there are several')
   to.add_argument('--label_key', help='feature with the label, where there are several')
-  to.add_argument('--out', help='PNG of the contact sheet')
+  to.add_argument('--out', type=flags.path, help='PNG of the contact sheet')
   to.add_argument('--rows', type=int, default=6, help='examples of each split on the sheet')
   to.add_argument('--columns', type=int, default=6, help='frames of an example on the sheet')
   to.add_argument('--verify', action='store_true', help='compare every record with its checksum, and no more')

@@ -12,7 +12,7 @@ mkdir -p "$state"
 
 if [[ ${1:-} == --loop ]]; then
   shift
-  # Done, or a mistake that would only be made again: end. Preempted (75): again. Anything else (killed, out of memory,
+  # Done, stopped by hand (130), or a mistake that would only be made again: end. Preempted (75): again. Anything else (killed, out of memory,
   # another host died, an unexpected error) may be over the next time: again, each time after a longer pause, and five
   # times at most unless it ran for an hour in between.
   failures=0
@@ -22,7 +22,7 @@ if [[ ${1:-} == --loop ]]; then
     code=$?
     wait=$pause
     case $code in
-      0 | 2 | 3) break ;;
+      0 | 2 | 3 | 130) break ;;
       75) failures=0 ;;
       *)
         ((SECONDS - began >= lasting)) && failures=0

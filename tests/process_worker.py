@@ -8,6 +8,7 @@ The environment variable TINY_RUN holds JSON: {'changes': of the tiny config, 's
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 
@@ -47,12 +48,14 @@ def _train(workdir):
       yield batch
 
   state = training.train(experiment, delayed, workdir, mesh, evaluate_now, stop)
+  processes.leave_interrupts()
   processes.gather(state.params)
   matrices = {name: r.confusion_KxK for name, r in results.items()}
   np.savez(os.path.join(workdir, f'confusion-{processes.jax.process_index()}.npz'), **matrices)
 
 
 if __name__ == '__main__':
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
   train_job.train = train
   sys.argv.append('--config=configs/digits_cover.py:debug')
   main.main()

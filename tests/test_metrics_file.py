@@ -1,6 +1,7 @@
 """`metrics.jsonl` whatever lies in it: readable rows stay, the rest is moved aside and named."""
 
 import json
+import time
 
 import pytest
 
@@ -49,6 +50,58 @@ def test_a_damaged_line_costs_no_other(tmp_path, caplog, kind, place):
   cut(path, 4)  # a second time adds nothing
   assert path.read_bytes() == GOOD[0] + b'\n'
   assert (tmp_path / 'metrics.jsonl.damaged').read_bytes() == BAD[kind] + b'\n'
+
+
+def shown(workdir):
+  """{tag: [(step, value)]} as TensorBoard shows it."""
+  from tensorboard.backend.event_processing import plugin_event_accumulator
+  from tensorboard.util import tensor_util
+
+  events = plugin_event_accumulator.EventAccumulator(str(workdir)).Reload()
+  points = lambda tag: [(e.step, tensor_util.make_ndarray(e.tensor_proto).item()) for e in events.Tensors(tag)]
+  return {tag: points(tag) for tag in events.Tags()['tensors']}
+
+
+def killed(workdir, first, tests_again, rows, saved_at):
+  """A writer that wrote rows, was flushed before the save at a row, and was never closed."""
+  writer = metrics.Writer(str(workdir), first_step=first, tests_again=tests_again)
+  for i, (step, scalars) in enumerate(rows):
+    writer.write(step, scalars)
+    if i == saved_at:
+      writer.flush()
+  return writer
+
+
+@pytest.mark.parametrize('tests_again', [False, True])
+@pytest.mark.parametrize('lost', [False, True])
+def test_tensorboard_has_no_point_twice_and_none_is_lost(tmp_path, tests_again, lost):
+  """Killed at step 12 behind the save of step 8, whose tests are done again or were not due."""
+  train = lambda step: (step, {'train/loss': 16.0 - step})
+  tests = [(8, {'test/a/top1': 0.5, 'test/a/loss': 1.0})] if tests_again else []
+  rows = [train(4), train(8), *tests, train(12)]
+  first = killed(tmp_path, 0, False, rows, saved_at=1 if lost else len(rows) - 1)
+  if lost:  # what had not been flushed never came to the file
+    (file,) = tmp_path.glob('events.out*')
+    before = file.read_bytes()
+    first.close()
+    file.write_bytes(before)
+  time.sleep(1.1)  # TensorBoard reads files in the order of the seconds in their names
+  metrics_writer = metrics.Writer(str(tmp_path), first_step=8, tests_again=tests_again)
+  for row in (*tests, train(12), train(16)):
+    metrics_writer.write(*row)
+  metrics_writer.close()
+  written = metrics.read_jsonl(str(tmp_path / metrics.FILE))
+  found = shown(tmp_path)
+  assert found['train/loss'] == [(r['step'], r['train/loss']) for r in written if 'train/loss' in r]
+  assert [step for step, _ in found['train/loss']] == [4, 8, 12, 16]
+  assert found.get('test/a/top1', []) == [(8, 0.5)] * tests_again
+
+
+def test_tensorboard_has_no_point_twice_of_a_run_that_saved_nothing(tmp_path):
+  killed(tmp_path, 0, False, [(1, {'train/loss': 1.0}), (2, {'train/loss': 2.0})], saved_at=1)
+  time.sleep(1.1)
+  killed(tmp_path, 0, False, [(1, {'train/loss': 1.0})], saved_at=0)
+  assert shown(tmp_path) == {'train/loss': [(1, 1.0)]}
 
 
 def test_damage_of_several_times_is_kept(tmp_path):

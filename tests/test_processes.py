@@ -178,6 +178,50 @@ def test_sigterm_to_one_stops_all_at_one_step(two, tmp_path):
   assert (tmp_path / 'metrics.jsonl').read_text() == (expected / 'metrics.jsonl').read_text()
 
 
+@pytest.mark.slow
+def test_ctrl_c_to_one_saves_in_all(tmp_path):
+  workers = start(tmp_path, step_seconds=0.3)
+  wait_for_step(tmp_path, 3, workers)
+  workers[0].send_signal(signal.SIGINT)
+  ended = finish(workers)
+  assert [code for code, _ in ended] == [130, 75], '\n'.join(o for _, o in ended)
+  step = checkpoints.describe(str(tmp_path))['about']['step']
+  assert 3 <= step < 12
+  assert f'Ctrl-C: saved {tmp_path}/checkpoints/ckpt_{step} at step {step} of 12. Run the same' in ended[0][1]
+
+
+def one_process(workdir, step_seconds):
+  """The tiny run in one process of its own; its saves are far apart."""
+  options = {'changes': CHANGES | {'mesh__data': 1, 'checkpoint_every': 100}, 'step_seconds': step_seconds}
+  env = {'XLA_FLAGS': '--xla_backend_optimization_level=0', 'TINY_RUN': json.dumps(options)}
+  return spawn('tests.process_worker', [f'--workdir={workdir}'], env)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+  worker = one_process(tmp_path, step_seconds=0.5)
+  wait_for_step(tmp_path, 2, [worker])
+  worker.send_signal(signal.SIGINT)
+  ((code, output),) = finish([worker])
+  assert code == 130 and 'Traceback' not in output, output
+  step = checkpoints.describe(str(tmp_path))['about']['step']
+  assert 2 <= step < 12 and 'Ctrl-C again ends it at once' in output
+  assert f'Ctrl-C: saved {tmp_path}/checkpoints/ckpt-1.flax at step {step} of 12. Run the same command again' in output
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+  """Also in a call that Python's own handlers would wait for: here a step that takes a minute."""
+  worker = one_process(tmp_path, step_seconds=60)
+  wait_until(lambda: any(tmp_path.glob('events.out*')), [worker])
+  time.sleep(3)
+  worker.send_signal(signal.SIGINT)
+  time.sleep(1)
+  began = time.monotonic()
+  worker.send_signal(signal.SIGINT)
+  ((code, output),) = finish([worker])
+  assert code == 130 and time.monotonic() - began < 10, output
+  assert checkpoints.latest(str(tmp_path)) is None
+
+
 def wait_for_step(workdir, step, workers):
   """Returns when a step is in the log."""
   log = workdir / 'metrics.jsonl'
@@ -318,8 +362,12 @@ def test_sigterm_is_noticed_in_one_process():
   before = signal.getsignal(signal.SIGTERM)
   try:
     stop = processes.watch_preemption()
-    assert not stop()
+    assert not stop() and not processes.interrupted()
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop() and stop()
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    processes.leave_interrupts()
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
   finally:
     signal.signal(signal.SIGTERM, before)

@@ -3,15 +3,18 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 from configs import defaults, digits_cover
 from cover_jax import checkpoints
+from cover_jax.experiment import build as experiments
 from cover_jax.jobs import resume
 from cover_jax.jobs import train as train_job
-from data_pipelines.contract import UserError
+from data_pipelines.contract import SourceInfo, UserError
 from tests.test_train_loop import run, saved  # noqa: F401  a fixture
 
+SOURCES = ('objects', 'motions', 'moments', 'digits')
 OTHER_RUNS = {
   'heads.all.name': 'attentive',
   'seed': 1,
@@ -235,3 +238,50 @@ def test_harmless_changes_are_said(tmp_path, caplog):
   c.log_every = 7
   resume.check(str(tmp_path), c.to_dict())
   assert 'The config changed since the checkpoint: log_every: 1 -> 7' in caplog.text
+
+
+def at_step(folder, step, **changes):
+  """A checkpoint of the debug config in a folder."""
+  sources = tuple(SourceInfo(name, 'video' if name != 'digits' else 'image', 400, ('a', 'b')) for name in SOURCES)
+  text = checkpoints.about(config(**changes), sources, step)
+  checkpoints.Saver(str(folder), 2).save({'about': text, 'state': {'w': 1}, 'interval': {}})
+
+
+def rate_said(tmp_path, caplog, **changes):
+  """What is said of the learning rate of a run of 100 steps, 10 of them warm-up, that goes on at step 90."""
+  base = {'total_steps': 100, 'optimizer.warmup_steps': 10, 'optimizer.learning_rate': 1e-3}
+  at_step(tmp_path, 90, **base)
+  c = digits_cover.get_config('debug')
+  c.update_from_flattened_dict(base | changes)
+  described = checkpoints.describe(str(tmp_path))
+  going_on = experiments.build(c, checkpoints.sources_of(described))
+  caplog.clear()
+  resume.say_rate(str(tmp_path), going_on, resume.check(str(tmp_path), c.to_dict()))
+  return [record.getMessage() for record in caplog.records if 'learning rate jumps' in record.getMessage()]
+
+
+def test_another_length_says_how_the_learning_rate_jumps(tmp_path, caplog):
+  (said,) = rate_said(tmp_path, caplog, total_steps=200)
+  old, new = (1e-3 * (1 + np.cos(np.pi * 80 / after)) / 2 for after in (90, 190))
+  assert f'at step 91: {new:.4g}, where the schedule of the checkpoint had {old:.4g}, {new / old:.3g} times' in said
+  assert 'total_steps: 100 -> 200' in said
+
+
+@pytest.mark.parametrize('changes', [{}, {'optimizer.weight_decay': 0.1}, {'log_every': 7}])
+def test_a_learning_rate_that_stays_is_not_said(tmp_path, caplog, changes):
+  assert rate_said(tmp_path, caplog, **changes) == []
+
+
+def test_a_checkpoint_that_does_not_fit_lists_what_changed(tmp_path, monkeypatch):
+  at_step(tmp_path, 4)
+  c = digits_cover.get_config('debug')
+  c.ema_decay, c.log_every = 0.9, 7
+
+  def misfit(*_):
+    checkpoints.contents.fit({'path': 'ckpt-1.flax'}, {}, {'ema': {'w': np.zeros(2)}})
+
+  monkeypatch.setattr(train_job, 'open_experiment', misfit)
+  with pytest.raises(
+    UserError, match=r'ckpt-1\.flax does not fit.*Changed .*: ema_decay: 0.0 -> 0.9; log_every: 1 -> 7'
+  ):
+    train_job.train(c, str(tmp_path))

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import pathlib
 import random
 
 import jax
@@ -11,14 +12,22 @@ import numpy as np
 import pytest
 
 from configs import defaults, digits_cover
-from cover_jax import command_line, main
+from cover_jax import command_line, export, main, plan, predict
 from cover_jax.experiment import build as experiment
 from cover_jax.experiment import settings, state
+from cover_jax.jobs import resume
+from cover_jax.models import encoder as encoders
 from cover_jax.training import step as stepping
-from data_pipelines import declared, flags
+from data_pipelines import build as build_command
+from data_pipelines import declared, flags, inspect
 from data_pipelines.clips.settings import SOURCE
 from data_pipelines.contract import SourceInfo, UserError
 
+CONFIGS = [
+  f'{path}:k400' if path.stem == 'transfer' else str(path)
+  for path in sorted(pathlib.Path(defaults.__file__).parent.glob('*.py'))
+  if path.stem not in ('__init__', 'defaults')
+]
 NAN, INF = float('nan'), float('inf')
 
 
@@ -279,6 +288,20 @@ def read(tmp_path, monkeypatch):
   return run
 
 
+@pytest.fixture
+def read_json(tmp_path):
+  """(text of a config.json, flags) -> its config, as a command reads it."""
+  parser = flags.parser('of a test', '')
+  command_line.add_config(parser)
+
+  def run(text, *settings_):
+    (tmp_path / 'config.json').write_text(text)
+    argv = [f'--config={tmp_path}/config.json', *(f'--config.{s}' for s in settings_)]
+    return command_line.parse(parser, argv).config
+
+  return run
+
+
 @pytest.mark.parametrize(
   ('line', 'message'),
   [
@@ -360,8 +383,77 @@ def test_flags_set_what_may_be_of_several_types(read):
 
 
 @pytest.mark.parametrize(
+  ('setting', 'value'),
+  [
+    ('model.drop_path=0.2', 0.2),  # the config file leaves these at their defaults
+    ('model.attention=joint', 'joint'),
+    ('model.gelu_approximate', True),
+    ('nomodel.gelu_approximate', False),
+    ('sources.objects.label_key=None', None),
+    ('sources.objects.frames_key=video', 'video'),
+    ('optimizer.options.b1=0.5', 0.5),
+    ('streams.video.augment.color_jitter.hue=0.1', 0.1),
+    ('streams.video.objective.label_smoothing=0.1', 0.1),
+    ('mixture.weights.objects=2', 2),
+    ('heads.only.objects.name=attentive', 'attentive'),
+  ],
+)
+def test_flags_set_keys_that_the_file_does_not(read, setting, value):
+  if setting.startswith('no'):
+    setting = setting.removeprefix('no') + '=False'
+  config = read(FILE.format(line='pass'), setting).to_dict()
+  path = setting.partition('=')[0].split('.')
+  assert functools.reduce(lambda node, key: node[key], path, config) == value
+  assert functools.reduce(lambda node, key: node[key], path[:-1], config).keys() >= {path[-1]}
+
+
+def test_every_field_of_every_encoder_can_be_set_by_flag(read):
+  for name in encoders.ENCODERS:
+    fields = {key: value for key, value in encoders.defaults({'name': name}).items() if key != 'name'}
+    line = f"config.model = {{'name': {name!r}}}"
+    assert fields and dict(read(FILE.format(line=line), *(f'model.{k}={v}' for k, v in fields.items())).model) == {
+      'name': name,
+      **fields,
+    }
+
+
+def test_a_dict_by_flag_is_merged_into_a_section(read):
+  config = read(
+    FILE.format(line='pass'),
+    'mesh={"fsdp": 2}',
+    'optimizer={"learning_rate": 1, "options": {"b1": 0.5}}',
+    'sources.objects={"stride": 2}',
+    'model={"width": 32}',
+    'model.depth=1',
+  )
+  assert config.mesh.to_dict() == {'data': -1, 'fsdp': 2, 'tensor': 1}
+  assert config.optimizer.learning_rate == 1.0 and config.optimizer.weight_decay == 0.05
+  assert (config.sources.objects.stride, config.sources.objects.sampler) == (2, 'segments')
+  assert (config.model.width, config.model.depth, config.model.patch_size) == (32, 1, 8)
+  with pytest.raises(UserError, match=r"config\.mesh has no key 'fdsp': did you mean 'fsdp'"):
+    read(FILE.format(line='pass'), 'mesh={"fdsp": 2}')
+  with pytest.raises(UserError, match="key that the config lacks: 'meshes'"):
+    read(FILE.format(line='pass'), 'meshes={"fsdp": 2}')
+
+
+def test_a_dict_by_flag_replaces_what_has_names_of_its_own_and_says_what_went(read, caplog):
+  config = read(FILE.format(line='pass'), 'optimizer.options={"b1": 0.5}', 'model={"name": "c3d"}')
+  assert config.optimizer.options.to_dict() == {'b1': 0.5} and config.model.to_dict() == {'name': 'c3d'}
+  assert 'b2=0.98 went. To change one of them: --config.optimizer.options.b2=...' in caplog.text
+  caplog.clear()
+  read(FILE.format(line='pass'), 'streams.video.objective={"name": "vtdl"}', 'streams.video.augment={"mixup": 0.5}')
+  assert not caplog.text
+
+
+@pytest.mark.parametrize(
   ('setting', 'message'),
   [
+    ('model.widht=16', "config.model has no key 'widht': did you mean 'width'"),
+    ('model.width=a', 'width'),
+    ('optimizer.options.beta=0.5', "config.optimizer.options has no key 'beta'"),
+    ('streams.video.augment.mixpu=0.5', "augment has no key 'mixpu': did you mean 'mixup'"),
+    ('sources.nothing.label_key=a', 'nothing'),
+    ('sources.objects.label_keys=a', 'label_keys'),
     ('seed=99999999999999999999', 'config.seed is 99999999999999999999'),
     ('optimizer.learning_rate=nan', 'learning_rate is nan: expected a finite number above 0'),
     ('sources.motions.flip=both', "flip is 'both': expected True or False, or 'labels'"),
@@ -374,6 +466,45 @@ def test_flags_set_what_may_be_of_several_types(read):
 def test_mistakes_in_flags_are_one_sentence(read, setting, message):
   with pytest.raises(UserError, match=message) as error:
     read(FILE.format(line='pass'), setting)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=[pathlib.Path(path).stem for path in CONFIGS])
+def test_the_config_json_of_a_run_is_a_config(path, tmp_path):
+  """What a run wrote gives the same run, by whichever config file it was."""
+  parser = flags.parser('of a test', '')
+  command_line.add_config(parser)
+  config = command_line.parse(parser, [f'--config={path}']).config
+  (tmp_path / 'config.json').write_text(config.to_json_best_effort(indent=2))
+  again = command_line.parse(parser, [f'--config={tmp_path}/config.json']).config
+  assert again.to_dict() == config.to_dict()
+  assert resume.compare(config.to_dict(), again.to_dict()) == ([], [])
+
+
+def test_a_config_json_can_be_changed_by_flags(read_json):
+  values = digits_cover.get_config('debug').to_dict()
+  config = read_json(json.dumps(values), 'seed=3', 'streams.video.loss_weight=0.5', 'sources.objects.flip=labels')
+  assert (config.seed, config.streams.video.loss_weight, config.sources.objects.flip) == (3, 0.5, 'labels')
+  del values['frozen'], values['sources']['digits']['flip']  # of a version that had no such keys
+  assert read_json(json.dumps(values)).frozen.clips == 10
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('{"architectures": []}', r'config\.json is not the config of a run'),
+    ('[1]', r'config\.json is not the config of a run'),
+    ('{', r'config\.json cannot be read \(it is no JSON'),
+    ('{"sources": {}, "streams": {}, "sed": 1}', "config.json has no key 'sed': did you mean 'seed'"),
+    (
+      '{"sources": {"a": {"dataset": "x", "flp": 1}}, "streams": {}}',
+      "sources.a has no key 'flp': did you mean 'flip'",
+    ),
+  ],
+)
+def test_mistakes_in_a_config_json_are_one_sentence(read_json, text, message):
+  with pytest.raises(UserError, match=message) as error:
+    read_json(text)
   assert '\n' not in str(error.value)
 
 
@@ -406,6 +537,26 @@ def test_flags_of_the_command_have_bounds(seconds):
   argv = [f'--config={digits_cover.__file__}:debug', '--workdir=run', f'--heartbeat_seconds={seconds}']
   with pytest.raises(UserError, match=r'heartbeat_seconds: .* is no whole number of at least 2; see'):
     command_line.parse(main.parser(), argv)
+
+
+def test_a_home_is_a_home_in_every_path(monkeypatch, tmp_path, read):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mine.py').write_text(FILE.format(line="config.sources.motions.exclude = ('~/list.txt', 'a:test')"))
+  setting = ['--config.init_from.path=~/w.npz', '--config.sources.objects.data_dir=~/tfds']
+  options = command_line.parse(main.parser(), ['--config=~/mine.py', '--workdir=~/run', *setting])
+  assert options.workdir == f'{tmp_path}/run' and options.config.init_from.path == f'{tmp_path}/w.npz'
+  sources = options.config.sources
+  assert sources.objects.data_dir == f'{tmp_path}/tfds' and sources.digits.data_dir == ''
+  assert sources.motions.exclude == (f'{tmp_path}/list.txt', 'a:test')
+  for module, argv in (
+    (export, ['~/run', '--output=~/m.flax']),
+    (predict, ['~/run', '~/a.mp4', '--output=~/out']),
+    (inspect, ['x', '--data_dir=~/tfds', '--out=~/sheet.png']),
+    (build_command, ['x', '--manual_dir=~/raw', '--data_dir=~/tfds']),
+  ):
+    given = vars(flags.parse(module.parser(), argv))
+    assert '~' not in str(given) and str(given).count(f'{tmp_path}/') == sum('~' in word for word in argv), given
+  assert vars(plan.parser().parse_args(['--config=x', '--output=~/p.json']))['output'] == f'{tmp_path}/p.json'
 
 
 def test_flags_that_do_not_exist_are_named_with_the_nearest():

@@ -60,7 +60,7 @@ def test_mesh_does_not_change_training(one_device, mesh):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, expected_params)
   kernel = state.params['encoder']['blocks']['mlp']['hidden']['kernel']
   assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, 'fsdp', 'tensor')
-  moments = state.opt_state[1].mu['encoder']['blocks']['mlp']['hidden']['kernel']
+  moments = state.opt_state['scale'].mu['encoder']['blocks']['mlp']['hidden']['kernel']
   assert moments.sharding.spec == kernel.sharding.spec  # the optimizer follows its parameter
 
 

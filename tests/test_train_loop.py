@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from cover_jax import checkpoints
+from cover_jax.checkpoints import going_back
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.evaluation import visualise
 from cover_jax.experiment.state import TrainState
@@ -300,3 +302,54 @@ def test_each_picture_is_tried_alone(tmp_path, caplog):
   with full, workdirs.writing(str(tmp_path), 'the report'):
     visualise.each({'a.png': no_room, 'c.png': lambda: drawn.append('c')})
   assert drawn == ['c', 'c']
+
+
+def profiles(folder):
+  return list(folder.glob('plugins/profile/*/*.xplane.pb'))
+
+
+def test_a_profile_that_the_end_of_the_run_cuts_is_written(run, tmp_path):
+  run(total_steps=4, checkpoint_every=0, profile_at_step=3)
+  assert len(profiles(tmp_path)) == 1
+  shutil.rmtree(tmp_path / 'plugins')  # a profile is named by the second
+  run(total_steps=8, checkpoint_every=0, profile_at_step=6)  # another one can be taken
+  assert len(profiles(tmp_path)) == 1
+
+
+def test_a_profile_that_a_stop_cuts_is_written(run, tmp_path):
+  with pytest.raises(training.Preempted):
+    run(total_steps=10, checkpoint_every=0, profile_at_step=2, stop_at=3)
+  assert len(profiles(tmp_path)) == 1
+
+
+def test_weights_that_are_finite_and_absurd_are_not_saved(run, tmp_path):
+  with pytest.raises(NonFiniteLoss, match=r'such weights \(params/encoder/w up to 6\.8e\+34\) at step 10\.') as error:
+    run(strange={7: {'leap': 6.8e34}})
+  assert saved(tmp_path)[0] == 5 and f'checkpoint is {checkpoints.latest(str(tmp_path))}' in str(error.value)
+
+
+def test_a_run_goes_back_to_an_older_checkpoint_once(run, tmp_path, caplog):
+  """As after a divergence; the later ones stay, under another name, and the bits are those of the first time."""
+  run(checkpoint_every=2, keep_checkpoints=5)
+  expected, folder = saved(tmp_path), tmp_path / checkpoints.FOLDER
+  assert going_back.steps(str(tmp_path)) == [10, 8, 6, 4, 2]
+  with pytest.raises(UserError, match=r'--resume_from=5: .* that it has: 10, 8, 6, 4, 2\.'):
+    going_back.go_back(str(tmp_path), 5)
+  later = {name: (folder / name).read_bytes() for name in ('ckpt-4.flax', 'ckpt-5.flax')}
+  going_back.go_back(str(tmp_path), 6)
+  assert saved(tmp_path)[0] == 6 and 'ckpt-5.flax.refused' in caplog.text
+  assert {name: (folder / f'{name}.refused').read_bytes() for name in later} == later
+  run(checkpoint_every=2, keep_checkpoints=5)
+  assert saved(tmp_path) == expected
+  going_back.go_back(str(tmp_path), 6)  # the command is given again, as after a preemption
+  assert saved(tmp_path) == expected and 'went back to step 6 already' in caplog.text
+
+
+def test_a_run_goes_back_to_a_checkpoint_that_is_kept_for_good(run, tmp_path):
+  run(checkpoint_every=2, keep_checkpoints=1, keep_every=4)
+  expected = saved(tmp_path)
+  assert going_back.steps(str(tmp_path)) == [10, 8, 4]
+  going_back.go_back(str(tmp_path), 4)
+  assert saved(tmp_path)[0] == 4
+  run(checkpoint_every=2, keep_checkpoints=1, keep_every=4)
+  assert saved(tmp_path) == expected

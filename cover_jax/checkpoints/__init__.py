@@ -20,8 +20,9 @@ from absl import logging
 
 from cover_jax.checkpoints import clu_file, orbax_folder
 from cover_jax.checkpoints.clu_file import write as write  # of an export
+from cover_jax.checkpoints.contents import Misfit as Misfit
 from cover_jax.checkpoints.contents import about as about
-from cover_jax.checkpoints.contents import check_sources, check_tree, difference, fit
+from cover_jax.checkpoints.contents import check_sources, check_tree, difference, fit, rename, renaming
 from cover_jax.checkpoints.contents import flatten as flatten
 from cover_jax.checkpoints.contents import sources_of as sources_of
 from cover_jax.checkpoints.finding import FOLDER as FOLDER
@@ -79,6 +80,8 @@ def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], s
   found, opened, refused = newest(path, _open, processes.everywhere)
   loaded = {'about': opened['about'], 'path': found}
   check_sources(loaded, sources)
+  names = renaming(opened, template)
+  opened = rename(opened, names)
   parts = ['state', 'interval']
   if differs := difference({'interval': opened.get('interval', {})}, {'interval': template['interval']}):
     logging.warning(
@@ -90,12 +93,12 @@ def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], s
   have, want, where = ({p: tree.get(p, {}) for p in parts} for tree in (opened, template, placed))
   fitted = fit(loaded, have, want)
   if os.path.isdir(found):  # these were shapes
-    arrays = reading(found, orbax_folder.read_onto, flax.serialization.to_state_dict(where))
-    fitted = fit(loaded, arrays, want)
+    onto = rename(flax.serialization.to_state_dict(where), {name: position for position, name in names.items()})
+    fitted = fit(loaded, rename(reading(found, orbax_folder.read_onto, onto), names), want)
   else:
     fitted = sharding.put(fitted, where)
   if jax.process_index() == 0:
-    _put_aside(refused)
+    put_aside(refused)
   return loaded | {'interval': sharding.put(template['interval'], placed['interval'])} | fitted
 
 
@@ -142,7 +145,7 @@ def _restore_part(path: str, part: str, template: Any, placed: Any) -> dict[str,
   return loaded | {part: arrays}
 
 
-def _put_aside(paths: Sequence[str]) -> None:
+def put_aside(paths: Sequence[str]) -> None:
   for path in paths:
     aside = path + REFUSED
     while os.path.lexists(aside):

@@ -17,6 +17,8 @@ from data_pipelines.contract import SourceInfo, UserError
 
 # What is learnt, and the average of it; the rest of a state may hold integers.
 _PARAMETERS = ('params', 'ema')
+# The parts of an optimizer that hold arrays, in their order; see `cover_jax.experiment.optim.make_optimizer`.
+OPTIMIZER = ('scale', 'rate')
 
 
 def about(config: Mapping[str, Any], sources: tuple[SourceInfo, ...], step: int) -> str:
@@ -125,6 +127,37 @@ def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
     yield from _leaves(value, f'{name}/{key}')
 
 
+def renaming(have: Mapping[str, Any], template: Mapping[str, Any]) -> dict[str, str]:
+  """{position: name} of the parts of an optimizer, for a checkpoint that has the former and a run that has the latter.
+
+  {} for checkpoints since the parts have names.
+
+  Args:
+    have: {'state': ...} of the checkpoint.
+    template: {'state': ...} of the run.
+  """
+  old = have['state'].get('opt_state')
+  new = flax.serialization.to_state_dict(template['state']).get('opt_state')
+  if not isinstance(old, Mapping) or not isinstance(new, Mapping) or not set(OPTIMIZER) <= set(new):
+    return {}
+  if not all(key.isdigit() for key in old):
+    return {}
+  positions = [key for key in sorted(old, key=int) if jax.tree.leaves(old[key])]
+  return dict(zip(positions, OPTIMIZER, strict=True)) if len(positions) == len(OPTIMIZER) else {}
+
+
+def rename(tree: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
+  """A tree with a 'state' of nested dicts, the parts of its optimizer by other names; as it is for no names."""
+  if not names:
+    return tree
+  parts = {new: tree['state']['opt_state'][old] for old, new in names.items()}
+  return {**tree, 'state': {**tree['state'], 'opt_state': parts}}
+
+
+class Misfit(UserError):
+  """The arrays of a checkpoint are not those of the run."""
+
+
 def fit(loaded: Mapping[str, Any], have: Any, template: Any) -> Any:
   """Gives a loaded subtree the template's structure.
 
@@ -134,10 +167,10 @@ def fit(loaded: Mapping[str, Any], have: Any, template: Any) -> Any:
     template: what they should be, of arrays or ShapeDtypeStructs.
 
   Raises:
-    UserError: naming the first array that is missing, superfluous, or of another shape or dtype.
+    Misfit: naming the first array that is missing, superfluous, or of another shape or dtype.
   """
   if differs := difference(have, template):
-    raise UserError(
+    raise Misfit(
       f'{loaded["path"]} does not fit this config: {differs}; '
       'use the config of the checkpoint (config.json beside it) or another --workdir.'
     )

@@ -61,7 +61,7 @@ def read_about(path: str) -> dict[str, Any]:
   return check_about(kind_of(path).read_about(path))
 
 
-def _step(path: str) -> int:
+def step_of(path: str) -> int:
   """The step of a checkpoint; -1 if it cannot be told."""
   try:
     return reading(path, read_about)['step']
@@ -73,7 +73,7 @@ def _itself(path: str) -> str | None:
   """The checkpoint that a path names, if it names one."""
   named = [p for p in (path, path + clu_file.SUFFIX) if os.path.isfile(p) or orbax_folder.is_whole(p)]
   # A kill between a file and a folder of one name leaves both: see `Saver.keep`.
-  return max(named, key=_step) if len(named) > 1 else next(iter(named), None)
+  return max(named, key=step_of) if len(named) > 1 else next(iter(named), None)
 
 
 def lying(path: str) -> list[str]:
@@ -82,9 +82,9 @@ def lying(path: str) -> list[str]:
     numbered = [kind.kept(folder) for kind in (clu_file, orbax_folder)]
     found = [path for paths in numbered for path in paths]
     if all(numbered):  # the run had one process at one time and several at another
-      found.sort(key=_step, reverse=True)
+      found.sort(key=step_of, reverse=True)
     names = [n for n in os.listdir(folder) if _NAMED.fullmatch(n)] if os.path.isdir(folder) else []
-    found += sorted((os.path.join(folder, n) for n in names), key=_step, reverse=True)
+    found += sorted((os.path.join(folder, n) for n in names), key=step_of, reverse=True)
     if found:
       return found
   return []

@@ -96,7 +96,7 @@ class Saver:
     else:
       path, other = target + clu_file.SUFFIX, target
     if jax.process_index() == 0:
-      self._guarded(lambda: _link(newest, path))
+      self._guarded(lambda: link(newest, path))
       self._guarded(lambda: _remove(other))
     return path
 
@@ -168,7 +168,7 @@ def _remove(path: str) -> None:
     os.remove(path)
 
 
-def _link(source: str, target: str) -> None:
+def link(source: str, target: str) -> None:
   """Makes the target another name of a checkpoint, or a copy of it."""
   if os.path.isdir(source):
     with durable.replacing_folder(target) as folder:

@@ -209,9 +209,21 @@ def make_optimizer(
     factors = by_rule(rules, params)
     return jax.tree.map(lambda u, p, f: u + config.weight_decay * f * p, updates, params, factors)
 
-  chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-  chain.append(scaler)
+  chain = [('clip', optax.clip_by_global_norm(config.clip_norm))] if config.clip_norm else []
+  chain.append(('scale', scaler))
   if config.weight_decay:
-    chain.append(optax.stateless(decay))
-  chain += [optax.stateless(scale_rates), optax.scale_by_learning_rate(schedule)]
-  return optax.chain(*chain)
+    chain.append(('decay', optax.stateless(decay)))
+  chain += [('factors', optax.stateless(scale_rates)), ('rate', optax.scale_by_learning_rate(schedule))]
+  # By name, not by position, which would move with those that come and go as a run goes on with another config. Those
+  # that hold arrays stand in `contents.OPTIMIZER`, for checkpoints of before they had names.
+  return _plain(optax.named_chain(*chain))
+
+
+def _plain(chain: optax.GradientTransformation) -> optax.GradientTransformation:
+  """A named chain whose state is a dict: Flax does not serialize optax's OrderedDict."""
+
+  def update(updates, state, params=None):
+    updates, state = chain.update(updates, state, params)
+    return updates, dict(state)
+
+  return optax.GradientTransformation(lambda params: dict(chain.init(params)), update)

@@ -5,7 +5,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -98,7 +98,7 @@ RUN = {
     'heads': Key({}, named(nonempty)),  # {our head: head of the file} maps classes by name
   },
   # {'name': 'timesformer', ...}: an encoder of cover_jax.models.encoder.ENCODERS and fields of it, which its file
-  # explains and has the defaults of. The command line can change those that the config file sets.
+  # explains and has the defaults of. The command line can set each of them, whatever the config file sets.
   'model': Key({}, named()),
   # Classifiers, one for each labelled source: {'name': 'linear'} on the encoder's feature, or 'attentive' or
   # 'attentive_blocks' on its tokens, with options; see cover_jax.models.heads.KINDS.
@@ -221,6 +221,53 @@ def _lock(config: ml_collections.ConfigDict, keys: Keys) -> ml_collections.Confi
     elif key.kind.free and isinstance(config[name], ml_collections.ConfigDict):
       config[name].unlock()
   return config
+
+
+def declared_at(path: Sequence[str]) -> Key | Keys | None:
+  """What is declared of a key of a config.
+
+  Args:
+    path: such as ('streams', 'video', 'size').
+
+  Returns:
+    Its `Key`; the table of a section; for a key within a dict whose names are free, the `Key` of that dict; None if
+    there is no such key.
+  """
+  first, *rest = path
+  named_ = {'sources': SOURCE, 'streams': STREAM}
+  found, rest = (named_[first], rest[1:]) if first in named_ and rest else (RUN, path)
+  for word in rest:
+    if isinstance(found, Key):
+      return found if found.kind.free else None
+    found = found.get(word)
+    if found is None:
+      return None
+  return found
+
+
+def from_json(values: Any, where: str) -> ml_collections.ConfigDict:
+  """The config that a run wrote to its config.json, as a config file would give it.
+
+  Args:
+    values: what JSON gives of the file; lists stand for tuples, and keys that came later have their defaults.
+    where: of the file, for messages.
+
+  Raises:
+    UserError: if it is no config of a run, or one of a key or value that there is not any more.
+  """
+  if not isinstance(values, Mapping) or not all(isinstance(values.get(k), Mapping) for k in ('sources', 'streams')):
+    raise UserError(f'{where} is not the config of a run: expected what a run writes to config.json in its workdir.')
+  values = _tuples(values)
+  config = new(RUN, {key: value for key, value in values.items() if key not in ('sources', 'streams')}, where)
+  for kind, keys in (('sources', SOURCE), ('streams', STREAM)):
+    config[kind] = {name: new(keys, one, f'{where}: {kind}.{name}') for name, one in values[kind].items()}
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _tuples(v) for key, v in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -1,15 +1,19 @@
 """Whether a run may go on in a workdir with another config than the one its checkpoint was trained with."""
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from configs import defaults
 from cover_jax import checkpoints
+from cover_jax.experiment import build as experiments
+from cover_jax.experiment import optim
+from cover_jax.experiment.build import Experiment
 from cover_jax.models import encoder as encoders
 from cover_jax.training import metrics
 from data_pipelines.contract import UserError
@@ -58,8 +62,11 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], 
   return [lines[key] for key in changed if key not in allowed], [lines[key] for key in changed if key in allowed]
 
 
-def check(workdir: str, config: Mapping[str, Any]) -> None:
+def check(workdir: str, config: Mapping[str, Any]) -> list[str]:
   """Says what changed since the workdir's checkpoint; to be called before any data is opened and anything written.
+
+  Returns:
+    The changes that a run may make, as lines 'key: old -> new'.
 
   Raises:
     UserError: if the config would make another run; it names every such key.
@@ -67,11 +74,11 @@ def check(workdir: str, config: Mapping[str, Any]) -> None:
   newest = checkpoints.latest(workdir)
   if newest is None:
     _check_folder(workdir, config)
-    return
+    return []
   about = checkpoints.describe(workdir)['about']
   if not isinstance(about.get('config'), Mapping):
     logging.warning('%s does not say with which config it was trained: nothing can be compared with it.', newest)
-    return
+    return []
   refused, said = _compare(about, config, newest)
   if refused:
     raise UserError(
@@ -81,6 +88,52 @@ def check(workdir: str, config: Mapping[str, Any]) -> None:
     )
   for line in said:
     logging.warning('The config changed since the checkpoint: %s', line)
+  return said
+
+
+@contextlib.contextmanager
+def naming(changes: Sequence[str]) -> Iterator[None]:
+  """Adds what changed in the config (of `check`) to the error of a checkpoint that does not fit the run."""
+  try:
+    yield
+  except checkpoints.Misfit as error:
+    if not changes:
+      raise
+    raise UserError(f'{str(error).removesuffix(".")}. Changed since the checkpoint: {"; ".join(changes)}.') from error
+
+
+# Regexes of keys that the learning rate of a step depends on.
+_RATE = r'total_(steps|epochs)|optimizer\.(learning_rate|schedule|final_fraction|warmup_.*|decay_(epochs|factor))'
+
+
+def say_rate(workdir: str, experiment: Experiment, changes: Sequence[str]) -> None:
+  """Says how the learning rate jumps where a run goes on with another length or schedule.
+
+  Args:
+    workdir: of the run.
+    experiment: the run as it goes on.
+    changes: of `check`.
+  """
+  changed = [line for line in changes if re.fullmatch(_RATE, line.split(':')[0])]
+  if not changed:
+    return
+  described = checkpoints.describe(workdir)
+  step = described['about']['step']
+  try:
+    before = experiments.of_checkpoint(described)
+  except UserError as error:
+    logging.warning('The learning rate cannot be compared with that of the checkpoint (%s)', error)
+    return
+  old, new = (_rate(run, step) for run in (before, experiment))
+  if abs(old - new) > 1e-6 * max(old, new):
+    what = 'The learning rate jumps at step %d: %.4g, where the schedule of the checkpoint had %.4g%s (%s).'
+    times = f', {new / old:.3g} times as much' if old > 0 else ''
+    logging.warning(what, step + 1, new, old, times, '; '.join(changed))
+
+
+def _rate(run: Experiment, step: int) -> float:
+  options = run.config.optimizer
+  return float(optim.make_schedule(options, run.total_steps, run.steps_per_epoch)(step))
 
 
 # Regexes of keys that say which function the weights are: one that was trained with other values gives other answers.

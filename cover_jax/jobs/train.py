@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from cover_jax import checkpoints
+from cover_jax.checkpoints import going_back
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.evaluation import classify as evaluation
 from cover_jax.experiment import state
@@ -23,17 +25,27 @@ from cover_jax.training import metrics
 from data_pipelines.contract import SourceInfo
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Trains (or continues) an experiment, evaluates it and leaves everything in the workdir."""
+def train(config: ml_collections.ConfigDict, workdir: str, *, resume_from: int | None = None) -> None:
+  """Trains (or continues) an experiment, evaluates it and leaves everything in the workdir.
+
+  Args:
+    config: of the experiment.
+    workdir: made if missing.
+    resume_from: the step of a checkpoint to go back to; see `going_back.go_back`. None: the newest.
+  """
   workdirs.prepare(workdir)
   with workdirs.hold(workdir):
-    resume.check(workdir, config.to_dict())
-    _train(config, workdir)
+    if resume_from is not None:
+      processes.first(lambda: going_back.go_back(workdir, resume_from))
+    changes = resume.check(workdir, config.to_dict())
+    with resume.naming(changes):
+      _train(config, workdir, changes)
 
 
-def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
+def _train(config: ml_collections.ConfigDict, workdir: str, changes: Sequence[str]) -> None:
   mesh = sharding.make_mesh(config.mesh)
   experiment, data, tests = open_experiment(config, mesh)
+  resume.say_rate(workdir, experiment, changes)
   evaluation.check_keep_best(config.keep_best, tests)
   for name, stream in experiment.streams.items():
     members = ', '.join(_size(experiment.sources[i]) for i in stream.sources)
@@ -54,6 +66,7 @@ def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
     return evaluation.scalars(results)
 
   final = training.train(experiment, data, workdir, mesh, evaluate_now if tests else None, stop)
+  processes.leave_interrupts()
   _finish(experiment, final, results, tests, workdir)
 
 

@@ -115,17 +115,26 @@ def _on_tpu_vm() -> bool:
   return bool(chips) and importlib.util.find_spec('libtpu') is not None
 
 
+EXIT_INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
+_interrupted = threading.Event()
+
+
 def watch_preemption() -> Callable[[], bool]:
-  """Makes `stop() -> bool`: whether the run was asked to stop, by SIGTERM to any of its processes.
+  """Makes `stop() -> bool`: whether the run was asked to stop, by SIGTERM or Ctrl-C to any of its processes.
+
+  A second Ctrl-C ends the process at once, whatever it is doing (exit code 130). `leave_interrupts` gives Ctrl-C back
+  its usual meaning.
 
   All processes must call it equally often; it turns true at the same call in each, at most a few calls after the
   signal. No call waits for a device or another process: JAX's preemption service agrees on the call in the background.
   """
   if jax.process_count() == 1:
     event = threading.Event()
+    _watch_interrupts(event.set)
     if threading.current_thread() is threading.main_thread():
       signal.signal(signal.SIGTERM, lambda *_: event.set())
     return event.is_set
+  _watch_interrupts(lambda: os.kill(os.getpid(), signal.SIGTERM))  # which the preemption service is told of
   calls, reached = itertools.count(1), False
 
   def stop() -> bool:
@@ -135,6 +144,46 @@ def watch_preemption() -> Callable[[], bool]:
     return reached
 
   return stop
+
+
+def _watch_interrupts(ask: Callable[[], object]) -> None:
+  """Calls `ask` at the first Ctrl-C, and ends the process at the second.
+
+  A thread of its own does, since Python's handlers wait for the end of what the main thread calls: a compilation takes
+  minutes. A process that was started to ignore Ctrl-C (in the background of a script) does so.
+  """
+  main = threading.current_thread() is threading.main_thread()
+  if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    return
+  _interrupted.clear()
+  came, write = os.pipe()
+  os.set_blocking(write, False)
+
+  def watch():
+    while number := os.read(came, 1):
+      if number[0] != signal.SIGINT:
+        continue
+      if _interrupted.is_set():
+        os._exit(EXIT_INTERRUPTED)
+      _interrupted.set()
+      os.write(2, b'\nCtrl-C: the run ends when the state is saved, after this step. Ctrl-C again ends it at once.\n')
+      ask()
+
+  threading.Thread(target=watch, daemon=True).start()
+  signal.signal(signal.SIGINT, lambda *_: None)  # without a handler nothing is written to the pipe
+  signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+
+def leave_interrupts() -> None:
+  """From here on Ctrl-C interrupts as everywhere in Python: there is nothing left to save."""
+  if threading.current_thread() is threading.main_thread() and (write := signal.set_wakeup_fd(-1)) != -1:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.close(write)  # ends the thread
+
+
+def interrupted() -> bool:
+  """Whether Ctrl-C came to this process since `watch_preemption`."""
+  return _interrupted.is_set()
 
 
 def lost_peer(error: BaseException) -> bool:

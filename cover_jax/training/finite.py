@@ -35,6 +35,23 @@ def trouble(losses: Mapping[str, Any], loss: Any, gradient_norm: Any) -> str | N
   return None
 
 
+# No weight and no average of one is as large in a network that learns: it has diverged, finite as it is.
+ABSURD = 1e12
+
+
+def diverged(state: Any) -> list[str]:
+  """'NAME up to 6.8e+34' of each parameter of a train state, or average of one, whose largest number is absurd.
+
+  Waits for the device. Every process must call it.
+  """
+  arrays = checkpoints.flatten(flax.serialization.to_state_dict({'params': state.params, 'ema': state.ema}))
+  arrays = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating) and x.size}
+  if not arrays:
+    return []
+  largest_N = processes.gather(_largest(list(arrays.values())))
+  return [f'{name} up to {x:.2g}' for name, x in zip(arrays, largest_N, strict=True) if x > ABSURD]
+
+
 def bad_arrays(state: Any) -> list[str]:
   """The names of the arrays of a train state, or of a part of one, that hold NaN or infinity.
 
@@ -55,6 +72,11 @@ def check(params: Any, where: str) -> None:
     raise UserError(
       f'{where} holds numbers that are not finite ({", ".join(bad[:3])}, {len(bad)} arrays): take another checkpoint.'
     )
+
+
+@jax.jit
+def _largest(arrays: list[jax.Array]) -> jax.Array:
+  return jnp.stack([jnp.max(jnp.abs(x)).astype(jnp.float32) for x in arrays])
 
 
 @jax.jit

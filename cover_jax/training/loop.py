@@ -1,6 +1,6 @@
 """The loop around the step: what is read, saved, evaluated and said, and when."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from cover_jax.experiment import optim
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState, state_shardings
 from cover_jax.models.encoder import STATISTICS
-from cover_jax.runtime import sharding
+from cover_jax.runtime import processes, sharding
 from cover_jax.training import finite, metrics, records
 from cover_jax.training.records import due
 from cover_jax.training.step import abstract_batch, compile_step, make_optimizer, make_train_step
@@ -24,7 +24,7 @@ from data_pipelines.contract import BatchIterator, SubBatch, UserError
 
 
 class Preempted(Exception):
-  """SIGTERM came, the state was saved, the same command continues the run."""
+  """SIGTERM or Ctrl-C came, the state was saved, the same command continues the run."""
 
 
 def start_state(
@@ -127,17 +127,21 @@ def train(
           raise Preempted
         if evaluate_now:
           kept.evaluated(step, evaluate(state))
+      _end_profile(actions)
       if evaluate is not None and first < total:
         kept.evaluated(total, evaluate(state))
       kept.wait()
     except Preempted as request:
       kept.wait()
-      raise Preempted(f'SIGTERM: saved {checkpoints.latest(workdir)} at step {step} of {total}.') from request
+      why = 'Ctrl-C' if processes.interrupted() else 'SIGTERM'
+      raise Preempted(f'{why}: saved {checkpoints.latest(workdir)} at step {step} of {total}.') from request
     except finite.NonFiniteLoss:
       raise
     except Exception:
       logging.error('Stopped at step %d. The last whole checkpoint: %s', step, checkpoints.latest(workdir) or 'none')
       raise
+    finally:
+      _end_profile(actions)
   return state
 
 
@@ -195,3 +199,12 @@ def _periodic_actions(experiment: Experiment, workdir: str) -> list[Callable[[in
     )
     actions.append(profile)
   return actions
+
+
+def _end_profile(actions: Sequence[Callable[[int], Any]]) -> None:
+  """Closes and writes a profile that is still being taken: the run ended, or was stopped, within its five steps."""
+  for profile in actions:
+    if getattr(profile, '_session_running', False):  # CLU ends a profile at a later step only
+      from clu import profiler
+
+      profile._end_session(profiler.stop())

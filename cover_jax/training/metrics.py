@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
@@ -94,8 +95,9 @@ class Writer:
   """Writes scalars on process 0 to `metrics.jsonl`, TensorBoard and the log; a context manager.
 
   `metrics.jsonl` has one object a line: {"step": 100, "train/loss": 1.2, ...}. After a resume the lines past the
-  restored step are dropped first, so the file is that of an uninterrupted run. Lines that are no such object are moved
-  to `metrics.jsonl.damaged`. Where there is nothing to drop or to move, the file is left as it is.
+  restored step are dropped first, so the file is that of an uninterrupted run; TensorBoard is told to forget its points
+  past that step. Lines that are no such object are moved to `metrics.jsonl.damaged`. Where there is nothing to drop or
+  to move, the file is left as it is.
 
   What cannot be written raises a UserError, from the next call at the latest.
   """
@@ -114,7 +116,7 @@ class Writer:
   def _open(self, first_step: int, tests_again: bool) -> None:
     path = os.path.join(self._workdir, FILE)
     with workdirs.writing(self._workdir, FILE):
-      _cut_back(path, first_step, tests_again)
+      rows = _cut_back(path, first_step, tests_again)
       self._file = open(path, 'ab', buffering=0)  # noqa: SIM115  held for the run
     try:
       from clu import metric_writers  # imports TensorFlow
@@ -123,6 +125,11 @@ class Writer:
       return
     with self._writing_events():
       self._events = _Events(metric_writers.SummaryWriter(self._workdir))
+      # TensorBoard forgets all tags of a step or none: where the tests of this step come again, so must the rest.
+      self._events.begin(first_step if tests_again else first_step + 1)
+      for row in rows if tests_again else ():
+        if row['step'] == first_step:
+          self._events.write(first_step, {key: float(value) for key, value in row.items() if key != 'step'})
 
   def __enter__(self) -> 'Writer':
     return self
@@ -148,10 +155,16 @@ class Writer:
         self._events.write(step, dict(scalars))
 
   def flush(self) -> None:
-    """Returns when the lines of `metrics.jsonl` are on disk, to outlast what is saved after them."""
+    """Returns when the lines of `metrics.jsonl` are on disk, to outlast what is saved after them.
+
+    TensorBoard's events are in its files by then, to outlast this process.
+    """
     if self._file is not None:
       with workdirs.writing(self._workdir, FILE):
         os.fsync(self._file.fileno())
+    if self._events is not None:
+      with self._writing_events():
+        self._events.flush()
 
   def close(self) -> None:
     if self._file is not None:
@@ -172,10 +185,27 @@ class _Events:
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._writing: list[concurrent.futures.Future] = []
 
+  def begin(self, step: int) -> None:
+    """Makes TensorBoard forget the points from this step on that earlier runs wrote into the folder."""
+    # Not part of TensorFlow's documented interface, which has nothing that writes an event of a session.
+    from tensorflow.core.util import event_pb2
+    from tensorflow.python.ops import summary_ops_v2
+
+    session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    event = event_pb2.Event(wall_time=time.time(), step=step, session_log=session).SerializeToString()
+    with self._writer._summary_writer.as_default():
+      for _ in range(2):  # TensorBoard takes the first one that it ever sees in a folder for the start of all
+        summary_ops_v2.import_event(event)
+
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Raises what went wrong with an earlier call, too."""
     self._writing.append(self._thread.submit(self._writer.write_scalars, step, scalars))
     self._raise([w for w in self._writing if w.done()])
+
+  def flush(self) -> None:
+    """Returns when all is in the file; raises what went wrong with an earlier call, too."""
+    self._writing.append(self._thread.submit(self._writer.flush))
+    self._raise(self._writing)
 
   def close(self) -> None:
     self._thread.shutdown()
@@ -244,8 +274,8 @@ def _report_damage(path: str, lines: Sequence[_Line], fate: str) -> None:
     )
 
 
-def _cut_back(path: str, step: int, tests_again: bool) -> None:
-  """Makes a metrics file that of a run which has come to `step`."""
+def _cut_back(path: str, step: int, tests_again: bool) -> list[dict[str, Any]]:
+  """Makes a metrics file that of a run which has come to `step`; returns its rows."""
   text = pathlib.Path(path).read_bytes() if os.path.exists(path) else b''
   lines = _lines(text)
   if damaged := [line for line in lines if line.row is None]:
@@ -261,6 +291,7 @@ def _cut_back(path: str, step: int, tests_again: bool) -> None:
     logging.info('%s: dropped %d rows of what is done again from step %d', path, len(rows) - len(kept), step)
   if damaged or len(kept) < len(rows) or (text and not text.endswith(b'\n')):
     durable.write(path, _joined(kept))
+  return [line.row for line in kept]
 
 
 def _is_past(row: Mapping[str, Any], step: int, tests_again: bool) -> bool:

@@ -10,6 +10,7 @@ import optax
 from absl import logging
 
 from cover_jax import checkpoints
+from cover_jax.checkpoints import going_back
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState
@@ -66,9 +67,12 @@ class Records:
       self._writer.write(step, averages | own | {'learning_rate': float(self._schedule(step - 1))})
 
   def save(self, step: int, state: TrainState, interval: Any) -> None:
-    """Saves a checkpoint; raises NonFiniteLoss if the state holds numbers that are none."""
+    """Saves a checkpoint; raises NonFiniteLoss if the state holds numbers that are none, or absurd weights."""
     if bad := finite.bad_arrays(state):
       trouble = f'Loss and gradient are finite, but the state is not ({", ".join(bad[:3])}, {len(bad)} arrays)'
+      self._stop_at(step, trouble)
+    if absurd := finite.diverged(state):
+      trouble = f'Loss and gradient are finite, but no network learns with such weights ({", ".join(absurd[:3])})'
       self._stop_at(step, trouble)
     self._writer.flush()
     config = self._experiment.config
@@ -95,10 +99,12 @@ class Records:
 
   def _stop_at(self, step: int, trouble: str) -> None:
     self.wait()
+    steps = going_back.steps(self._workdir)
+    older = f' (or from an older one, of {", ".join(map(str, steps))}: --resume_from=STEP)' if len(steps) > 1 else ''
     raise finite.NonFiniteLoss(
       f'{trouble} at step {step}. Nothing of that step was saved; the last whole checkpoint is '
       f'{checkpoints.latest(self._workdir) or "none"}. Lower config.optimizer.learning_rate, set '
-      'config.optimizer.clip_norm, or look at the data of that step, then run the same command again.'
+      f'config.optimizer.clip_norm, or look at the data of that step, then run the same command again{older}.'
     )
 
 
@@ -108,12 +114,19 @@ def due(every: int, step: int) -> bool:
 
 
 def check_start(state: TrainState, workdir: str, config: Any) -> None:
-  """Raises a UserError if the state to start from holds numbers that are none: training could only spread them."""
-  if bad := finite.bad_arrays(state):
+  """Raises a UserError if the state to start from holds numbers that are none, or absurd: training could only spread
+  them."""
+  bad, what = finite.bad_arrays(state), 'numbers that are not finite'
+  if not bad:
+    bad, what = finite.diverged(state), 'weights of a run that has diverged'
+  if bad:
     newest = checkpoints.latest(workdir)
     where = newest or config.init_from.path or 'The state to start from'
-    remedy = 'remove it, to go on from the one before' if newest else 'start from other weights'
-    raise UserError(f'{where} holds numbers that are not finite ({", ".join(bad[:3])}, {len(bad)} arrays): {remedy}.')
+    steps = [step for step in going_back.steps(workdir) if step < int(state.step)]
+    remedy = 'start from other weights'
+    if newest:
+      remedy = f'go back to another one with --resume_from={steps[0]}' if steps else 'take another --workdir'
+    raise UserError(f'{where} holds {what} ({", ".join(bad[:3])}, {len(bad)} arrays): {remedy}.')
 
 
 def _write_config(workdir: str, config: Any) -> None:
