@@ -71,6 +71,8 @@ PLACEHOLDERS = {
   'FILE': 'clip.mp4',
   'CHECKPOINT': '/tmp/run',
   'WORKDIR': '/tmp/run',
+  'RUN': '/tmp/run',
+  'RUN2': '/tmp/run2',
   'FOLDER': 'motions_hf',
   'NAME': 'motions',
   'FRAMES': '8',
@@ -278,7 +280,7 @@ def test_readme_is_run(embedded_data, tmp_path, monkeypatch):
   """One training, and all that is done with it; the others are slow."""
   start_in(tmp_path)
   done = run_page('README.md', tmp_path, monkeypatch, runs=1)
-  assert len(done) == 6, done
+  assert len(done) == 7, done
   for file in ('tmp/run/evaluation/report.json', 'tmp/out/predictions.json', 'model.flax', 'sheet.png'):
     assert (tmp_path / file).exists()
   assert (tmp_path / 'motions_hf/model.safetensors').exists()
@@ -331,7 +333,7 @@ def test_every_python_block_is_run_by_a_test_of_this_file():
 @pytest.mark.slow
 def test_all_of_readme_and_the_page_on_weights_are_run(embedded_data, tmp_path, monkeypatch):
   start_in(tmp_path)
-  assert len(run_page('README.md', tmp_path, monkeypatch)) == 10
+  assert len(run_page('README.md', tmp_path, monkeypatch)) == 11
   assert len(run_page('docs/weights.md', tmp_path, monkeypatch)) == 5
   pytest.importorskip('transformers')
   (block,) = python_of('docs/weights.md')
