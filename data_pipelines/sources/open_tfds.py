@@ -16,7 +16,7 @@ from absl import logging
 from data_pipelines.clips import settings
 from data_pipelines.contract import UserError
 from data_pipelines.media import compact
-from data_pipelines.sources import Source
+from data_pipelines.sources import Source, mirroring
 from data_pipelines.storage import frame_index, reading
 from data_pipelines.storage.layout import FrameIndex
 
@@ -88,6 +88,10 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
   cut = settings.fields({k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in settings.CLIPS})
   if cut.get('flip') == 'labels':
     cut |= {'flip': True, 'flip_labels': left_right_labels(class_names)}
+  elif cut.get('flip') == 'auto':
+    labels, why = mirroring.by_names(class_names)
+    _say_once('Source %s, flip=auto: %s', name, why)
+    cut |= {'flip': True, 'flip_labels': labels}
   height, width = index.height, index.width
   if stored:
     height, width, known['decode'] = index.columns[compact.HEIGHT], index.columns[compact.WIDTH], compact.decoders()
