@@ -1,12 +1,14 @@
 """What the commands that take a config share: its flag, and mistakes in it told in one sentence."""
 
 import argparse
+import ast
 import linecache
 import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags as absl_flags
@@ -50,7 +52,7 @@ def _read(path: str, settings_: Sequence[str]) -> ml_collections.ConfigDict:
   argv = ['', f'--config={path}', *settings_]
   values = absl_flags.FlagValues()  # of this command line alone
   config_flags.DEFINE_config_file('config', None, '', values, lock_config=True, sys_argv=argv)
-  values['config'].parser = _ConfigFile('config', lock_config=True)
+  values['config'].parser = _ConfigFile('config', settings_)
   unexpected = _set(values, argv)
   if len(unexpected) > 1:
     raise UserError(f'Unexpected argument {unexpected[1]!r}: give settings as --config.key=value.')
@@ -75,8 +77,35 @@ def _set(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
     raise UserError(f'The config cannot be set as the command asks: {_one_line(error)}.') from error
 
 
+def _add_free(config: ml_collections.ConfigDict, settings_: Sequence[str]) -> None:
+  """Adds keys that flags set where names are free (`--config.mixture.weights.videos=2.0`); a lock refuses new ones."""
+  from cover_jax.experiment import settings
+
+  for word in settings_:
+    setting = re.fullmatch(r'(?s)--?config\.([\w.-]+)\.([\w-]+)=(.*)', word)
+    holder: Any = config if setting else None
+    for part in setting[1].split('.') if setting else ():
+      holder = holder.get(part) if isinstance(holder, ml_collections.ConfigDict) else None
+    if not isinstance(holder, ml_collections.ConfigDict) or setting[2] in holder:
+      continue
+    if settings.has_free_names(setting[1]):
+      with holder.unlocked():
+        holder[setting[2]] = _literal(setting[3])
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
 class _ConfigFile(config_files.ConfigFileFlagParser):
   """Runs a config file; whatever goes wrong in it is a UserError that names the line."""
+
+  def __init__(self, name: str, settings_: Sequence[str]):
+    super().__init__(name, lock_config=True)
+    self._settings = settings_
 
   def parse(self, path: str) -> ml_collections.ConfigDict:
     try:
@@ -95,6 +124,7 @@ class _ConfigFile(config_files.ConfigFileFlagParser):
       raise UserError(
         f'get_config of {path} gives a {type(config).__name__}: expected what configs.defaults.get_config() makes.'
       ) from None
+    _add_free(config, self._settings)
     return config
 
 

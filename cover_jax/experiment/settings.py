@@ -98,7 +98,7 @@ RUN = {
     'heads': Key({}, named(nonempty)),  # {our head: head of the file} maps classes by name
   },
   # {'name': 'timesformer', ...}: an encoder of cover_jax.models.encoder.ENCODERS and fields of it, which its file
-  # explains and has the defaults of. The command line can change those that the config file sets.
+  # explains and has the defaults of.
   'model': Key({}, named()),
   # Classifiers, one for each labelled source: {'name': 'linear'} on the encoder's feature, or 'attentive' or
   # 'attentive_blocks' on its tokens, with options; see cover_jax.models.heads.KINDS.
@@ -221,6 +221,18 @@ def _lock(config: ml_collections.ConfigDict, keys: Keys) -> ml_collections.Confi
     elif key.kind.free and isinstance(config[name], ml_collections.ConfigDict):
       config[name].unlock()
   return config
+
+
+def has_free_names(path: str) -> bool:
+  """Whether names of the user's own, or of options, stand below a key: 'mixture.weights', 'streams.video.augment'."""
+  first, *rest = path.split('.')
+  keys: Any = RUN
+  if first in ('sources', 'streams'):
+    keys, (first, *rest) = STREAM if first == 'streams' else SOURCE, rest[1:] or ['']
+  for part in (first, *rest):
+    if not isinstance(keys, Key):  # below one whose names are free, all are
+      keys = (keys or {}).get(part)
+  return isinstance(keys, Key) and keys.kind.free
 
 
 def check(config: ml_collections.ConfigDict) -> None:
