@@ -139,10 +139,11 @@ def prepared_builder(name: str, dataset: str, data_dir: str | None):
     if 'BuilderConfig' in reason and (configs := tfds.builder_cls(base).builder_configs):
       folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
       there = sorted(p.name for p in (folder / base).glob('[!.]*') if p.is_dir())
-      some = difflib.get_close_matches(config, [*there, *configs]) or there or list(configs)[:5]
+      near = difflib.get_close_matches(config, [*there, *configs])
+      meant = f' (did you mean {", ".join(near)}?)' if near else ''
       raise UserError(
         f'Dataset {dataset!r} of source {name!r} is not in {folder}, which has of {base}: '
-        f'{", ".join(there) or "nothing"} (did you mean {", ".join(some)}?): correct the name or data_dir '
+        f'{", ".join(there) or "nothing"}{meant}: correct the name or data_dir '
         f'(--config.sources.{name}.data_dir), or build it with `python -m data_pipelines.build`.'
       ) from None
     raise UserError(f'Cannot open dataset {dataset!r} of source {name!r}{hint} ({reason}).') from None
