@@ -35,7 +35,7 @@ def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> arg
     argv: arguments of the command; None: the process's.
 
   Returns:
-    The flags; `config` is the ConfigDict, checked (`settings.check`).
+    The flags; `config` is the ConfigDict, checked (`settings.check`), its model fitting (`settings.fit_model`).
 
   Raises:
     UserError: for a mistake in the flags, or the first key of the config that is unknown, missing or of a value that it
@@ -58,8 +58,10 @@ def _read(path: str, settings_: Sequence[str]) -> ml_collections.ConfigDict:
     raise UserError(f'Unexpected argument {unexpected[1]!r}: give settings as --config.key=value.')
   from cover_jax.experiment import settings  # here, so that --help answers at once
 
-  settings.check(values['config'].value)
-  return values['config'].value
+  config = values['config'].value
+  settings.check(config)
+  settings.fit_model(config)
+  return config
 
 
 def _set(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
