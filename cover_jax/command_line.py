@@ -45,7 +45,7 @@ def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> arg
     argv: arguments of the command; None: the process's.
 
   Returns:
-    The flags; `config` is the ConfigDict, checked (`settings.check`).
+    The flags; `config` is the ConfigDict, checked (`settings.check`), its model fitting (`settings.fit_model`).
 
   Raises:
     UserError: for a mistake in the flags, or the first key of the config that is unknown, missing or of a value that it
@@ -69,8 +69,10 @@ def _read(path: str, settings_: Sequence[str]) -> ml_collections.ConfigDict:
     raise UserError(f'Unexpected argument {unexpected[1]!r}: give settings as --config.key=value.')
   from cover_jax.experiment import settings  # here, so that --help answers at once
 
-  settings.check(values['config'].value)
-  return _at_home(values['config'].value)
+  config = values['config'].value
+  settings.check(config)
+  settings.fit_model(config)
+  return _at_home(config)
 
 
 def _at_home(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -77,6 +77,9 @@ class TestSet:
     protocol: what the test views are, in words.
     fingerprint: of the examples (`sources.fingerprint`): equal for those who evaluate the same ones.
     identity: () -> a hash of all that the clips depend on, to the pixel (`views.identity`).
+    names: () -> the examples' own names, by number; empty where the data set gives none.
+    some: numbers of examples, ascending -> sub-batches of these alone, in that order, all in this process; their
+      example_id counts from 0. None at all where they cannot be had again.
   """
 
   __test__ = False  # it is no test case for pytest
@@ -87,6 +90,8 @@ class TestSet:
   protocol: str
   fingerprint: str
   identity: Callable[[], str]
+  names: Callable[[], Sequence[str]] = tuple
+  some: Callable[[np.ndarray], Iterator[SubBatch]] = lambda examples: iter(())
 
 
 class UserError(Exception):

@@ -18,8 +18,9 @@ import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
+from tensorflow_datasets.core import constants as tfds_constants
 
-from configs import defaults, digits_cover, timesformer_k400
+from configs import cotrain_folders, defaults, digits_cover, timesformer_k400
 from cover_jax import command_line
 from cover_jax.experiment import build, settings
 from cover_jax.models import encoder as encoders
@@ -71,6 +72,8 @@ PLACEHOLDERS = {
   'FILE': 'clip.mp4',
   'CHECKPOINT': '/tmp/run',
   'WORKDIR': '/tmp/run',
+  'RUN': '/tmp/run',
+  'RUN2': '/tmp/run2',
   'FOLDER': 'motions_hf',
   'NAME': 'motions',
   'FRAMES': '8',
@@ -219,7 +222,7 @@ def test_commands_in_sentences_and_in_configs_can_be_given(command):
 
 
 def start_in(folder: pathlib.Path) -> None:
-  """What a reader has at the start: a video, a picture, and videos of two classes."""
+  """What a reader has at the start: a video, a picture, videos and photos of two classes."""
   write(folder / 'clip.mp4', 12)
   Image.fromarray(np.full((40, 60, 3), 128, np.uint8)).save(folder / 'photo.jpg')
   each = itertools.product(('train', 'test'), ('cat', 'dog'), range(4))
@@ -227,6 +230,8 @@ def start_in(folder: pathlib.Path) -> None:
     (folder / 'videos' / split / name).mkdir(parents=True, exist_ok=True)
     shade = np.random.default_rng(seed).integers(0, 255, (32, 48, 3), np.uint8)
     write(folder / 'videos' / split / name / f'{count}.mp4', 9 + count, picture=shade)
+    (folder / 'photos' / split / name).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(255 - shade).save(folder / 'photos' / split / name / f'{count}.png')
 
 
 def by_debug(word: str, folder: pathlib.Path) -> str:
@@ -252,6 +257,9 @@ def run_page(page: str, folder: pathlib.Path, monkeypatch, runs: int | None = No
   monkeypatch.chdir(folder)
   done = []
   for block in blocks(page):
+    own = re.search(r'(?m)^export TFDS_DATA_DIR=\$PWD/(\w+)', block.text)  # TFDS has read it when it was imported
+    data_dir = str(folder / own[1]) if own else tfds_constants.get_default_data_dir()
+    monkeypatch.setattr(tfds_constants, 'DATA_DIR', data_dir)
     for words in commands(block) if block.language == 'bash' else ():
       words = plain([word for word in words if not word.startswith('[')])
       if not_run(words) or words[2] in PARSED:
@@ -275,10 +283,11 @@ def python_of(page: str) -> list[Block]:
 
 @pytest.mark.slow
 def test_readme_is_run(embedded_data, tmp_path, monkeypatch):
-  """One training, and all that is done with it; the others are slow."""
+  """The first example, one training of the demo's, and all that is done with them."""
   start_in(tmp_path)
-  done = run_page('README.md', tmp_path, monkeypatch, runs=1)
-  assert len(done) == 6, done
+  done = run_page('README.md', tmp_path, monkeypatch, runs=3)
+  assert len(done) == 10, done
+  assert (tmp_path / 'tfds/image_folder/mine').is_dir() and (tmp_path / 'finetuned/evaluation/index.html').exists()
   for file in ('tmp/run/evaluation/report.json', 'tmp/out/predictions.json', 'model.flax', 'sheet.png'):
     assert (tmp_path / file).exists()
   assert (tmp_path / 'motions_hf/model.safetensors').exists()
@@ -298,7 +307,7 @@ def check_and_build(config) -> build.Experiment:
 
 
 def test_readmes_config_is_one():
-  (block,) = (b for b in python_of('README.md') if 'config.streams' in b.text)
+  (block,) = (b for b in python_of('README.md') if 'config.streams = {' in b.text)
   config = defaults.get_config()
   run_python(block, config=config, defaults=defaults)
   config.model = timesformer_k400.base_model(16, 224)
@@ -309,6 +318,16 @@ def test_readmes_config_is_one():
     exec(line.replace(', ...', ''), {'config': config})
   config.mixture.weights = dict.fromkeys(config.sources, 1.0)
   check_and_build(config)
+
+
+def test_a_third_source_of_readme_is_one():
+  (block,) = (b for b in python_of('README.md') if 'dances' in b.text)
+  config = cotrain_folders.get_config('tiny')
+  run_python(block, config=config, defaults=defaults)
+  settings.check(config)
+  info = lambda name: SourceInfo(name, 'image' if name == 'photos' else 'video', 100, ('left', 'right'))
+  run = build.build(config, [info(name) for name in config.sources])
+  assert [run.sources[i].name for i in run.streams['video'].sources] == ['videos', 'dances']
 
 
 SETTINGS = [b for b in BLOCKS if b.language == 'python' and b.page != 'README.md' and b.text.startswith('config.')]
@@ -325,13 +344,13 @@ def test_settings_in_docs_are_allowed(block):
 
 def test_every_python_block_is_run_by_a_test_of_this_file():
   rest = [b.page for b in BLOCKS if b.language == 'python' and b not in SETTINGS]
-  assert rest == ['README.md', 'README.md', 'docs/datasets.md', 'docs/predict.md', 'docs/weights.md']
+  assert rest == ['README.md', 'README.md', 'README.md', 'docs/datasets.md', 'docs/predict.md', 'docs/weights.md']
 
 
 @pytest.mark.slow
 def test_all_of_readme_and_the_page_on_weights_are_run(embedded_data, tmp_path, monkeypatch):
   start_in(tmp_path)
-  assert len(run_page('README.md', tmp_path, monkeypatch)) == 10
+  assert len(run_page('README.md', tmp_path, monkeypatch)) == 13
   assert len(run_page('docs/weights.md', tmp_path, monkeypatch)) == 5
   pytest.importorskip('transformers')
   (block,) = python_of('docs/weights.md')
@@ -406,6 +425,9 @@ def test_every_key_that_is_named_exists():
         if parts[0] == 'model' and i:
           keys = {key: {} for name in encoders.ENCODERS for key in encoders.defaults({'name': name})}
         assert part in keys, f'{page} names config.{path}'
+        free = isinstance(keys[part], declared.Key) and keys[part].kind.free
+        if free and parts[0] not in ('sources', 'streams', 'model'):
+          break  # names of the reader's own follow
         keys = keys[part] if not isinstance(keys[part], declared.Key) else {}
 
 

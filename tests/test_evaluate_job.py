@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import flax.serialization
 import jax
@@ -46,7 +47,7 @@ def report_of(workdir):
     return json.load(f)
 
 
-def test_without_training_data(trained, monkeypatch):
+def test_without_training_data(trained, monkeypatch, caplog):
   """The training splits are gone; the report says so, and is otherwise what training ended with."""
   workdir, before = trained
   open_source, opened = open_tfds.open_source, []
@@ -58,7 +59,10 @@ def test_without_training_data(trained, monkeypatch):
     return open_source(name, config, split_key)
 
   monkeypatch.setattr(open_tfds, 'open_source', without_training)
-  evaluate_job.evaluate(config_of(sources__motions__train='gone'), workdir)
+  with caplog.at_level('WARNING'):
+    evaluate_job.evaluate(config_of(sources__motions__train='gone'), workdir)
+  (line,) = [r.getMessage() for r in caplog.records if 'cannot be compared' in r.getMessage()]
+  assert re.search(r': (motions, digits|digits, motions) of .*; why not (motions|digits): It is not here\.$', line)
   report = report_of(workdir)
   assert report['params_sha256'] == before['params_sha256'] and report['step'] == before['step'] == 2
   for name, result in before['sources'].items():

@@ -635,8 +635,14 @@ def test_a_source_that_is_not_built_names_the_command(tmp_path):
   for dataset in ('video_folder/default', 'kinetics/600'):
     with pytest.raises(UserError, match=f'python -m data_pipelines.build {dataset} --data_dir='):
       opened(tmp_path, 'train', dataset)
-  with pytest.raises(UserError, match=r'is not in .*which has of video_folder: .*build it'):
+  with pytest.raises(UserError, match=r'is not in .*which has of video_folder: nothing: correct .*build it'):
     opened(tmp_path, 'train')
+  for built in ('mime', 'dances'):
+    (tmp_path / 'tfds/video_folder' / built).mkdir(parents=True)
+  with pytest.raises(UserError, match=r'has of video_folder: dances, mime \(did you mean mime\?\): correct'):
+    opened(tmp_path, 'train')
+  with pytest.raises(UserError, match=r'has of video_folder: dances, mime: correct'):  # nothing is close
+    opened(tmp_path, 'train', 'video_folder/zebra')
 
 
 def test_beam_runs_the_same_function(tmp_path):

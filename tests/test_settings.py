@@ -508,6 +508,37 @@ def test_mistakes_in_a_config_json_are_one_sentence(read_json, text, message):
   assert '\n' not in str(error.value)
 
 
+def test_flags_add_keys_where_names_are_free(read):
+  config = read(
+    FILE.format(line='pass'),
+    *(f'mixture.weights.{name}={weight}' for name, weight in zip(names_of(), ('2.0', '1', '0', '1e-1'), strict=True)),
+    'model.drop_path=0.2',
+    'streams.video.augment.mixup=0.8',
+    'streams.video.objective.label_smoothing=0.1',
+    'optimizer.options.b1=0.8',
+    'streams.video.augment.color_jitter={"hue": 0.1}',
+    'init_from.heads.motions=a head',
+  )
+  assert config.mixture.weights.to_dict() == dict(zip(names_of(), (2.0, 1, 0, 0.1), strict=True))
+  assert (config.model.drop_path, config.streams.video.augment.mixup, config.optimizer.options.b1) == (0.2, 0.8, 0.8)
+  assert config.streams.video.augment.color_jitter.hue == 0.1
+  assert config.streams.video.objective.label_smoothing == 0.1 and config.init_from.heads.motions == 'a head'
+  assert experiment.build(config, infos(config)).weights['moments'] == pytest.approx(0.0)
+  for setting, message in {
+    'model.widht=16': "config.model has no key 'widht': did you mean 'width'",
+    'mixture.weights.objects=a': "config.mixture.weights is {'objects': 'a'}: expected a dict",
+    'streams.video.augment.mixpu=0.8': "has no key 'mixpu': did you mean 'mixup'",
+    'optimizer.options.momentum=0.9': "config.optimizer.options has no key 'momentum'",
+    'frozen.nothing=1': "there is no key 'nothing'|lacks",
+  }.items():
+    with pytest.raises(UserError, match=message):
+      read(FILE.format(line='pass'), setting)
+
+
+def names_of():
+  return tuple(digits_cover.get_config('debug').sources)
+
+
 def test_no_two_configs_share_a_setting():
   one, two = (defaults.source('digits') for _ in range(2))
   one.flip = 'labels'

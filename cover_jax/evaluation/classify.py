@@ -16,6 +16,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from cover_jax.evaluation import answers as answering
+from cover_jax.evaluation.answers import Answers
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.settings import MEASURES
 from cover_jax.models.heads import cross_entropy, head_columns, rank_of_label
@@ -42,6 +44,7 @@ class SourceResult:
     missing_wrong: top-1 and top-5 count these as wrong. Loss and class accuracy never do: nobody knows what a model
       would say, nor, from what is there, how many a class lacks.
     fingerprint: of the examples, see `TestSet`.
+    answers: to every example; None: not kept.
   """
 
   confusion_KxK: np.ndarray
@@ -51,6 +54,7 @@ class SourceResult:
   missing: int = 0
   missing_wrong: bool = False
   fingerprint: str = ''
+  answers: Answers | None = None
 
   @property
   def examples(self) -> int:
@@ -115,11 +119,14 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
     # Placed as the step returns them, or it would be traced and compiled a second time.
     zero = _zero_totals(len(experiment.sources[experiment.source_id(name)].class_names))
     totals = sharding.put(zero, sharding.replicated(mesh))
+    given, waiting = [], None
     with sharding.use(mesh, experiment.config.logical_axis_rules):
       for batch in reported(name, test_sets[name], mesh):
-        before, totals = totals, steps[name](params, sharding.to_global(batch, mesh), totals)
-        jax.block_until_ready(before)  # one batch ahead of the devices, or the report would be of what was only asked
-    totals = jax.device_get(totals)
+        before = waiting
+        totals, waiting = steps[name](params, sharding.to_global(batch, mesh), totals)
+        # One batch ahead of the devices, or the report would be of what was only asked.
+        given += [jax.device_get(before)] if before is not None else []
+    totals, last = jax.device_get((totals, waiting))
     count = int(totals['confusion'].sum())
     if count == 0:
       raise UserError(f'config.sources.{name}.test holds no labelled example: nothing to evaluate.')
@@ -131,6 +138,7 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
       missing=test_sets[name].missing,
       missing_wrong=experiment.config.eval_missing == 'wrong',
       fingerprint=test_sets[name].fingerprint,
+      answers=answering.collect([*given, last]),
     )
 
   return evaluate
@@ -165,7 +173,7 @@ def _zero_totals(classes: int) -> dict[str, np.ndarray]:
 
 
 def _eval_step(experiment: Experiment, name: str, mesh: Mesh) -> Callable[[Any, Any, Any], Any]:
-  """One jitted pass: adds a batch to the totals, leaving padding out."""
+  """One jitted pass: adds a batch to the totals, leaving padding out, and gives the answers to it."""
   columns = head_columns(experiment.heads.only(name).class_counts, [s.name for s in experiment.sources])
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
@@ -176,11 +184,20 @@ def _eval_step(experiment: Experiment, name: str, mesh: Mesh) -> Callable[[Any, 
     loss_B = cross_entropy(logits_BxK, label_B, source_B, columns)
     rank_B = rank_of_label(logits_BxK, label_B, source_B, columns)
     predicted_B = jnp.argmax(logits_BxK, axis=-1)
-    return {
+    best_BxM, class_BxM = jax.lax.top_k(logits_BxK, min(answering.BEST, logits_BxK.shape[-1]))
+    totals = {
       'loss': totals['loss'] + jnp.sum(loss_B, where=counted_B),
       'top5': totals['top5'] + jnp.sum((rank_B < 5) & counted_B),
       'confusion': totals['confusion'].at[label_B, predicted_B].add(counted_B.astype(jnp.int32)),
     }
+    given = {
+      'example': batch['example_id'],
+      'label': label_B,
+      'counted': counted_B,
+      'best': class_BxM,
+      'probability': jnp.exp(best_BxM).astype(jnp.float32),
+    }
+    return totals, given
 
   return step
 
@@ -257,15 +274,25 @@ def check_keep_best(keep_best: str, test_sets: TestSets) -> None:
 
 
 def write_report(
-  results: Mapping[str, SourceResult], experiment: Experiment, folder: str, *, about: Mapping[str, Any]
+  results: Mapping[str, SourceResult],
+  experiment: Experiment,
+  folder: str,
+  *,
+  about: Mapping[str, Any],
+  test_sets: TestSets | None = None,
+  last: Mapping[str, Callable[[], Any]] | None = None,
 ) -> str:
-  """Writes `report.json`, `per_class_<source>.csv` and `confusion_<source>.png` into a folder.
+  """Writes `report.json`, and of each source `per_class_<source>.csv`, `predictions_<source>.csv` and
+  `confusion_<source>.png`, into a folder; and `clips/`, see `answers.write_clips`.
 
   Args:
     results: of `evaluate`.
     experiment: the run.
     folder: made if it is missing.
     about: step and parameters that were evaluated; goes into the JSON.
+    test_sets: the data, for names and clips of examples; None: neither is kept.
+    last: {name: does it}, what is made of all this, at the end. What fails there, or cannot be drawn, is raised when
+      everything else is done.
 
   Returns:
     The path of the JSON. It holds no times and no paths, and its keys are sorted: those of two people can be compared
@@ -286,6 +313,9 @@ def write_report(
         worst = class_names[int(np.argmax(others_K))] if others_K.any() else ''
         accuracy = f'{row_K[k] / row_K.sum():.4f}' if row_K.any() else ''
         rows.writerow([class_name, int(row_K.sum()), int(row_K[k]), accuracy, worst])
+    if result.answers is not None:
+      names = test_sets[name].names() if test_sets else ()
+      answering.write_csv(result.answers, class_names, names, os.path.join(folder, f'predictions_{name}.csv'))
     pairs = most_confused(result.confusion_KxK)
     worst = [
       {'true': class_names[t], 'predicted': class_names[p], 'times': n, 'share': n / int(result.confusion_KxK[t].sum())}
@@ -303,7 +333,10 @@ def write_report(
   path = os.path.join(folder, 'report.json')
   text = json.dumps(_rounded({**about, 'sources': summaries}), indent=2, sort_keys=True, ensure_ascii=False)
   durable.write(path, text + '\n')
-  visualise.each(pictures)  # last: what cannot be drawn costs no number
+  if test_sets:
+    given = {name: result.answers for name, result in results.items() if result.answers is not None}
+    pictures[answering.FOLDER] = lambda: answering.write_clips(given, test_sets, folder)
+  visualise.each(pictures | dict(last or {}))  # what cannot be drawn costs no number
   return path
 
 

@@ -98,7 +98,8 @@ RUN = {
     'heads': Key({}, named(nonempty)),  # {our head: head of the file} maps classes by name
   },
   # {'name': 'timesformer', ...}: an encoder of cover_jax.models.encoder.ENCODERS and fields of it, which its file
-  # explains and has the defaults of. The command line can set each of them, whatever the config file sets.
+  # explains and has the defaults of; the command line can set each of them, whatever the config file sets. num_frames
+  # and image_size follow from the streams where a command's config leaves them out: see `fit_model`.
   'model': Key({}, named()),
   # Classifiers, one for each labelled source: {'name': 'linear'} on the encoder's feature, or 'attentive' or
   # 'attentive_blocks' on its tokens, with options; see cover_jax.models.heads.KINDS.
@@ -268,6 +269,26 @@ def _tuples(value: Any) -> Any:
   if isinstance(value, Mapping):
     return {key: _tuples(v) for key, v in value.items()}
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def fit_model(config: ml_collections.ConfigDict) -> None:
+  """Sets sizes of the encoder that the config leaves out and the streams determine.
+
+  `num_frames` is that of the longest clips, `image_size` the longest side of the largest, where the encoder has them.
+  Commands call it on the config that they read; what a checkpoint says stays as it is.
+
+  Args:
+    config: allowed by `check`.
+  """
+  streams = config.streams.values()
+  longest_side = lambda size: size if isinstance(size, int) else max(size)
+  fitting = {
+    'num_frames': max(stream.num_frames for stream in streams),
+    'image_size': max(longest_side(stream.size) for stream in streams),
+  }
+  known = encoders.defaults(config.model)
+  with config.model.unlocked():
+    config.model.update({key: value for key, value in fitting.items() if key in known and key not in config.model})
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -11,7 +11,7 @@ from cover_jax.experiment.build import Experiment
 from cover_jax.runtime import sharding
 from data_pipelines.contract import BatchIterator, TestSet, UserError
 from data_pipelines.loading import arrays, loader, views
-from data_pipelines.sources import Source
+from data_pipelines.sources import Source, select
 
 
 def training_batches(
@@ -87,4 +87,9 @@ def test_set(experiment: Experiment, source: Source, mesh: Mesh | None = None) -
   stream = views.Stream(plan.sources, plan.num_frames, plan.size, examples)
   read = arrays.array_eval_batches if source.in_memory else loader.eval_batches
   how = {'process_index': part, 'process_count': parts}
-  return views.make_test_set(source, stream, lambda: read(source, source_id, stream, examples, **how))
+  return views.make_test_set(
+    source,
+    stream,
+    lambda: read(source, source_id, stream, examples, **how),
+    lambda chosen: read(select(source, chosen), source_id, stream, examples),
+  )

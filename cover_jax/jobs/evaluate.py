@@ -11,13 +11,17 @@ from jax.sharding import Mesh
 from cover_jax import checkpoints
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.evaluation import classify as evaluation
+from cover_jax.evaluation import page, runs
 from cover_jax.experiment import state
 from cover_jax.experiment.build import Experiment
 from cover_jax.jobs import resume
 from cover_jax.jobs.opening import open_evaluation
 from cover_jax.runtime import processes, sharding
 from cover_jax.training import finite
+from data_pipelines import durable
 from data_pipelines.sources import leaks
+
+PAGE = 'index.html'
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -29,7 +33,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
   results = evaluation.make_evaluate(experiment, tests, mesh)(loaded['params'])
   params = processes.gather(loaded['params'])
   if jax.process_index() == 0:
-    report(experiment, results, params, workdir, loaded['about']['step'], loaded['path'])
+    report(experiment, results, tests, params, workdir, loaded['about']['step'], loaded['path'])
 
 
 def load_params(experiment: Experiment, path: str, mesh: Mesh) -> dict[str, Any]:
@@ -55,12 +59,14 @@ def chosen_params(config: ml_collections.ConfigDict, current: state.TrainState) 
 def report(
   experiment: Experiment,
   results: Mapping[str, evaluation.SourceResult],
+  tests: evaluation.TestSets,
   params: Any,
   workdir: str,
   step: int,
   checkpoint: str,
 ) -> str:
-  folder = os.path.join(workdir, 'evaluation')
+  """Prints the table, writes the folder `evaluation` of a workdir and gives the path of its JSON."""
+  folder = os.path.join(workdir, runs.FOLDER)
   about = {
     'step': step,
     'params': experiment.config.eval_params,
@@ -70,6 +76,7 @@ def report(
   print(f'\nStep {step}, {experiment.config.eval_params} parameters, {checkpoint}\n\n{evaluation.table(results)}\n')
   print(leaks.sentence(experiment.leaks))
   with workdirs.writing(workdir, 'the report'), workdirs.turn(folder):
-    path = evaluation.write_report(results, experiment, folder, about=about)
-  print(f'Table, per-class accuracy and confusion matrices: {folder}')
+    last = {PAGE: lambda: durable.write(os.path.join(folder, PAGE), page.of_run(runs.read(workdir)))}
+    path = evaluation.write_report(results, experiment, folder, about=about, test_sets=tests, last=last)
+  print(f'Table, per-class accuracy, confusions, clips: {os.path.join(folder, PAGE)}')
   return path

@@ -135,11 +135,18 @@ def _trained_before(path: str) -> tuple[dict[str, list[sources.Source]], list[st
     except (UserError, KeyError) as error:  # the latter: of a version with other keys
       logging.warning('Leak check: what %s was trained on cannot be compared with the test splits (%s)', path, error)
       return trained, [*not_opened, run], False
+    faults = {}
     for name, source_config in source_configs.items():
       try:
         trained[path].append(open_training(name, options_of(source_config)))
       except (UserError, KeyError) as error:
-        logging.warning('Leak check: source %s of %s cannot be compared with the test splits (%s)', name, path, error)
-        not_opened.append(f'{name} of {run}')
+        faults[name] = error
+    if faults:
+      first = next(iter(faults))
+      logging.warning(
+        'Leak check: %s of %s cannot be compared with the test splits; why not %s: %s',
+        ', '.join(faults), path, first, faults[first],
+      )  # fmt: skip
+    not_opened += [f'{name} of {run}' for name in faults]
     path = before
   return trained, not_opened, not not_opened

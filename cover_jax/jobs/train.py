@@ -85,7 +85,7 @@ def _finish(experiment, final, results, tests, workdir) -> None:
   curves, predictions = (os.path.join(workdir, name) for name in ('training_curves.png', 'predictions.png'))
   last = {}
   if results:
-    last['The report'] = lambda: report(experiment, results, params, workdir, int(final.step), checkpoint)
+    last['The report'] = lambda: report(experiment, results, tests, params, workdir, int(final.step), checkpoint)
   rows = metrics.read_jsonl(os.path.join(workdir, metrics.FILE))
   last[curves] = lambda: visualise.training_curves(rows, curves)
   if tests:

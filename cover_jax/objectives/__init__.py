@@ -140,12 +140,12 @@ def check(options: Mapping[str, Any] | Sequence[Mapping[str, Any]], where: str) 
   if not isinstance(options, Mapping):
     _module('several').check(options, where)
     return
-  known = {'name': declared.Key(declared.REQUIRED, declared.one_of(*_names()))}
+  known = {'name': declared.Key(declared.REQUIRED, declared.one_of(*names()))}
   declared.check({'name': options['name']} if 'name' in options else {}, known, where)
   declared.check(options, known | declared.options_of(maker(options['name'])), where)
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
   """The files that make an objective; the others are what several of them share."""
   return sorted(m.name for m in pkgutil.iter_modules(__path__) if hasattr(_module(m.name), 'make'))
 

@@ -36,8 +36,9 @@ CLIPS = {
   'short_side': Key(None, either(none, span(above=0))),
   'rotation': Key(0.0, number(0, 180)),  # of training clips, in +- degrees
   # Mirror half of the training clips; 'labels': and where a class names left or right, its label becomes that of
-  # the class that names the other side (a class without such a counterpart is never mirrored).
-  'flip': Key(False, either(flag, one_of('labels'))),
+  # the class that names the other side (a class without such a counterpart is never mirrored). 'auto' looks at the
+  # names of the classes: 'labels' where one of them names a side or a turn, else True.
+  'flip': Key(False, either(flag, one_of('labels', 'auto'))),
   'test_clips': Key(1, whole(1)),  # clips an evaluated video, evenly over its length
   # 1, 3 along the long side, 5 or 10; probabilities are averaged over clips x crops.
   'test_crops': Key(1, one_of(*sampling.PROTOCOL_CROPS)),

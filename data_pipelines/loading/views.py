@@ -117,11 +117,18 @@ def protocol(source: Source, stream: Stream) -> str:
   return ', '.join(parts)
 
 
-def make_test_set(source: Source, stream: Stream, batches: Callable[[], Iterator[SubBatch]]) -> TestSet:
-  """What is evaluated of a source, for its report."""
+def make_test_set(
+  source: Source,
+  stream: Stream,
+  batches: Callable[[], Iterator[SubBatch]],
+  some: Callable[[np.ndarray], Iterator[SubBatch]] = lambda examples: iter(()),
+) -> TestSet:
+  """What is evaluated of a source, for its report; `batches` and `some` as in `TestSet`."""
   missing = max((source.expected or 0) - source.num_examples, 0)
   words, shown = protocol(source, stream), fingerprint(source)
-  return TestSet(batches, source.num_examples, missing, words, shown, functools.partial(identity, source, stream))
+  names = lambda: [] if source.ids is None else [i.decode('utf-8', 'replace') for i in source.ids]
+  same = functools.partial(identity, source, stream)
+  return TestSet(batches, source.num_examples, missing, words, shown, same, names, some)
 
 
 def identity(source: Source, stream: Stream) -> str:

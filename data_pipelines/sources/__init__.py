@@ -68,8 +68,9 @@ class Source(settings.ClipSettings):
     where = f'source {self.name!r}'
     for key, value in settings.of(self).items():
       check_value(value, settings.CLIPS[key].kind, f'{key} of {where}')
-    if self.flip == 'labels':
-      raise UserError(f"flip of {where} is 'labels': set it in the config of `open_source`, which makes flip_labels.")
+    if isinstance(self.flip, str):
+      set_it = 'set it in the config of `open_source`, which makes flip_labels.'
+      raise UserError(f'flip of {where} is {self.flip!r}: {set_it}')
     if self.target_fps and (self.fps is None or not np.all(self.fps > 0)):
       raise UserError(
         f'fps of {where} is {self.target_fps:g}, but the dataset does not say at what rate its frames were stored '

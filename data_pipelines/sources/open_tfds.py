@@ -16,7 +16,7 @@ from absl import logging
 from data_pipelines.clips import settings
 from data_pipelines.contract import UserError
 from data_pipelines.media import compact
-from data_pipelines.sources import Source
+from data_pipelines.sources import Source, mirroring
 from data_pipelines.storage import frame_index, reading
 from data_pipelines.storage.layout import FrameIndex
 
@@ -88,6 +88,10 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
   cut = settings.fields({k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in settings.CLIPS})
   if cut.get('flip') == 'labels':
     cut |= {'flip': True, 'flip_labels': left_right_labels(class_names)}
+  elif cut.get('flip') == 'auto':
+    labels, why = mirroring.by_names(class_names)
+    _say_once('Source %s, flip=auto: %s', name, why)
+    cut |= {'flip': True, 'flip_labels': labels}
   height, width = index.height, index.width
   if stored:
     height, width, known['decode'] = index.columns[compact.HEIGHT], index.columns[compact.WIDTH], compact.decoders()
@@ -135,10 +139,11 @@ def prepared_builder(name: str, dataset: str, data_dir: str | None):
     if 'BuilderConfig' in reason and (configs := tfds.builder_cls(base).builder_configs):
       folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
       there = sorted(p.name for p in (folder / base).glob('[!.]*') if p.is_dir())
-      some = difflib.get_close_matches(config, [*there, *configs]) or there or list(configs)[:5]
+      near = difflib.get_close_matches(config, [*there, *configs])
+      meant = f' (did you mean {", ".join(near)}?)' if near else ''
       raise UserError(
         f'Dataset {dataset!r} of source {name!r} is not in {folder}, which has of {base}: '
-        f'{", ".join(there) or "nothing"} (did you mean {", ".join(some)}?): correct the name or data_dir '
+        f'{", ".join(there) or "nothing"}{meant}: correct the name or data_dir '
         f'(--config.sources.{name}.data_dir), or build it with `python -m data_pipelines.build`.'
       ) from None
     raise UserError(f'Cannot open dataset {dataset!r} of source {name!r}{hint} ({reason}).') from None
