@@ -151,7 +151,9 @@ def _set_dict(config: ml_collections.ConfigDict, path: Sequence[str], value: Map
       name,
       gone[0],
     )
-  holder[path[-1]] = value
+  with holder.unlocked():
+    del holder[path[-1]]  # it may be a placeholder, which would keep the dict as it is
+    holder[path[-1]] = ml_collections.ConfigDict(dict(value))
 
 
 def _set(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
