@@ -1,6 +1,7 @@
 """The three lines: load, predict, encode; against the run's own evaluation and against plain definitions."""
 
 import functools
+import json
 import os
 import pathlib
 import subprocess
@@ -149,7 +150,7 @@ def export(path, change=lambda tree: None):
   loaded = checkpoints.load(tiny_checkpoint.trained())
   tree = {'about': loaded['about'], 'state': {'params': loaded['state']['params']}}
   change(tree)
-  tree['about'] = checkpoints.json.dumps(tree['about'])
+  tree['about'] = json.dumps(tree['about'])
   path.write_bytes(flax.serialization.msgpack_serialize(tree))
   return path
 
