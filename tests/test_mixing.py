@@ -62,7 +62,7 @@ def test_cutmix_is_one_box_and_its_share():
   assert cut.mean() == pytest.approx(0.5, abs=0.1)
 
 
-def encode(params, clip, *, rng=None):
+def encode(params, clip, *, rng=None, levels=()):
   """A stand-in encoder: one token, the mean colours of the four corners' quarters."""
   x = clip.astype(jnp.float32).reshape(len(clip), T, 2, H // 2, 2, W // 2, 3).mean(axis=(1, 3, 5)) / 255
   feature_BxD = x.reshape(len(clip), -1) @ params['kernel']

@@ -40,8 +40,8 @@ MUTATIONS = {
   ),
   'decay before the scaler': Mutation(
     'cover_jax/experiment/optim.py',
-    '  chain.append(scaler)\n  if config.weight_decay:\n    chain.append(optax.stateless(decay))\n',
-    '  if config.weight_decay:\n    chain.append(optax.stateless(decay))\n  chain.append(scaler)\n',
+    "chain.append(('decay', optax.stateless(decay)))",
+    "chain.insert(-1, ('decay', optax.stateless(decay)))",
     _OPTAX,
   ),
   'no clipping': Mutation(

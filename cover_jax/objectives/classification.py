@@ -47,6 +47,12 @@ def make(
   columns = head_columns(heads.class_counts, [s.name for s in sources])
 
   def show(batch, rng):
+    if not heads.class_counts:  # here, not in `make`: an exported model without heads still encodes
+      raise UserError(
+        f'Stream {stream!r} learns by classification, but none of its sources has classes: look at the data with '
+        '`python -m data_pipelines.inspect` (videos need a folder for each class), or give the stream another '
+        'objective.'
+      )
     clip_BxTxHxWx3, source_B = batch['views']['clip'], batch['source']
     if not (mixup or cutmix):
       return Shown({'clip': clip_BxTxHxWx3}, rng)
@@ -57,12 +63,6 @@ def make(
     return Shown({'clip': mixing.mixed_clip(mix, clip_BxTxHxWx3)}, rng, mix)
 
   def judge(params, state, batch, encoded, mix):
-    if not heads.class_counts:  # here, not in `make`: an exported model without heads still encodes
-      raise UserError(
-        f'Stream {stream!r} learns by classification, but none of its sources has classes: look at the data with '
-        '`python -m data_pipelines.inspect` (videos need a folder for each class), or give the stream another '
-        'objective.'
-      )
     label_B, source_B = batch['label'], batch['source']
     logits_BxK = heads.apply({'params': params['heads']}, encoded['clip'])
     entropy = lambda label_B: cross_entropy(logits_BxK, label_B, source_B, columns, label_smoothing=label_smoothing)
