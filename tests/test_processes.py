@@ -366,6 +366,7 @@ def test_sigterm_is_noticed_in_one_process():
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop() and stop()
     assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    signal.set_wakeup_fd(-1)  # as an event loop does that closes
     processes.leave_interrupts()
     with pytest.raises(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)

@@ -65,8 +65,10 @@ def _train(config: ml_collections.ConfigDict, workdir: str, changes: Sequence[st
     logging.info('Step %d\n%s', int(current.step), evaluation.table(results))
     return evaluation.scalars(results)
 
-  final = training.train(experiment, data, workdir, mesh, evaluate_now if tests else None, stop)
-  processes.leave_interrupts()
+  try:
+    final = training.train(experiment, data, workdir, mesh, evaluate_now if tests else None, stop)
+  finally:
+    processes.leave_interrupts()
   _finish(experiment, final, results, tests, workdir)
 
 

@@ -117,6 +117,7 @@ def _on_tpu_vm() -> bool:
 
 EXIT_INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
 _interrupted = threading.Event()
+_pipes: list[int] = []  # the end that is written to, while Ctrl-C is watched
 
 
 def watch_preemption() -> Callable[[], bool]:
@@ -172,13 +173,16 @@ def _watch_interrupts(ask: Callable[[], object]) -> None:
   threading.Thread(target=watch, daemon=True).start()
   signal.signal(signal.SIGINT, lambda *_: None)  # without a handler nothing is written to the pipe
   signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+  _pipes.append(write)
 
 
 def leave_interrupts() -> None:
   """From here on Ctrl-C interrupts as everywhere in Python: there is nothing left to save."""
-  if threading.current_thread() is threading.main_thread() and (write := signal.set_wakeup_fd(-1)) != -1:
+  if threading.current_thread() is threading.main_thread() and _pipes:
+    if (now := signal.set_wakeup_fd(-1)) not in (-1, _pipes[-1]):  # of an event loop that began since
+      signal.set_wakeup_fd(now)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.close(write)  # ends the thread
+    os.close(_pipes.pop())  # ends the thread
 
 
 def interrupted() -> bool:
