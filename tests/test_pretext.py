@@ -24,9 +24,8 @@ VTDL = {'name': 'vtdl', 'stride': 1, 'min_gap': 1, 'queue_size': 32, 'momentum':
 
 
 def held_out(c, devices=None):
-  """(the judged run of the video stream, its sources, the mesh, the state after the run's first step)."""
-  experiment, mesh, batches, state, step = start(c, devices)
-  state, _ = step(state, sharding.to_global(next(batches(0)), mesh))
+  """(the judged run of the video stream, its sources, the mesh, the first state)."""
+  experiment, mesh, _, state, _ = start(c, devices)
   videos = [s for s in tiny.sources() if s.modality == 'video']
   judged = pretext.held_out(experiment, ['video'], videos, sharding.batch_divisor(mesh))
   return judged, videos, mesh, state

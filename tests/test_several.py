@@ -169,7 +169,9 @@ def test_objectives_draw_numbers_of_their_own(brightness):
 # ---- The pass.
 
 
-@pytest.mark.parametrize(('augment', 'model'), [({}, None), ({'color_jitter': {'hue': 0.1}}, RESNET)])
+@pytest.mark.parametrize(('augment', 'model'), [
+  ({}, None), pytest.param({'color_jitter': {'hue': 0.1}}, RESNET, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_pass_over_the_same_clip_is_one_pass(brightness, augment, model):
   def flops(*entries):
     c = config(entries if len(entries) > 1 else entries[0], streams__video__augment=augment, model=model)
@@ -238,7 +240,9 @@ def primitives(jaxpr):
       yield from primitives(inner)
 
 
-@pytest.mark.parametrize(('model', 'primitive'), [(None, 'scan'), (RESNET, 'conv_general_dilated')])
+@pytest.mark.parametrize(('model', 'primitive'), [
+  (None, 'scan'), pytest.param(RESNET, 'conv_general_dilated', marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_gradient_holds_as_many_passes_as_the_dearest_objective(model, primitive):
   """Counted in its jaxpr: what an encoder has, a loop over layers or convolutions, and nothing beside it has here."""
   maps_of_motion = {**STATISTICS, 'appearance_weight': 0.0}
@@ -286,7 +290,7 @@ def inner(params, name):
   return {**params, 'objectives': {**params['objectives'], 'video': params['objectives']['video'][name]}}
 
 
-@pytest.mark.parametrize('model', [None, RESNET])
+@pytest.mark.parametrize('model', [None, pytest.param(RESNET, marks=pytest.mark.slow)])
 def test_statistics_beside_v3s_are_those_of_the_sampled_clips(model):
   """Both losses are those of the objectives alone: statistics on a batch whose clips are V3S's, raw ones included."""
   entries, changes = (V3S, {**STATISTICS, 'weight': 0.5}), same_each_time(model)
@@ -346,7 +350,11 @@ def test_raw_pixels_are_those_that_are_shown(entry):
     np.testing.assert_allclose(raw, clip, atol=0.51)
 
 
-@pytest.mark.parametrize('entry', [VTDL, V3S, STATISTICS, ORDER, HDC, CLASSES], ids=lambda e: e['name'])
+@pytest.mark.parametrize(
+  'entry',
+  [VTDL, V3S, STATISTICS, ORDER, pytest.param(HDC, marks=pytest.mark.slow), CLASSES],
+  ids=lambda e: e['name'],
+)
 def test_examples_that_pad_are_in_no_loss(entry):
   c = config(entry, model__drop_path=0.0)
   experiment, _, batches, _ = tiny.build(c, jax.devices()[:1])
