@@ -350,6 +350,7 @@ def test_weights_of_order_and_geometry(still):
   np.testing.assert_allclose(measures['loss'], total, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('alone', [{'geometry_weight': 0.0}, {'order_weight': 0.0}], ids=['order', 'geometry'])
 def test_of_one_task_both_strategies_are_one(alone):
   options = {f'own__{k}': v for k, v in alone.items()} | {'model__drop_path': 0.1}

@@ -336,7 +336,7 @@ def objective_of(monkeypatch, objective=None, augment=None):
   """(what the encoder gets, loss per example) of the tiny run's image stream: flat pictures, 16 times darker each."""
   seen = []
 
-  def encode(config, model, params, clip, *, rng=None):
+  def encode(config, model, params, clip, *, rng=None, levels=()):
     seen.append((np.asarray(clip, np.float32), rng))
     feature_BxD = jnp.zeros((len(clip), model.width))
     return Encoded(feature_BxD, feature_BxD[:, None, None, None])
