@@ -165,11 +165,11 @@ def labels_of(drawn: in_memory.Drawn) -> dict[str, tuple[np.ndarray, int]]:
   frames, motion = drawn
   brightest = [f.reshape(-1, 3)[f.reshape(-1, 3).sum(axis=1).argmax()].astype(int) for f in frames]
   hue = [3 * int(c.argmax()) + int(c.argmin()) for c in brightest]
-  names = {value: i for i, value in enumerate(sorted({1, 2, 3, 5, 6, 7}))}
+  names = {value: i for i, value in enumerate((1, 2, 3, 5, 6, 7))}
   digit = np.arange(len(motion)) // len(rendering.MOTIONS) % 10
   return {
     'motion': (np.array(motion), len(rendering.MOTIONS)),
-    'hue': (np.array([names.get(h, 0) for h in hue]), 6),
+    'hue': (np.array([names[h] for h in hue]), 6),
     'digit': (digit, 10),
   }
 

@@ -384,6 +384,15 @@ def test_so_are_others(tmp_path, name):
       read(str(path))
 
 
+def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path, monkeypatch):
+  path = write(tmp_path / 'a.mp4', 3)
+  denied = PermissionError(13, 'Permission denied')
+  monkeypatch.setattr('builtins.open', lambda *_, **__: (_ for _ in ()).throw(denied))  # root may read all
+  for read in (header, lambda name: list(frames(name))):
+    with pytest.raises(UserError, match=r'a\.mp4 cannot be opened \(Permission denied\)'):
+      read(path)
+
+
 def test_fragments_that_bring_their_head_again_are_one_file(tmp_path):
   path = tmp_path / 'a.mp4'
   data = noise(path, 'libx264', None, {'movflags': 'frag_keyframe+empty_moov+default_base_moof'})

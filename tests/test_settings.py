@@ -273,33 +273,29 @@ def get_config(variant=''):
 """
 
 
-@pytest.fixture
-def read(tmp_path, monkeypatch):
-  """(text of a config file, flags) -> its config, as a command reads it."""
-  monkeypatch.syspath_prepend(str(tmp_path))
+def reader(path):
+  """(text of the file, flags) -> its config, as a command reads it."""
   parser = flags.parser('of a test', '')
   command_line.add_config(parser)
 
   def run(text, *settings_):
-    (tmp_path / 'experiment.py').write_text(text)
-    argv = [f'--config={tmp_path}/experiment.py', *(f'--config.{s}' for s in settings_)]
-    return command_line.parse(parser, argv).config
+    path.write_text(text)
+    return command_line.parse(parser, [f'--config={path}', *(f'--config.{s}' for s in settings_)]).config
 
   return run
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+  """`reader` of a config file."""
+  monkeypatch.syspath_prepend(str(tmp_path))
+  return reader(tmp_path / 'experiment.py')
 
 
 @pytest.fixture
 def read_json(tmp_path):
-  """(text of a config.json, flags) -> its config, as a command reads it."""
-  parser = flags.parser('of a test', '')
-  command_line.add_config(parser)
-
-  def run(text, *settings_):
-    (tmp_path / 'config.json').write_text(text)
-    argv = [f'--config={tmp_path}/config.json', *(f'--config.{s}' for s in settings_)]
-    return command_line.parse(parser, argv).config
-
-  return run
+  """`reader` of a run's config.json."""
+  return reader(tmp_path / 'config.json')
 
 
 @pytest.mark.parametrize(

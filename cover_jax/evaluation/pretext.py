@@ -40,7 +40,9 @@ def _classifies(objective: Any) -> bool:
   return all(o['name'] == 'classification' for o in several)
 
 
-def held_out(experiment: Experiment, streams: Sequence[str], sources: Sequence[Source], batch_divisor: int):
+def held_out(
+  experiment: Experiment, streams: Sequence[str], sources: Sequence[Source], batch_divisor: int
+) -> Experiment:
   """The run of some of an experiment's streams on other splits of their sources, for one pass over these.
 
   Args:

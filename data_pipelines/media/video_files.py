@@ -400,7 +400,11 @@ def _open_image(path: str) -> Image.Image | None:
     raise UserError(f'{path} does not exist: give the path of a video or an image.')
   if not os.path.isfile(path):
     raise UserError(f'{path} is not a file: give the path of a video or an image.')
-  if several := chained.kind(path):
+  try:
+    several = chained.kind(path)
+  except OSError as error:
+    raise UserError(f'{path} cannot be opened ({video_decoder.reason(error)}).') from error
+  if several:
     raise UserError(
       f'{path} is several {several} files one behind the other, of which readers show the first or mistake the times: '
       'split it into them, or join them by a program that writes one (ffmpeg -f concat).'
