@@ -265,8 +265,8 @@ def test_the_checksum_of_ogg_is_the_one_of_its_standard():
       register ^= byte << 24
       for _ in range(8):
         register = (register << 1 ^ (0x04C11DB7 if register >> 31 else 0)) & 0xFFFFFFFF
-    assert container_streams._ogg_checksum(data) == register
-  assert zlib.crc32(b'OggS') != container_streams._ogg_checksum(b'OggS')
+    assert container_streams.checksum(data) == register
+  assert zlib.crc32(b'OggS') != container_streams.checksum(b'OggS')
 
 
 def test_live_recordings_do_not_say_how_long_they_are(tmp_path):
@@ -382,6 +382,30 @@ def test_so_are_others(tmp_path, name):
   for read in (header, lambda name: list(frames(name))):
     with pytest.raises(UserError, match=rf'{name} is several (RealMedia|SWF|WTV|GIF|WebP) files one behind the other'):
       read(str(path))
+
+
+@pytest.mark.parametrize('slice_checksums', ['0', '1'])
+def test_checksums_of_ffv1_slices_are_held_against_them(tmp_path, slice_checksums):
+  """FFmpeg conceals such a slice, and flags no frame. Without checksums nothing can be known."""
+  path = tmp_path / 'a.avi'
+  with av.open(str(path), 'w') as out:
+    stream = out.add_stream('ffv1', rate=25, options={'level': '3', 'slicecrc': slice_checksums})
+    stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
+    for i in range(5):
+      pixels = np.random.default_rng(i).integers(0, 256, (64, 96, 3), np.uint8)
+      out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format='rgb24')))
+    out.mux(stream.encode())
+  data = bytearray(path.read_bytes())
+  assert len(list(frames(str(path)))) == 5
+  with av.open(str(path)) as container:
+    third = [packet for packet in container.demux(video=0) if packet.size][2]
+    data[third.pos + 8 + third.size // 2] ^= 4
+  path.write_bytes(data)
+  if slice_checksums == '0':
+    assert len(list(frames(str(path)))) == 5
+  else:
+    with pytest.raises(UserError, match=r'a\.avi is damaged: its decoder says so of frame 2 of 5, counted from 0'):
+      list(frames(str(path)))
 
 
 def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path, monkeypatch):

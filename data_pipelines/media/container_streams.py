@@ -31,7 +31,7 @@ def ogg(f: BinaryIO, length: int) -> None:
     lengths = f.read(head[26])
     body = f.read(sum(lengths))
     need(at + 27 + head[26] + sum(lengths), length)
-    if _ogg_checksum(head[:22] + bytes(4) + head[26:] + lengths + body) != int.from_bytes(head[22:26], 'little'):
+    if checksum(head[:22] + bytes(4) + head[26:] + lengths + body) != int.from_bytes(head[22:26], 'little'):
       raise checksum_of(at)
     flags, serial, number = head[5], head[14:18], int.from_bytes(head[18:22], 'little')
     if not flags & OGG_FIRST and following.get(serial, number) != number:
@@ -43,7 +43,7 @@ def ogg(f: BinaryIO, length: int) -> None:
     raise Damage('its last pages are missing')
 
 
-def _ogg_checksum(page: bytes) -> int:
+def checksum(page: bytes) -> int:
   """CRC-32 with the highest bit first, by zlib's, which has the lowest first, starts with all ones and inverts."""
   reflected = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
   return int.from_bytes(reflected.to_bytes(4, 'little').translate(_REVERSED))
@@ -168,3 +168,17 @@ def _whole_packets(tail: bytes, size: int, length: int) -> None:
       missing[stream] -= len(data)
   if any(count > 0 for count in missing.values()):
     need(length + max(missing.values()), length)
+
+
+def whole_slices(packet: bytes) -> bool:
+  """Whether a packet of FFV1 is slices with checksums, all right: RFC 9043, 4.9. FFmpeg tells its log alone of others.
+
+  A slice ends in its length without what follows (3 bytes), a status (1) and a checksum (4), by which the whole is 0.
+  """
+  end = len(packet)
+  while end > 8:
+    start = end - 8 - int.from_bytes(packet[end - 8 : end - 5])
+    if start < 0 or checksum(packet[start:end]):
+      return False
+    end = start
+  return end == 0

@@ -146,6 +146,7 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
     due, corrupt, number, count, keyed = _Due(name in _FRAME_A_PACKET), {}, 0, 0, False
     early = matrix = rotation = None
     blind, first_key = name in _NEED_KEY, None
+    slices = {}  # of FFV1: number of the frame -> whether its checksums are right
     for packet in container.demux(stream):
       if packet.size:
         packet.dts, packet.pts = packet_clock(packet.dts, packet.pts)
@@ -154,6 +155,8 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
           keyed, first_key = True, _time(packet)
         if packet.is_corrupt:
           corrupt[count] = due.place(number, packet), packet.pos
+        if name == 'ffv1':
+          slices[count] = container_streams.whole_slices(bytes(packet))
         due.add(packet)
         count += 1
       try:
@@ -192,6 +195,8 @@ def _decoded(path: str, threads: int, findings: Findings, strict: bool) -> Itera
     if early and not number:
       raise early
     findings.damaged += due.lost(number)
+    if any(slices.values()):  # else the stream has no checksums
+      findings.damaged += [i for i, whole in slices.items() if not whole]
     # A demuxer sees a gap where two recordings were joined; there is none.
     joints = [b.packet for b in packet_clock.breaks]
     torn = {i: place for i, place in corrupt.items() if not any(0 <= j - i <= _JOINT for j in joints)}
