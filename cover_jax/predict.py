@@ -23,7 +23,7 @@ from cover_jax import api
 from cover_jax.runtime import compiled
 from data_pipelines import durable, flags
 from data_pipelines.contract import UserError
-from data_pipelines.media import video_files
+from data_pipelines.media import video_files, video_writing
 
 EXIT_FAILED = 1
 _WIDEST = 3840  # pixels of an annotated picture; encoders end at 4096 or a little more
@@ -158,7 +158,7 @@ def write_annotated(report: Report, path: str, top: int) -> str:
     Image.fromarray(first).save(f'{path}.png')
     return f'{path}.png'
   fps = video_files.header(report.path).fps or 25.0
-  return video_files.write_video(path, itertools.chain([first, second], pictures), fps)
+  return video_writing.write_video(path, itertools.chain([first, second], pictures), fps)
 
 
 def _annotated(report: Report, top: int) -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipelines.clips import sampling
 from data_pipelines.contract import UserError
-from data_pipelines.media import video_files
+from data_pipelines.media import video_files, video_writing
 from data_pipelines.media.video_files import BrokenOff, Cut, Damaged
 
 # Frames that each file of the media folder decodes to, and its upright (height, width).
@@ -313,9 +313,9 @@ def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('encoders', [('libx264', 'mpeg4'), ('mpeg4',), ()])
 def test_written_videos_can_be_read(tmp_path, monkeypatch, encoders):
-  monkeypatch.setattr(video_files, '_ENCODERS', encoders)
+  monkeypatch.setattr(video_writing, '_ENCODERS', encoders)
   pictures = (np.full((33, 47, 3), grey(i), np.uint8) for i in range(6))
-  path = video_files.write_video(str(tmp_path / 'out'), pictures, 12.5)
+  path = video_writing.write_video(str(tmp_path / 'out'), pictures, 12.5)
   assert path.endswith('.mp4' if encoders else '.gif')
   frames = list(video_files.frames(path))
   assert numbers([f.pixels() for f in frames]) == [0, 1, 2, 3, 4, 5]

@@ -10,16 +10,15 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import av
 import numpy as np
 from PIL import Image
 
 from data_pipelines.clips import sampling
 from data_pipelines.contract import UserError
-from data_pipelines.media import chained, compact, containers, still_images, video_decoder
+from data_pipelines.media import chained, containers, still_images, video_decoder
 from data_pipelines.media.video_decoder import Frame
 
 # Our choice: a head that samples segments was trained on whole videos, which are seconds long in its field. It sees
@@ -31,8 +30,6 @@ _LOG = logging.getLogger(__name__)
 _ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # other formats with several pictures hold pages or stereo pairs
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _MOTION_JPEG = ('.mjpg', '.mjpeg')
-_ENCODERS = ('libx264', 'mpeg4')
-_GIF_FRAMES = 200
 _NO_DURATION = 0.01  # seconds; a picture of an animation that says so little says nothing
 
 
@@ -340,49 +337,6 @@ class _Segments:
     kept = list(self.kept)
     chosen = [kept[i] for i in sampling.segments(len(kept), self.cut.num_frames)]
     return Window(self.index, kept[0].seconds, kept[-1].seconds, np.stack([picture.pixels for picture in chosen]))
-
-
-def write_video(path: str, pictures: Iterable[np.ndarray], fps: float) -> str:
-  """Encodes pictures one by one, as H.264 or MPEG-4 in an mp4, or a GIF where PyAV has neither encoder.
-
-  Args:
-    path: to write, without an ending.
-    pictures: uint8 [H, W, 3], all of one size; see `compact.even`.
-    fps: frames a second.
-
-  Returns:
-    The path with its ending.
-  """
-  encoder = next((name for name in _ENCODERS if name in av.codecs_available and _encodes(name)), None)
-  if encoder is None:
-    return _write_gif(f'{path}.gif', pictures, fps)
-  path = f'{path}.mp4'
-  with av.open(path, 'w') as container:
-    stream = None
-    for picture in pictures:
-      even = compact.even(picture)
-      if stream is None:
-        stream = container.add_stream(encoder, rate=compact.rate(fps))
-        stream.height, stream.width = even.shape[:2]
-        stream.pix_fmt, stream.bit_rate = 'yuv420p', 2_000_000
-      container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
-    if stream is not None:
-      container.mux(stream.encode())
-  return path
-
-
-def _write_gif(path: str, pictures: Iterable[np.ndarray], fps: float) -> str:
-  # Pillow holds all pictures of a GIF, so a long video is cut.
-  first, *rest = [Image.fromarray(p) for p, _ in zip(pictures, range(_GIF_FRAMES), strict=False)]
-  first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
-  return path
-
-
-def _encodes(name: str) -> bool:
-  try:
-    return av.Codec(name, 'w').is_encoder
-  except ValueError:  # av.codec.codec.UnknownCodecError
-    return False
 
 
 def _neighbours(have: int, want: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
