@@ -8,22 +8,23 @@ import numpy as np
 BEGIN, END = '<!-- tables: begin -->', '<!-- tables: end -->'
 
 
-def fill(path: str, text: str, title: str) -> None:
+def fill(path: str, text: str, title: str, begin: str = BEGIN, end: str = END) -> None:
   """Puts `text` between the two markers of a Markdown file; one that is not there, or has none, becomes title and text.
 
   Args:
     path: of the file.
     text: Markdown.
     title: of a new file.
+    begin, end: the markers; a file with the tables of several commands has a pair for each.
   """
   before, after = f'# {title}\n\n', '\n'
   if os.path.exists(path):
     with open(path, encoding='utf-8') as f:
       old = f.read()
-    if BEGIN in old and END in old:
-      before, after = old.split(BEGIN)[0], old.split(END)[1]
+    if begin in old and end in old:
+      before, after = old.split(begin)[0], old.split(end)[1]
   with open(path, 'w', encoding='utf-8') as f:
-    f.write(f'{before}{BEGIN}\n{text}\n{END}{after}')
+    f.write(f'{before}{begin}\n{text}\n{end}{after}')
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -34,7 +34,7 @@ from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, p
 from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
 from data_pipelines.contract import UserError
-from data_pipelines.declared import either, none, number, one_of, several, whole
+from data_pipelines.declared import either, flag, none, number, one_of, several, whole
 
 PARTS = 4
 PERMUTATIONS = np.array(list(itertools.permutations(range(PARTS))), np.int32)  # [24, 4]
@@ -50,9 +50,14 @@ CLASSES = _classes()
 
 
 class PairHead(nn.Module):
-  """Features of the parts [B, 4, D] to logits [B, 12]: a layer that each pair goes through, one for all pairs."""
+  """Features of the parts [B, 4, D] to logits [B, 12]: a layer that each pair goes through, one for all pairs.
+
+  With `differences` a pair is also shown by how far its two parts are from each other. An order and its reverse are
+  one class, so that which of two parts is first says nothing, and how far they are apart says most.
+  """
 
   hidden: int
+  differences: bool = False
 
   @nn.compact
   def __call__(self, x_BxPxD: jax.Array) -> jax.Array:
@@ -64,7 +69,7 @@ class PairHead(nn.Module):
       kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), ('embed', 'mlp')),
       bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('mlp',)),
       name='pair',
-    )(jnp.concatenate([first, second], axis=-1))
+    )(jnp.concatenate([first, second, *([jnp.abs(first - second)] if self.differences else [])], axis=-1))
     return pretext.Linear(len(set(CLASSES.tolist())), name='out')(nn.relu(x_BxQxH).reshape(len(x_BxPxD), -1))
 
 
@@ -91,6 +96,7 @@ def make(
   transform_target: Annotated[str, one_of('params', 'matrix6', 'aet')] = 'params',
   sector: Annotated[Any, either(none, several(number(), count=5))] = None,
   hidden: Annotated[int, whole(1)] = 512,
+  differences: Annotated[bool, flag] = False,
   order_weight: Annotated[float, number(0)] = 1.0,
   geometry_weight: Annotated[float, number(0)] = 1.0,
 ) -> Objective:
@@ -122,6 +128,8 @@ def make(
     sector: None, or the field of view as (row, column of the probe, half its angle in degrees, nearest and farthest
       radius): see `warps.Sector`. Clips are cut to it.
     hidden: units of the head of the order, for each pair of parts.
+    differences: that head also sees |x_i - x_j| of a pair of features; with few videos and steps it does not leave
+      chance without it (docs/ssl.md).
     order_weight, geometry_weight: of the two losses; at 0 a clip is not shuffled, or not warped.
 
   Returns:
@@ -142,7 +150,7 @@ def make(
   target_of = _target(transform_target, range_5)
   heads, widths = {}, {}
   if orders:
-    heads['order'], widths['order'] = PairHead(hidden), (PARTS, width)
+    heads['order'], widths['order'] = PairHead(hidden, differences), (PARTS, width)
   if warped:
     heads['geometry'] = pretext.Linear(target_of(np.zeros((1, 5)), np).shape[-1])
     widths['geometry'] = ((1 + (transform_target == 'aet')) * width,)
