@@ -141,7 +141,7 @@ def shrink(config: ml_collections.ConfigDict, steps: int) -> ml_collections.Conf
   config.batch_multiple = 1
   config.total_steps = 2 if _OPTIONS.quick else steps
   config.optimizer.learning_rate = _OPTIONS.learning_rate
-  config.optimizer.warmup_steps = config.total_steps // 20 + 1
+  config.optimizer.warmup_steps = config.total_steps // 20
   return config
 
 
