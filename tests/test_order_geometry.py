@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +60,22 @@ def smooth(size=(32, 32), count=2, seed=0):
 
 
 # ---- Orders.
+
+
+@pytest.mark.parametrize('differences', [False, True])
+def test_differences_are_those_of_the_pair(differences):
+  """The head of the order, in numpy."""
+  x_BxPxD = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+  head = order_geometry.PairHead(6, differences)
+  params = nn.meta.unbox(head.init(jax.random.key(1), x_BxPxD))
+  pair, out = (params['params'][name] for name in ('pair', 'out'))
+  rows = []
+  for parts in x_BxPxD:
+    seen = [np.concatenate([a, b, *[np.abs(a - b)] * differences]) for a, b in itertools.combinations(parts, 2)]
+    hidden = np.maximum(np.stack(seen) @ pair['kernel'] + pair['bias'], 0).reshape(-1)
+    (dense,) = out.values()
+    rows.append(hidden @ dense['kernel'] + dense['bias'])
+  np.testing.assert_allclose(head.apply(params, x_BxPxD), rows, atol=1e-5)
 
 
 def test_twelve_classes_of_two_orders_each():
