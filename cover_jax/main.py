@@ -63,14 +63,18 @@ def run(argv: Sequence[str] | None = None) -> None:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Imported here so that --help and a mistyped flag answer at once.
+  from cover_jax.checkpoints import workdir
   from cover_jax.jobs import evaluate, frozen, pretext, train
-  from cover_jax.runtime import processes
+  from cover_jax.runtime import agreement, processes
 
   compiled.keep(options.compilation_cache)
   processes.start(
     options.coordinator, options.num_processes, options.process_id, heartbeat_seconds=options.heartbeat_seconds
   )
   logging.info('JAX %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind)
+  if jax.process_count() > 1:
+    agreement.check('The command', agreement.of_command(options.mode, options.resume_from, options.config.to_dict()))
+    workdir.check_shared(options.workdir)
   if options.resume_from is not None:
     train.train(options.config, options.workdir, resume_from=options.resume_from)
     return

@@ -2,7 +2,8 @@
 
     python -m tests.process_worker --workdir=DIR [--coordinator=... --num_processes=N --process_id=I]
 
-The environment variable TINY_RUN holds JSON: {'changes': of the tiny config, 'step_seconds': a delay of each batch}.
+The environment variable TINY_RUN holds JSON: {'changes': of the tiny config, 'step_seconds': a delay of each batch,
+'patience': seconds until a folder that is not shared is told}.
 """
 
 import dataclasses
@@ -57,5 +58,6 @@ def _train(workdir):
 if __name__ == '__main__':
   signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
   train_job.train = train
+  workdirs._PATIENCE = json.loads(os.environ['TINY_RUN']).get('patience', workdirs._PATIENCE)
   sys.argv.append('--config=configs/digits_cover.py:debug')
   main.main()

@@ -14,6 +14,8 @@ import shlex
 import socket
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from typing import IO
 
@@ -25,6 +27,8 @@ from data_pipelines import durable
 from data_pipelines.contract import UserError
 
 LOCK = '.lock'
+_WORD = '.process-0'  # there only while a run of several processes starts
+_PATIENCE = 40  # seconds
 
 
 def prepare(workdir: str) -> None:
@@ -43,6 +47,49 @@ def prepare(workdir: str) -> None:
       pass
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another folder.') from error
+
+
+def check_shared(workdir: str) -> None:
+  """Finds out whether all processes of the run name one folder. Every process must call it.
+
+  Process 0 leaves a random word there, which the others must read; a network file system may show it late.
+
+  Raises:
+    UserError: in every process, if some do not find it in `_PATIENCE` seconds; says which.
+  """
+  word = processes.first(lambda: _leave_word(workdir))
+  told = processes.gather_texts(word or '')[0]
+  found, deadline = False, time.monotonic() + _PATIENCE
+  while not (found := _word(workdir) == told) and time.monotonic() < deadline:
+    time.sleep(0.5)
+  seen = processes.gather_texts('' if found else f'{os.path.abspath(workdir)} on {socket.gethostname()}')
+  if word:
+    with contextlib.suppress(OSError):
+      os.remove(os.path.join(workdir, _WORD))
+  if strangers := [f'{number} ({where})' for number, where in enumerate(seen) if where]:
+    raise UserError(
+      f'--workdir={workdir} is not one folder: what process 0 wrote there was not found by process '
+      f'{", ".join(strangers)}. All processes of a run need the same folder, on a file system or a mounted bucket that '
+      'they share.'
+    )
+
+
+def _leave_word(workdir: str) -> str:
+  prepare(workdir)
+  word = uuid.uuid4().hex
+  with writing(workdir, 'a word for the other processes'):
+    durable.write(os.path.join(workdir, _WORD), word)
+  return word
+
+
+def _word(workdir: str) -> str | None:
+  """What process 0 left. The folder is listed first: some file systems then look again for what was not there."""
+  try:
+    os.listdir(workdir)
+    with open(os.path.join(workdir, _WORD), encoding='utf-8') as f:
+      return f.read()
+  except (OSError, UnicodeDecodeError):
+    return None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import ml_collections
 from absl import logging
 from jax.sharding import Mesh
@@ -14,7 +15,7 @@ from cover_jax.evaluation.classify import TestSets
 from cover_jax.experiment import build as experiments
 from cover_jax.experiment import settings, wire
 from cover_jax.experiment.build import Experiment
-from cover_jax.runtime import sharding
+from cover_jax.runtime import agreement, processes, sharding
 from cover_jax.weights import files
 from data_pipelines import sources
 from data_pipelines.contract import BatchIterator, UserError
@@ -33,10 +34,10 @@ def open_experiment(
     UserError: for anything wrong with the config or the data.
   """
   settings.check(config)
-  train_sources = [open_training(name, options_of(c)) for name, c in config.sources.items()]
+  train_sources = _opened(lambda: [open_training(name, options_of(c)) for name, c in config.sources.items()])
   infos = [source.info for source in train_sources]
   experiment = experiments.build(config, infos, batch_divisor=sharding.batch_divisor(mesh))
-  test_sources = open_tests(experiment)
+  test_sources = _opened(lambda: open_tests(experiment))
   for source in test_sources:
     if source.class_names != experiment.sources[experiment.source_id(source.name)].class_names:
       raise UserError(f'The train and test splits of source {source.name!r} have different classes.')
@@ -62,12 +63,20 @@ def open_evaluation(
   settings.check(config)
   # Batches of training are not divided over these devices.
   experiment = experiments.build(config, checkpoints.sources_of(described, list(config.sources)))
-  test_sources = open_tests(experiment)
+  test_sources = _opened(lambda: open_tests(experiment))
   if not test_sources:
     raise UserError('No source of config.sources has labels and a test split: there is nothing to evaluate.')
   checkpoints.check_sources(described, [source.info for source in test_sources])
   experiment = dataclasses.replace(experiment, leaks=check_leaks(config, test_sources, [], workdir))
   return experiment, wire.test_sets(experiment, test_sources, mesh)
+
+
+def _opened(do: Callable[[], list[sources.Source]]) -> list[sources.Source]:
+  """Data sets that every process opens, and that are the same in each."""
+  opened = processes.together(do)
+  if jax.process_count() > 1:
+    agreement.check('The data', agreement.of_data(opened))
+  return opened
 
 
 def open_tests(experiment: Experiment) -> list[sources.Source]:

@@ -243,6 +243,43 @@ def gather(tree: Any) -> Any:
   return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)
 
 
+def gather_texts(text: str) -> list[str]:
+  """The text of each process, by its number, in every process. Every process must call it."""
+  own = np.frombuffer(text.encode(), np.uint8)
+  if jax.process_count() == 1:
+    return [text]
+  lengths = gather(np.array([len(own)]))
+  padded = np.zeros(max(lengths), np.uint8)
+  padded[: len(own)] = own
+  rows = gather(padded).reshape(len(lengths), -1)
+  return [bytes(row[:n]).decode() for row, n in zip(rows, lengths, strict=True)]
+
+
+def together(do: Callable[[], Any]) -> Any:
+  """Does something in every process, process 0 before the others, so that what it leaves in a cache is there for them.
+
+  Returns:
+    What `do` returns.
+
+  Raises:
+    UserError: in every process, if `do` raises one in any of them; says in which.
+  """
+  if jax.process_count() == 1:
+    return do()
+  result, message = None, ''
+  for mine in (jax.process_index() == 0, jax.process_index() != 0):
+    try:
+      result = do() if mine else result
+    except UserError as error:
+      message = str(error)
+    told = gather_texts(message)
+    if faults := {number: text for number, text in enumerate(told) if text}:
+      number, text = next(iter(faults.items()))
+      where = '' if len(set(told)) == 1 else f'In process {number} of {len(told)}: '
+      raise UserError(where + text)
+  return result
+
+
 def everywhere(ok: bool) -> bool:
   """Whether something is true in all processes. Every process must call it."""
   return bool(np.all(gather(np.array([ok]))))
