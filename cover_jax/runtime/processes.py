@@ -29,6 +29,7 @@ _FLAGS = '--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1'
 _LOST = re.compile(r'gloo|nccl|coordination.?service|heartbeat|barrier|DEADLINE_EXCEEDED', re.IGNORECASE)
 # Bytes of a message that process 0 sends to the others.
 _MESSAGE = 8192
+_heartbeat_seconds = 100  # as `start` was told
 
 
 def start(
@@ -70,6 +71,8 @@ def start(
     )
   elif num_processes == 1:
     return
+  global _heartbeat_seconds
+  _heartbeat_seconds = heartbeat_seconds
   patience = 3 * heartbeat_seconds
   # The last line before JAX's own, which does not say what it waited for.
   others = f'the other processes at {coordinator}' if coordinator else 'the other processes'
@@ -91,6 +94,11 @@ def start(
   if jax.process_index() != 0:
     logging.set_verbosity(logging.WARNING)
   logging.info('Process %d of %d, %d devices each', jax.process_index(), jax.process_count(), jax.local_device_count())
+
+
+def heartbeat_seconds() -> int:
+  """After how many seconds of silence a process of this run counts as dead."""
+  return _heartbeat_seconds
 
 
 def _number(value: int | None, name: str) -> int | None:

@@ -15,7 +15,7 @@ from cover_jax.experiment import optim
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState, state_shardings
 from cover_jax.models.encoder import STATISTICS
-from cover_jax.runtime import processes, sharding
+from cover_jax.runtime import laggards, processes, sharding
 from cover_jax.training import finite, metrics, records
 from cover_jax.training.records import due
 from cover_jax.training.step import abstract_batch, compile_step, make_optimizer, make_train_step
@@ -101,13 +101,15 @@ def train(
   _say_if_past(first, total, workdir)
   unread = None  # (step, report) that has been dispatched and not read: the host stays one step ahead
   step = first
-  with kept.writing():
+  with kept.writing(), laggards.watch() as started:
     try:
       if evaluate_first:
         kept.evaluated(first, evaluate(state))
       data = batches(first) if first < total else iter(())
       for step in range(first + 1, total + 1):
-        state, report = train_step(state, sharding.to_global(next(data), mesh))
+        batch = next(data)
+        started(step)
+        state, report = train_step(state, sharding.to_global(batch, mesh))
         interval = metrics.merge(interval, report['measures'])
         if step % config.log_every == 0 or step == total:
           report['log'], interval = interval, empty
