@@ -1,6 +1,6 @@
 """CoVeR's claims in miniature: does co-training win on the embedded data, by how much, and is it real?
 
-    python -m benchmarks.claims --output=DIR [--doc=docs/claims.md] [--seeds=0,1,2,3,4] [--workers=2] [--quick]
+    python -m benchmarks.claims --output=DIR [--doc=docs/lab/claims.md] [--seeds=0,1,2,3,4] [--workers=2] [--quick]
 
 Runs every training of the study (`claims_runs.py`, on configs/claims_digits.py) in memory, without TensorFlow: first
 each arm with each learning rate of a grid, and beyond where the best is at its end, on a seed of the search, judged on

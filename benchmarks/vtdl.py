@@ -1,6 +1,6 @@
 """Does VTDL teach anything? Its ablation on the embedded motions, with few labels, from several seeds.
 
-    python -m benchmarks.vtdl --output=DIR [--seeds=0,1,2] [--doc=docs/vtdl.md] [--quick]
+    python -m benchmarks.vtdl --output=DIR [--seeds=0,1,2] [--doc=docs/lab/vtdl.md] [--quick]
 
 Each seed pre-trains one encoder a row of the table, without labels but for the last two rows, and then judges each in
 the same way: fine-tuning on a few labels, looked at on its way, and frozen features (retrieval, linear probe). Every

@@ -31,7 +31,7 @@ from tests import miniature
 from tests.test_video_files import write
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = {str(p.relative_to(ROOT)): p.read_text() for p in [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]}
+PAGES = {str(p.relative_to(ROOT)): p.read_text() for p in [ROOT / 'README.md', *sorted(ROOT.glob('docs/**/*.md'))]}
 CONFIGS = {p.stem: p.read_text() for p in sorted(ROOT.glob('configs/*.py')) if p.stem not in ('__init__', 'defaults')}
 
 # Commands that do not run here, by how they begin, and why. Their flags are looked at where that can be done.
@@ -383,7 +383,29 @@ def test_page_on_data_sets_is_run(media, tmp_path, monkeypatch):
   assert (tmp_path / 'data/tfds/imagenet2012').is_dir()
 
 
-# Tables and keys.
+# Links, tables and keys.
+
+
+def anchors(text: str) -> set[str]:
+  """The anchors of a page's headings, as GitHub makes them."""
+  headings = re.findall(r'(?m)^#+ (.*)$', re.sub(r'(?ms)^```.*?^```$', '', text))
+  bare = [
+    re.sub(r'[^\w\- ]', '', re.sub(r'\[(.*?)\]\(.*?\)', r'\1', h)).strip().lower().replace(' ', '-') for h in headings
+  ]
+  return set(bare)
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_every_link_leads_somewhere(page):
+  links = re.findall(r'\]\(([^)\s]+)\)', re.sub(r'(?ms)^```.*?^```$', '', PAGES[page]))
+  for link in links:
+    path, _, anchor = link.partition('#')
+    if '://' in path:
+      continue
+    target = (ROOT / page).parent / path if path else ROOT / page
+    assert target.exists(), f'{page} links to {link}, which is not there'
+    if anchor:
+      assert anchor in anchors(target.read_text()), f'{page} links to {link}, which has no such heading'
 
 
 def configs_of_readme() -> dict[str, set[str]]:
