@@ -174,7 +174,7 @@ def parse(module: str, arguments: list[str]) -> None:
 
 def test_every_block_says_what_it_is():
   for block in BLOCKS:
-    assert block.language in ('python', 'bash', 'console', 'text'), block
+    assert block.language in ('python', 'bash', 'console', 'text', 'bibtex'), block
   for page, text in PAGES.items():
     outside = re.sub(r'(?ms)^```.*?^```', '', text)
     assert not re.search(r'\n\n    \S', outside), f'{page} has an indented block: fence it and say what it is'
