@@ -31,6 +31,7 @@ from data_pipelines.media.video_files import Cut, Window
 
 # Clips that go through the model at once. One size, padded, so that a long video is compiled once.
 BATCH = 8
+DEMO = os.path.join(os.path.dirname(__file__), 'demo', 'model.flax')
 
 Ranking = list[tuple[str, float]]  # (class name, probability), best first
 Predictions = dict[str, Ranking]  # by head
@@ -293,7 +294,8 @@ def load(path: str | os.PathLike[str], params: str = 'raw') -> Model:
   """Loads a model from a workdir, a checkpoint or an export.
 
   Args:
-    path: a workdir (its newest checkpoint), or a file.
+    path: a workdir (its newest checkpoint), or a file. 'demo', where nothing has that name: the model that comes with
+      the package, trained by `make demo` on the embedded data (docs/demo.md).
     params: 'raw', or 'ema' for the moving average.
 
   Returns:
@@ -305,7 +307,8 @@ def load(path: str | os.PathLike[str], params: str = 'raw') -> Model:
   """
   if params not in ('raw', 'ema'):
     raise UserError(f"params is {params!r}: expected 'raw' or 'ema' (the moving average).")
-  loaded = checkpoints.load(os.fspath(path))
+  path = os.fspath(path)
+  loaded = checkpoints.load(DEMO if path == 'demo' and not os.path.exists(path) else path)
   experiment = experiments.of_checkpoint(loaded)
   chosen = loaded['state'].get({'raw': 'params', 'ema': 'ema'}[params])
   if not chosen:

@@ -1,6 +1,6 @@
 """Writes a trained model for others: one file for this project, or a folder for Hugging Face transformers.
 
-    python -m cover_jax.export CHECKPOINT --format=flax --output=model.flax [--params=ema]
+    python -m cover_jax.export CHECKPOINT --format=flax --output=model.flax [--params=ema] [--half]
     python -m cover_jax.export CHECKPOINT --format=huggingface --output=FOLDER --head=NAME [--params=ema]
 
 CHECKPOINT is a workdir (its newest checkpoint) or a file. Class names travel with the weights. Exit codes: 0 done; 2 a
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from cover_jax import checkpoints
@@ -30,22 +31,33 @@ _FILES = ('config.json', 'preprocessor_config.json', 'model.safetensors')
 _ATTENTION = {'divided': 'divided_space_time', 'joint': 'joint_space_time', 'space': 'space_only'}
 
 
-def to_flax(loaded: Mapping[str, Any], params: str = 'raw') -> dict[str, Any]:
+def to_flax(loaded: Mapping[str, Any], params: str = 'raw', half: bool = False) -> dict[str, Any]:
   """What a file for `cover_jax.load` and `checkpoints.load` holds: parameters and nothing else of the train state.
 
   Args:
     loaded: of `checkpoints.load`.
     params: 'raw' or 'ema'; in the file they are the raw ones.
+    half: stores float32 numbers as float16, to 3 digits; who loads the file gets float32.
 
   Returns:
     {'about': JSON text with config, sources, class names and step; 'state': {'params': ...}}, for `checkpoints.write`.
 
   Raises:
-    UserError: if there is no moving average.
+    UserError: if there is no moving average, or a number is too large for half precision.
   """
   # There is one set of parameters now, so an evaluation must not look for another.
   about = {**loaded['about'], 'config': {**loaded['about']['config'], 'eval_params': 'raw'}}
-  return {'about': json.dumps(about, sort_keys=True), 'state': {'params': _chosen(loaded, params)}}
+  chosen = _chosen(loaded, params)
+  about.pop('half', None)  # of an export that is exported again
+  if half:
+    about['half'] = True
+    with np.errstate(over='ignore'):
+      chosen = jax.tree.map(lambda x: x.astype(np.float16) if x.dtype == np.float32 else x, chosen)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(chosen)):
+      raise UserError(
+        f'{loaded["path"]} has numbers beyond 65,504, which half precision cannot hold: leave out --half.'
+      )
+  return {'about': json.dumps(about, sort_keys=True), 'state': {'params': chosen}}
 
 
 def to_huggingface(
@@ -170,7 +182,9 @@ def _chosen(loaded: Mapping[str, Any], params: str) -> Mapping[str, Any]:
   return chosen
 
 
-def export(checkpoint: str, output: str, file_format: str, head: str | None = None, params: str = 'raw') -> None:
+def export(
+  checkpoint: str, output: str, file_format: str, head: str | None = None, params: str = 'raw', half: bool = False
+) -> None:
   """Writes `output` in the format 'flax' or 'huggingface'; see `to_flax` and `to_huggingface`.
 
   What was there is replaced at once: a kill leaves the old export or the new one, never files of both; see
@@ -181,6 +195,8 @@ def export(checkpoint: str, output: str, file_format: str, head: str | None = No
   """
   if file_format == 'flax' and head is not None:
     raise UserError('--head is for --format=huggingface: a .flax file holds all heads.')
+  if file_format == 'huggingface' and half:
+    raise UserError('--half is for --format=flax: leave it out.')
   output = output.rstrip(os.sep) or os.sep
   if file_format == 'huggingface':
     _check_folder(output)
@@ -190,7 +206,7 @@ def export(checkpoint: str, output: str, file_format: str, head: str | None = No
   try:
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     if file_format == 'flax':
-      checkpoints.write(output, to_flax(loaded, params))
+      checkpoints.write(output, to_flax(loaded, params, half))
       written = [output]
     else:
       written = _write_folder(output, *to_huggingface(loaded, head, params))
@@ -235,12 +251,14 @@ def parser() -> argparse.ArgumentParser:
   to.add_argument('--format', choices=('flax', 'huggingface'), default='flax', help='what to write (default: flax)')
   to.add_argument('--head', help='the head to write; needed for huggingface where there are several')
   to.add_argument('--params', choices=('raw', 'ema'), default='raw', help='ema: the moving average (default: raw)')
+  what = 'store numbers in half precision: half the size, 3 digits (flax only)'
+  to.add_argument('--half', action='store_true', help=what)
   return to
 
 
 def run(options: argparse.Namespace) -> None:
   """Does what the flags ask for."""
-  export(options.checkpoint, options.output, options.format, options.head, options.params)
+  export(options.checkpoint, options.output, options.format, options.head, options.params, options.half)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

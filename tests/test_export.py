@@ -115,6 +115,31 @@ def test_flax_file_loads_without_tensorflow(which, tmp_path):
     export.export(str(output), str(output), 'flax', params='ema')
 
 
+def test_half_precision_is_half_the_size_and_loads_as_float32(tmp_path):
+  _, params, path = make_checkpoint(tmp_path / 'c.flax')
+  whole, half = tmp_path / 'whole.flax', tmp_path / 'half.flax'
+  export.export(path, str(whole), 'flax')
+  export.export(path, str(half), 'flax', half=True)
+  arrays = sum(x.nbytes for x in jax.tree.leaves(params))
+  assert os.path.getsize(whole) - os.path.getsize(half) == pytest.approx(arrays / 2, rel=0.01)
+  kept = checkpoints.load(str(half))['state']['params']
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float16).astype(np.float32)), kept, params)
+  assert {x.dtype for x in jax.tree.leaves(kept)} == {np.dtype(np.float32)}
+  assert cover_jax.load(str(half)).heads == cover_jax.load(str(whole)).heads
+  again = tmp_path / 'again.flax'
+  export.export(str(half), str(again), 'flax')  # in full precision, what was lost stays lost
+  assert os.path.getsize(again) == pytest.approx(os.path.getsize(whole), abs=100)
+  jax.tree.map(np.testing.assert_array_equal, checkpoints.load(str(again))['state']['params'], kept)
+  assert (
+    refused(path, tmp_path / 'hf', 'huggingface', 'acts', 'raw', True) == '--half is for --format=flax: leave it out.'
+  )
+  params['heads']['acts']['bias'][0] = 1e5
+  loaded = checkpoints.load(path)
+  loaded['state']['params'] = params
+  with pytest.raises(UserError, match='beyond 65,504'):
+    export.to_flax(loaded, half=True)
+
+
 def refused(path, output, *args):
   with pytest.raises(UserError) as error:
     export.export(str(path), str(output), *args)

@@ -16,6 +16,7 @@ from typing import Any
 
 import flax.serialization
 import jax
+import numpy as np
 from absl import logging
 
 from cover_jax.checkpoints import clu_file, orbax_folder
@@ -49,12 +50,15 @@ def load(path: str) -> dict[str, Any]:
     path: a workdir (its newest whole checkpoint), or a checkpoint: a `.flax` file, or a folder that Orbax wrote.
 
   Returns:
-    {'about': dict, 'state': {...}, 'interval': {...}, 'path': str}, checked by `contents.check_tree`.
+    {'about': dict, 'state': {...}, 'interval': {...}, 'path': str}, checked by `contents.check_tree`; what an export
+    stored in half precision is float32 again.
 
   Raises:
     UserError: if there is none, or it is damaged or not one of this project.
   """
   found, tree, _ = newest(path, lambda p: check_tree(kind_of(p).read(p)), processes.everywhere)
+  if tree['about'].get('half'):
+    tree['state'] = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float16 else x, tree['state'])
   return {**tree, 'path': found}
 
 
