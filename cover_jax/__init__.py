@@ -8,6 +8,7 @@ Importing this package imports neither JAX nor TensorFlow; `data_pipelines` hold
 """
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 
-def load(path: str | os.PathLike[str], params: str = 'raw') -> 'Model':
+def load(path: str | os.PathLike[str], params: str = 'raw', heads: Sequence[str] = ()) -> 'Model':
   """Loads a trained model; see `cover_jax.api.load`."""
   from cover_jax import api
 
-  return api.load(path, params)
+  return api.load(path, params, heads)

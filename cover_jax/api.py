@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -78,12 +78,14 @@ class Model:
     params: {'encoder': ..., 'heads': {source: ...}}, on the device.
     path: of the checkpoint.
     step: of training.
+    only: the heads that are asked; () for all.
   """
 
   experiment: Experiment
   params: Mapping[str, Any]
   path: str
   step: int
+  only: tuple[str, ...] = ()
 
   @property
   def model(self) -> Encoder:
@@ -92,14 +94,16 @@ class Model:
 
   @property
   def heads(self) -> dict[str, tuple[str, ...]]:
-    """{head: class names in the order of its outputs}."""
-    return {s.name: s.class_names for s in self.experiment.sources if s.class_names}
+    """{head: class names in the order of its outputs}, of the heads that are asked."""
+    return {name: classes for name, classes in self._all_heads.items() if name in (self.only or self._all_heads)}
 
   @functools.cached_property
   def views(self) -> tuple[View, ...]:
     """The different ways in which the sources' clips are cut."""
     by_cut: dict[Cut, list[str]] = {}
     for source in self.experiment.sources:
+      if self.only and source.name not in self.only:
+        continue
       by_cut.setdefault(_cut_of(self.experiment, source), []).append(source.name)
     return tuple(View(cut, tuple(names)) for cut, names in by_cut.items())
 
@@ -249,8 +253,12 @@ class Model:
     heads = ', '.join(f'{name} ({len(classes)})' for name, classes in self.heads.items())
     return f'<cover_jax model of {self.path}: {count:,} parameters; heads: {heads or "none"}>'
 
+  @property
+  def _all_heads(self) -> dict[str, tuple[str, ...]]:
+    return {s.name: s.class_names for s in self.experiment.sources if s.class_names}
+
   def _cut(self, clip_BxTxHxWx3: np.ndarray, source: str | None) -> Cut:
-    names = [s.name for s in self.experiment.sources]
+    names = [name for view in self.views for name in view.sources]
     if source is not None and source not in names:
       raise UserError(f'There is no source {source!r} in {self.path}: expected one of {names}.')
     if source is not None:
@@ -265,7 +273,7 @@ class Model:
 
   @functools.cached_property
   def _forward(self) -> Callable[[Any, Any], dict[str, Any]]:
-    counts = {name: len(class_names) for name, class_names in self.heads.items()}
+    counts = {name: len(class_names) for name, class_names in self._all_heads.items()}
     ends = np.cumsum(list(counts.values()))
 
     @jax.jit
@@ -275,7 +283,8 @@ class Model:
       if counts:
         logits_BxK = self.experiment.heads.apply({'params': params['heads']}, encoded)
         split = jnp.split(logits_BxK, ends[:-1], axis=1)
-        probabilities = {name: jax.nn.softmax(logits) for name, logits in zip(counts, split, strict=True)}
+        by_name = zip(counts, split, strict=True)
+        probabilities = {name: jax.nn.softmax(logits) for name, logits in by_name if name in self.heads}
       return {'feature': encoded.feature_BxD.astype(jnp.float32), 'probabilities': probabilities}
 
     return forward
@@ -290,26 +299,30 @@ class Model:
     return attention
 
 
-def load(path: str | os.PathLike[str], params: str = 'raw') -> Model:
+def load(path: str | os.PathLike[str], params: str = 'raw', heads: Sequence[str] = ()) -> Model:
   """Loads a model from a workdir, a checkpoint or an export.
 
   Args:
     path: a workdir (its newest checkpoint), or a file. 'demo', where nothing has that name: the model that comes with
       the package, trained by `make demo` on the embedded data (docs/demo.md).
     params: 'raw', or 'ema' for the moving average.
+    heads: those to ask, so that clips are cut for no others; () for all.
 
   Returns:
     The model, with its class names.
 
   Raises:
-    UserError: if there is no such checkpoint, it cannot be read or does not fit its own config, holds no average, or
-      numbers that are not finite.
+    UserError: if there is no such checkpoint, it cannot be read or does not fit its own config, holds no average, has
+      no such head, or numbers that are not finite.
   """
   if params not in ('raw', 'ema'):
     raise UserError(f"params is {params!r}: expected 'raw' or 'ema' (the moving average).")
   path = os.fspath(path)
   loaded = checkpoints.load(DEMO if path == 'demo' and not os.path.exists(path) else path)
   experiment = experiments.of_checkpoint(loaded)
+  have = [s.name for s in experiment.sources if s.class_names]
+  if unknown := [name for name in heads if name not in have]:
+    raise UserError(f'{loaded["path"]} has no head {unknown[0]!r}: its heads are {", ".join(have) or "none"}.')
   chosen = loaded['state'].get({'raw': 'params', 'ema': 'ema'}[params])
   if not chosen:
     raise UserError(f"{loaded['path']} holds no moving average of the parameters: load it with params='raw'.")
@@ -318,7 +331,7 @@ def load(path: str | os.PathLike[str], params: str = 'raw') -> Model:
   fitted = checkpoints.fit(loaded, {k: chosen.get(k, {}) for k in used}, {k: template[k] for k in used})
   fitted = jax.device_put(fitted)
   finite.check(fitted, loaded['path'])
-  return Model(experiment, fitted, loaded['path'], loaded['about']['step'])
+  return Model(experiment, fitted, loaded['path'], loaded['about']['step'], tuple(heads))
 
 
 def _as_batch(pictures: Any) -> tuple[np.ndarray, bool]:

@@ -1,6 +1,9 @@
 """What a trained model says of video and image files.
 
-    python -m cover_jax.predict CHECKPOINT FILE... [--output=DIR] [--features] [--attention] [--annotate]
+    python -m cover_jax.predict CHECKPOINT FILE... [--heads=NAME,NAME] [--output=DIR] [--features] [--attention]
+        [--annotate]
+
+CHECKPOINT is a workdir, a file, or `demo`, the model that comes with the package.
 
 Prints a table and writes DIR/predictions.json; for videos of several windows also a timeline. Exit codes: 0 all files
 predicted and drawn; 1 some failed, broke off or could not be drawn (the last line says how many); 2 a mistake in the
@@ -197,6 +200,7 @@ def parser() -> argparse.ArgumentParser:
   to.add_argument('checkpoint', type=flags.path, help='workdir of a run, checkpoint or export')
   to.add_argument('files', nargs='+', type=flags.path, metavar='file', help='any video or image')
   to.add_argument('--params', choices=('raw', 'ema'), default='raw', help='ema: the moving average')
+  to.add_argument('--heads', type=flags.words, default=[], help='the heads to ask, with commas between (default: all)')
   what = 'folder for what is written (default: predictions)'
   to.add_argument('--output', default='predictions', type=flags.path, help=what)
   to.add_argument('--top', type=int, default=5, help='classes to show of each head (default: 5)')
@@ -227,7 +231,7 @@ def run(options: argparse.Namespace) -> int:
   if not os.access(options.output, os.W_OK):
     raise UserError(f'--output={options.output} cannot be written: choose another folder.')
   compiled.keep(options.compilation_cache)
-  model = api.load(options.checkpoint, options.params)
+  model = api.load(options.checkpoint, options.params, options.heads)
   if not model.heads and not (options.features or options.attention):
     raise UserError(f'{model.path} has no heads, so it predicts no classes: ask for --features or --attention.')
   if options.attention:

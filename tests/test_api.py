@@ -58,6 +58,17 @@ def test_batch_predictions_are_those_of_evaluation(model):
       assert sum(p for _, p in ranking[name]) == pytest.approx(1, abs=1e-5)
 
 
+def test_only_the_heads_that_are_asked(model):
+  one = cover_jax.load(tiny_checkpoint.trained(), heads=['moves'])
+  clip = random_clip(9, 16, 16)
+  assert list(one.heads) == ['moves'] and one.predict(clip) == {'moves': model.predict(clip)['moves']}
+  assert [view.sources for view in one.views] == [('moves',)] and len(model.views) == 2
+  with pytest.raises(UserError, match="has no head 'cats': its heads are"):
+    cover_jax.load(tiny_checkpoint.trained(), heads=['moves', 'cats'])
+  with pytest.raises(UserError, match="no source 'things'"):
+    one.encode(clip, 'things')
+
+
 def test_one_clip_is_a_batch_of_one_and_an_image_a_clip_of_one_frame(model):
   clip = random_clip(4, 16, 16)
   single, (batched,) = model.predict(clip), model.predict(clip[None])

@@ -245,6 +245,15 @@ def test_mistakes_in_the_command_are_one_sentence(tmp_path, capsys, arguments, w
   assert not list(tmp_path.iterdir())
 
 
+def test_only_the_heads_that_are_asked(tmp_path, capsys):
+  code, out, _ = run(capsys, tmp_path / 'o', write(str(tmp_path / 'v.mp4'), count=12, fps=10), '--heads=moves')
+  assert code == 0 and 'moves' in out and 'acts' not in out
+  (entry,) = json.loads((tmp_path / 'o' / 'predictions.json').read_text())['files']
+  assert list(entry['top']) == list(entry['windows']) == ['moves']
+  code, _, err = run(capsys, tmp_path / 'o', 'v.mp4', '--heads=moves,cats')
+  assert code == 2 and "has no head 'cats': its heads are acts, moves, things." in err
+
+
 def test_absent_checkpoint_is_a_mistake_in_the_command(tmp_path, capsys):
   code, _, err = run(capsys, tmp_path / 'o', 'v.mp4', checkpoint=str(tmp_path))
   assert code == 2 and err.startswith('Error: No checkpoint in')
