@@ -24,7 +24,7 @@ import ml_collections
 from cover_jax import command_line
 from cover_jax.experiment import build as experiment
 from cover_jax.experiment.build import Experiment
-from cover_jax.planning import chips, hlo, report
+from cover_jax.planning import bill, chips, hlo, report
 from cover_jax.planning import costs as plan_costs
 from cover_jax.planning.chips import Slice
 from cover_jax.planning.costs import Memory, OutOfMemory
@@ -295,6 +295,10 @@ def parser() -> argparse.ArgumentParser:
   to.add_argument('--sizes', default='', help='of sources that are not prepared here: SOURCE=EXAMPLES/CLASSES,...')
   what = 'writes all numbers to this JSON file, too'
   to.add_argument('--output', default='', type=flags.path, metavar='FILE', help=what)
+  what = 'frames a second that data is built with, for its bill: 0 (as they are) or 10'
+  to.add_argument('--build_fps', type=float, choices=(0, 10), default=0, help=what)
+  what = 'the price of a chip and hour, for the price of the run'
+  to.add_argument('--dollars_per_chip_hour', type=float, metavar='X', help=what)
   to.add_argument('--levers', action='store_true', help='compile what remat, fsdp and accumulation would change, too')
   to.add_argument(
     '--nosearch', dest='search', action='store_false', help='no search for the largest batch: four compilations less'
@@ -312,8 +316,12 @@ def run(options: argparse.Namespace) -> None:
   given = sizes.parse(options.sizes, config.sources)
   known = {name: sizes.size_of(name, source, given) for name, source in config.sources.items()}
   infos = [sizes.info(name, size) for name, size in known.items()]
+  price = options.dollars_per_chip_hour
+  if price is not None and not 0 <= price < math.inf:
+    raise UserError(f'--dollars_per_chip_hour={price}: expected a number, at least 0.')
   slices = [chips.open_slice(name) for name in options.topology]
   print(report.sources(known), flush=True)
+  print(bill.data_report(bill.data(known, config.sources, options.build_fps), options.build_fps), flush=True)
   done, failed = [], {}
   parts = {'with_costs': options.costs, 'with_search': options.search, 'with_levers': options.levers}
   for one in slices:
@@ -326,8 +334,9 @@ def run(options: argparse.Namespace) -> None:
     except jax.errors.JaxRuntimeError as error:
       failed[one.name] = f'the compiler failed: {str(error).splitlines()[0]}'
       continue
+    done[-1]['price'] = bill.slice_price(done[-1], price)
     _save(options.output, known, done)
-    print(report.slice_report(done[-1]), flush=True)
+    print(report.slice_report(done[-1]), bill.price_report(done[-1]['price']), sep='\n', flush=True)
   if len(done) > 1:
     print(report.comparison(done))
   if failed:

@@ -330,13 +330,17 @@ def command(*args):
 
 def test_command_line(tmp_path):
   path = tmp_path / 'plan.json'
-  done = command('--config=configs/digits_cover.py:debug', '--topology=cpu:2', SIZES, f'--output={path}')
+  flags = f'--output={path}', '--dollars_per_chip_hour=2'
+  done = command('--config=configs/digits_cover.py:debug', '--topology=cpu:2', SIZES, *flags)
   assert done.returncode == 0, done.stderr
   expected = '## cpu:2 (data 2 x fsdp 1 x tensor 1)', '--sizes', 'temporaries', 'all-reduce', 'MFU'
   assert all(part in done.stdout for part in expected)
   saved = json.loads(path.read_text())
   assert saved['sources']['objects'][1:3] == [800, 10]
   (two,) = saved['slices']
+  assert two['price']['chip_hours'] == pytest.approx(two['time']['days'] * 48)
+  assert two['price']['dollars'] == pytest.approx(2 * two['price']['chip_hours'])
+  assert 'core hours to build' in done.stdout and 'chip hours' in done.stdout
   assert two['fits'] and two['memory']['total'] > 0 and two['time']['days'] > 0
   assert set(two['costs']['streams']) == {'video', 'image'}
 
