@@ -74,7 +74,8 @@ def markdown() -> str:
     '# Every option',
     '',
     'Made of what the code declares by `python -m cover_jax.options --output=docs/options.md`; a test compares.',
-    'A value that an option may not have is refused before any data is opened.',
+    'A value that an option may not have is refused before any data is opened. A star marks what the published code or',
+    'text has, where it is known; all else is ours.',
   ]
   for title, parts in sections().items():
     lines += ['', f'## {title}', '', _WORDS[title]]

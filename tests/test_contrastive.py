@@ -37,15 +37,17 @@ class Ring:
   size=st.sampled_from([1, 5, 8]),
   batches=st.lists(st.sampled_from([1, 3, 5, 12]), min_size=1, max_size=6),
   seed=st.integers(0, 99),
+  masked=st.booleans(),
 )
-def test_queue_is_a_ring(size, batches, seed):
+def test_queue_is_a_ring(size, batches, seed, masked):
   rng = np.random.default_rng(seed)
   queue, ring = contrastive.empty_queue(size, 3), Ring(size)
   for batch in batches:
     keys, sources, videos = vectors(rng, batch, 3), rng.integers(0, 3, batch), rng.integers(0, 5, batch)
     sources, videos = sources.astype(np.int32), videos.astype(np.int32)
-    queue = push(queue, jnp.asarray(keys), jnp.asarray(sources), jnp.asarray(videos))
-    ring.push(keys, sources, videos)
+    mask = rng.random(batch) < (0.5 if masked else 2)
+    queue = push(queue, *map(jnp.asarray, (keys, sources, videos, mask)))
+    ring.push(keys[mask], sources[mask], videos[mask])
     held = jax.device_get(queue)
     assert (int(held.next), int(held.filled)) == (ring.next, ring.filled)
     for k, slot in enumerate(ring.slots):
@@ -57,6 +59,14 @@ def test_queue_is_a_ring(size, batches, seed):
     for b in range(batch):
       wanted = [s is not None and (s[1], s[2]) != (sources[b], videos[b]) for s in ring.slots]
       assert can_use[b].tolist() == wanted
+
+
+def test_queues_of_a_tree_are_emptied():
+  ids = jnp.zeros(2, jnp.int32)
+  full = contrastive.push(contrastive.empty_queue(3, 4), jnp.ones((2, 4)), ids, ids)
+  state = contrastive.emptied({'teacher': jnp.ones(2), 'queues': {'a': full}})
+  np.testing.assert_array_equal(state['teacher'], 1)
+  jax.tree.map(np.testing.assert_array_equal, state['queues']['a'], contrastive.empty_queue(3, 4))
 
 
 def test_queue_of_size_zero_stays_empty():

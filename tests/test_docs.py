@@ -56,6 +56,8 @@ PARSED = {
   'benchmarks.train_step': 'minutes, and PyTorch',
   'benchmarks.claims': 'hours; tests/test_claims.py',
   'benchmarks.vtdl': 'hours; tests/test_benchmark_vtdl.py',
+  'benchmarks.ssl': 'hours',
+  'benchmarks.objective_cost': 'minutes',
   'benchmarks.input': 'an hour; tests/test_benchmark_input.py',
   'benchmarks.first_stage': 'an hour',
   'benchmarks.stored_bits': 'minutes; tests/test_stored_bits.py',

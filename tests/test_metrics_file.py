@@ -169,3 +169,15 @@ def test_curves_of_strange_rows(tmp_path):
   visualise.training_curves(rows, str(tmp_path / 'a.png'))
   visualise.training_curves([], str(tmp_path / 'b.png'))
   assert all((tmp_path / name).read_bytes()[:4] == b'\x89PNG' for name in ('a.png', 'b.png'))
+
+
+def test_the_line_of_the_log_names_every_loss():
+  scalars = {
+    'train/video/acts/loss': 1.5, 'train/video/acts/top1': 0.25, 'train/video/mine/loss': 2.0,
+    'train/video/mine/classification_top1': 0.5, 'train/video/mine/classification_loss': 3.0,
+    'train/free/wild/loss': 4.0, 'train/loss': 9.0, 'test/acts/loss': 1.0, 'test/acts/top1': 0.125,
+    'learning_rate': 1.0,
+  }  # fmt: skip
+  assert metrics.summary(scalars) == (
+    'loss 9.0000 | acts 1.500 (25.0%) | mine 2.000 (50.0%) | wild 4.000 | test acts 1.000 (12.5%)'
+  )

@@ -244,7 +244,7 @@ def config(encoder='timesformer', **changes):
 def test_the_encoder_sees_a_part_of_each_view():
   experiment = tiny.build(config())[0]
   assert experiment.view_lengths('video') == {'first': 9, 'second': 9}
-  assert experiment.encoded_lengths('video') == {'first': 4, 'second': 4}
+  assert experiment.encoded_clips('video') == dict.fromkeys(('first', 'second'), (4, 16, 16))
   clip = np.arange(9)[None, :, None, None, None]
   assert clip[:, :-1:2].ravel().tolist() == [0, 2, 4, 6]
 

@@ -437,6 +437,10 @@ def test_resumed_is_uninterrupted(tmp_path):
   ({'scale': 0.5}, 'scale'), ({'rotation': -1.0}, 'rotation'), ({'transform_target': 'matrix'}, 'transform_target'),
   ({'order_weight': 0.0, 'geometry_weight': 0.0}, 'nothing is asked'), ({'slots': 4}, "no key 'slots'"),
   ({'order_weight': 0.0, 'rotation': 0.0, 'scale': 1.0, 'shear': 0.0, 'shift': 0.0}, 'nothing is asked'),
+  ({'sector': (10.0, 10.0, 1.0, 0.0, 0.1)}, r'a field of view of 0\.0% of a clip'),
+  ({'part_shift': 2**31}, 'part_shift'),
+  ({'order_weight': 0.0, 'transform_target': 'matrix6', 'rotation': 1e-8, 'scale': 1.0, 'shear': 0.0, 'shift': 0.0},
+   'nothing is asked'),
   ({'sector': (0.0, 0.5, 100.0, 0.1, 1.0)}, 'objective.sector is'), ({'sector': (0.0, 0.5)}, 'sector is'),
 ])  # fmt: skip
 def test_mistakes_in_options(options, message):

@@ -1,18 +1,17 @@
 """Objectives judged on held-out videos: the encoder as in evaluation, full queues, nothing learnt."""
 
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from configs import v3s_digits, vtdl_digits
+from configs import digits_cover, v3s_digits, vtdl_digits
 from cover_jax.evaluation import pretext
 from cover_jax.experiment import build as experiments
-from cover_jax.experiment import wire
 from cover_jax.jobs import pretext as job
 from cover_jax.jobs import train as train_job
+from cover_jax.objectives import contrastive
 from cover_jax.runtime import keys, sharding
 from data_pipelines.contract import SourceInfo, UserError
 from tests import tiny
@@ -45,36 +44,43 @@ def test_the_encoder_runs_as_in_evaluation():
   assert abs(losses['judged'] - losses['training']) > 1e-4
 
 
-def test_every_held_out_clip_counts_once():
-  """The mean over one pass is that over batches computed one by one."""
-  judged, videos, mesh, state = held_out(v3s_config(model=NET))
+@pytest.mark.parametrize(
+  'changes',
+  [{}, pytest.param({'mixture__temperature': float('inf')}, marks=pytest.mark.slow)],
+)
+def test_every_held_out_clip_counts_once(changes):
+  """The mean over one pass is that over batches computed one by one, whatever divides and however sources are mixed."""
+  judged, videos, mesh, state = held_out(v3s_config(model=NET, batch_size=56, batch_multiple=1, **changes))
+  size = judged.streams['video'].batch_size
+  assert all(source.num_examples % size for source in videos)
   found = pretext.make_judge(judged, videos, mesh)(state.params, state.objectives)
-  assert judged.total_steps * judged.streams['video'].batch_size == sum(s.num_examples for s in videos)
-  seen, total, counts = [], {s.name: 0.0 for s in videos}, {s.name: 0 for s in videos}
-  for number, batch in zip(range(judged.total_steps), wire.training_batches(judged, videos, mesh)(0), strict=False):
-    rng = keys.of(jax.random.fold_in(jax.random.key(judged.config.seed), number), 'video')
-    loss_B = judged.objectives['video'].loss(state.params, {}, batch['video'], rng).measures['loss']
-    for source, example, loss in zip(batch['video']['source'], batch['video']['example_id'], loss_B, strict=True):
-      seen.append((int(source), int(example)))
-      total[videos[source].name] += float(loss)
-      counts[videos[source].name] += 1
-  assert len(set(seen)) == len(seen) == sum(s.num_examples for s in videos)
-  for name, count in counts.items():
-    assert found[f'video/{name}/loss'] == pytest.approx(total[name] / count, rel=1e-5)
+  for index, source in enumerate(videos):
+    seen, losses = [], []
+    for number, batch in enumerate(pretext._pass(judged, 'video', index, source, mesh)()):
+      rng = keys.of(jax.random.fold_in(jax.random.key(judged.config.seed), number), 'video')
+      loss_B = np.asarray(judged.objectives['video'].loss(state.params, {}, batch, rng).measures['loss'])
+      seen += batch['example_id'][batch['mask']].tolist()
+      losses += loss_B[batch['mask']].tolist()
+      assert set(batch['source'][batch['mask']]) == {index} and set(batch['label'][~batch['mask']]) <= {-1}
+    assert sorted(seen) == list(range(source.num_examples))
+    assert found[f'video/{source.name}/loss'] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_a_contrast_is_judged_with_a_full_queue_and_the_same_twice():
+def test_a_contrast_is_judged_with_a_queue_of_these_videos():
+  """What the queue held does not matter, and the first pass fills it."""
   c = tiny.config()
   c.streams.video.objective = VTDL
   judged, videos, mesh, state = held_out(c)
   judge = pretext.make_judge(judged, videos, mesh)
   found = judge(state.params, state.objectives)
   assert judge(state.params, state.objectives) == found
-  # The queue of one step holds a batch of keys; that of a whole pass all 32: the loss of chance is log(1 + 1 + 32).
-  once = dataclasses.replace(judged, total_steps=1)
-  assert (
-    found['video/acts/loss'] > pretext.make_judge(once, videos, mesh)(state.params, state.objectives)['video/acts/loss']
-  )
+  queue = state.objectives['video']['queue']
+  ids = np.arange(32, dtype=np.int32)
+  other = contrastive.push(queue, jax.random.normal(jax.random.key(0), queue.key_KxD.shape), ids % 2, ids + 500)
+  assert judge(state.params, {'video': {**state.objectives['video'], 'queue': other}}) == found
+  # A queue that starts empty: the loss of chance of the first examples would be near log(1 + 1).
+  state = jax.device_get(state.objectives['video'])
+  assert found['video/acts/loss'] > 1.2 and int(state['queue'].filled) == 0
 
 
 @pytest.mark.slow
@@ -88,6 +94,11 @@ def test_devices_do_not_matter():
   assert found[0].keys() == found[1].keys()
   for key, value in found[0].items():
     assert found[1][key] == pytest.approx(value, rel=2e-3, abs=2e-3), key
+
+
+def test_a_config_without_such_streams_is_told_before_anything_is_looked_for(tmp_path):
+  with pytest.raises(UserError, match=r'No stream of config\.streams has an objective other than'):
+    job.judge_pretext(digits_cover.get_config('debug'), str(tmp_path))
 
 
 def test_streams_that_can_be_judged():

@@ -325,6 +325,10 @@ def read_json(tmp_path):
     ('return config.to_dict()', 'gives a dict: expected what configs.defaults.get_config'),
     ('return None', 'gives a NoneType'),
     ("config.model = {'widht': 16}", "config.model has no key 'widht': did you mean 'width'"),
+    (
+      "config.model = {'name': 'resnet3d', 'depth': 2}",
+      "key 'depth', which is of timesformer, .* and not of 'resnet3d'",
+    ),
   ],
 )
 def test_mistakes_in_a_config_file_are_one_sentence(read, line, message):

@@ -373,7 +373,7 @@ def test_examples_that_pad_are_in_no_loss(entry):
 def test_costs_count_a_shared_pass_once(brightness):
   def products(*entries):
     run = built(config(entries))
-    return sum(run.model.products(t, (16, 16)) for t in run.encoded_lengths('video').values())
+    return sum(run.model.products(t, tuple(size)) for t, *size in run.encoded_clips('video').values())
 
   one = products(CLASSES)
   assert products(CLASSES, brightness) == one
@@ -381,9 +381,8 @@ def test_costs_count_a_shared_pass_once(brightness):
   assert products({**CLASSES, 'mixup': 0.5}, brightness) == 2 * one
   assert products(VTDL, at('anchor', CLASSES)) == products(at('negative', CLASSES), VTDL) == 3 * one
   run = built(config((VTDL, at('positive', CLASSES))))
-  assert run.encoded_lengths('video') == {f'{v} of vtdl': 4 for v in ('anchor', 'positive', 'negative')} | {
-    'positive of classification': 4
-  }
+  of_vtdl = {f'{v} of vtdl': (4, 16, 16) for v in ('anchor', 'positive', 'negative')}
+  assert run.encoded_clips('video') == of_vtdl | {'positive of classification': (4, 16, 16)}
   assert run.view_lengths('video') == dict.fromkeys(('anchor', 'positive', 'negative'), 4)
   assert costs.step_products(built(config((CLASSES, brightness)))) < 1.1 * costs.step_products(built(config(CLASSES)))
 
@@ -466,7 +465,7 @@ def test_a_config_takes_a_list_and_gives_it_back(read):  # noqa: F811
 def test_mixing_is_for_those_that_have_labels():
   augment = {'mixup': 0.4}
   run = built(config(ENTRIES, streams__video__augment=augment))
-  assert 'anchor of classification' in run.encoded_lengths('video')  # mixed clips have a pass of their own
+  assert 'anchor of classification' in run.encoded_clips('video')  # mixed clips have a pass of their own
   with pytest.raises(UserError, match=r"objective\[0\] has no key 'mixup'"):
     built(config((VTDL,), streams__video__augment=augment))
 
@@ -479,7 +478,8 @@ def test_mixing_is_for_those_that_have_labels():
   ((VTDL, VTDL), "has 'vtdl' twice"),
   (({**VTDL, 'weight': 0},), r'objective\[0\].weight is 0: expected a finite number above 0'),
   (({**VTDL, 'weight': '1'},), r"objective\[0\].weight is '1'"),
-  (({**VTDL, 'wieght': 1.0},), r"objective\[0\] has no key 'wieght'"),
+  (({**VTDL, 'wieght': 1.0},), r"objective\[0\] has no key 'wieght': did you mean 'weight'"),
+  ((CLASSES, {**V3S, 'output': 999}), r'objective\[1\]\.output is 999 x 999'),
   (({**VTDL, 'stride': 0},), r'objective\[0\].stride is 0'),
   ({**VTDL, 'weight': 1.0}, "objective has no key 'weight'"),
   ((VTDL, CLASSES), "'classification', which looks at the view 'clip', but others name 'anchor', 'positive'"),

@@ -455,7 +455,7 @@ def all_released(**changes):
 def test_the_releases_departures_together():
   run = experiments.build(all_released(), infos())
   objective = run.objectives['video']
-  assert objective.targets == ('flip',) and objective.encoded == {'clip': 3}
+  assert objective.targets == ('flip',) and objective.encoded == {'clip': (3, *run.streams['video'].size)}
   starts = set()
   for seed in range(60):
     frames = objective.views(6, np.random.default_rng(seed))['clip']
@@ -505,6 +505,9 @@ def infos():
   ({'motion_weight': 0.0, 'appearance_weight': 0.0}, 'nothing is asked'),
   ({'released': ('ring',)}, "has 'ring', a slip .* add 'colour'"),
   ({'released': ('flip',), 'motion_source': 'frame_difference'}, 'have no direction'),
+  ({'released': ('frames',), 'motion_weight': 0.0}, "has 'frames', but motion_weight is 0"),
+  ({'released': ('colour',), 'appearance_weight': 0.0}, "has 'colour', but appearance_weight is 0"),
+  ({'released': ('start',)}, "'start', which is about ids"),
 ])  # fmt: skip
 def test_mistakes_in_options(options, message):
   with pytest.raises(UserError, match=message):

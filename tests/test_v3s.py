@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from configs import v3s_digits, v3s_ucf101
 from cover_jax.experiment import build as experiments
+from cover_jax.experiment.state import init_params
 from cover_jax.objectives import v3s, warps
 from cover_jax.runtime import keys
+from cover_jax.training import step as stepping
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.loading import arrays
 from data_pipelines.loading.views import Stream
@@ -247,9 +250,9 @@ def test_loss_by_hand(model):
   np.testing.assert_allclose(out.measures['loss'], total, rtol=1e-3, atol=1e-5)
   np.testing.assert_allclose(out.loss, total.mean(), rtol=1e-3)
   np.testing.assert_allclose(out.measures['time_chance'], 1 / room)
-  shares = [out.measures[f'time_{name}_share'] for name in TABLE['time']]
+  shares = [out.measures[f'time_share_{name}'] for name in TABLE['time']]
   np.testing.assert_array_equal(np.argmax(shares, axis=0), label['time'])
-  hits = np.sum([out.measures[f'time_{name}'] for name in TABLE['time']], axis=0)
+  hits = np.sum([out.measures[f'time_found_{name}'] for name in TABLE['time']], axis=0)
   np.testing.assert_array_equal(hits, out.measures['time_top1'])
   assert (out.statistics is None) == (model is None)
 
@@ -308,6 +311,8 @@ def test_resumed_is_uninterrupted(tmp_path):
   ({'classes': {**TABLE, 'space': {'plain': (1, 1)}}}, 'classes is'),
   ({'classes': {'time': {'plain': (1, 1)}, 'space': {'plain': (1, 1, 1, 1)}}}, 'nothing to tell'),
   ({'classes': {**TABLE, 'time': {'a': (1, 1), 'b': (1, 1.1)}}}, "'a' and 'b', which are the same"),
+  ({'time_weight': 0.5, 'joint': True}, 'joint=True, whose one head'),
+  ({'time_weight': 0.0, 'classes': {**TABLE, 'space': {'plain': (1, 1, 1, 1)}}}, 'so nothing is asked'),
   ({'output': 9}, r'have room for 2 to 8 x 11'),
   ({'output': (8, 4)}, 'multiples of config.model.patch_size'),
   ({'time_weight': -1.0}, 'time_weight'), ({'short_videos': 'loop'}, 'short_videos'), ({'space_pool': 'max'}, 'pool'),
@@ -315,6 +320,29 @@ def test_resumed_is_uninterrupted(tmp_path):
 def test_mistakes_in_options(options, message):
   with pytest.raises(UserError, match=message):
     built(config(**{f'v3s__{k}': v for k, v in options.items()}))
+
+
+def test_classes_are_numbered_by_the_alphabet():
+  """Not by how a dict was written, which a config sorts, a list of objectives keeps and a checkpoint sorts."""
+  backwards = {axis: dict(reversed(classes.items())) for axis, classes in TABLE.items()}
+  one, other = (v3s.Maps(t, 4, (16, 16), 8, 'x') for t in (TABLE, backwards))
+  assert one.time_names == other.time_names == tuple(sorted(TABLE['time']))
+  assert one.space_names == other.space_names == tuple(sorted(TABLE['space']))
+  np.testing.assert_array_equal(one.time_CxT, other.time_CxT)
+  np.testing.assert_array_equal(one.row_CxH, other.row_CxH)
+
+
+def test_a_class_may_have_any_name():
+  """Also that of a measure."""
+  names = {'top1': (1, 1), 'loss': (2, 2), 'chance': (1, 2), 'top1_share': (2, 1)}
+  run = built(config(v3s__classes={**TABLE, 'time': names}, streams__video__num_frames=3, model__num_frames=3))
+  measures = jax.eval_shape(
+    lambda params, batch: run.objectives['video'].loss(params, {}, batch, jax.random.key(0)).measures,
+    jax.eval_shape(lambda: nn.meta.unbox(init_params(run, jax.random.key(0)))),
+    stepping.abstract_batch(run)['video'],
+  )
+  own = {f'time_{what}_{name}' for what in ('found', 'share') for name in names}
+  assert own < set(measures) and len(measures) == len(own) + 7
 
 
 def test_images_are_refused():

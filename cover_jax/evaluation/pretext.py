@@ -4,20 +4,22 @@ Clips are cut and changed as in training, by random numbers of the run's seed, a
 What is at chance is seen beside the same measures of weights that were not trained.
 """
 
-import dataclasses
+import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from cover_jax.experiment import build as experiments
 from cover_jax.experiment import wire
 from cover_jax.experiment.build import Experiment
+from cover_jax.objectives import contrastive
 from cover_jax.runtime import keys, processes, sharding
 from cover_jax.training import metrics
 from data_pipelines import durable
@@ -43,12 +45,12 @@ def _classifies(objective: Any) -> bool:
 def held_out(
   experiment: Experiment, streams: Sequence[str], sources: Sequence[Source], batch_divisor: int
 ) -> Experiment:
-  """The run of some of an experiment's streams on other splits of their sources, for one pass over these.
+  """The run of some of an experiment's streams on other splits of their sources.
 
   Args:
     experiment: the run that was trained.
     streams: names of some of its streams.
-    sources: the splits to judge on: one of each source of these streams, in the order of `config.sources`.
+    sources: the splits to judge on, in the order of `config.sources`: of these streams' sources.
     batch_divisor: devices over which a batch is split.
 
   Returns:
@@ -59,17 +61,17 @@ def held_out(
   config.sources = {source.name: config.sources[source.name] for source in sources}
   for name in streams:
     config.streams[name].batch_size = experiment.streams[name].batch_size
+    config.streams[name].sources = tuple(s for s in config.streams[name].sources if s in config.sources)
   config.accumulation_steps = 1
   weights = config.mixture.weights.to_dict()
   config.mixture.weights = {name: weights[name] for name in config.sources if name in weights}
-  built = experiments.build(config, [s.info for s in sources], batch_divisor=batch_divisor, judged=True)
-  return dataclasses.replace(built, total_steps=max(round(built.steps_per_epoch), 1))
+  return experiments.build(config, [s.info for s in sources], batch_divisor=batch_divisor, judged=True)
 
 
 def make_judge(
   experiment: Experiment, sources: Sequence[Source], mesh: Mesh
 ) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Measures]:
-  """Makes `judge(params, states) -> measures`: the means over one pass; nothing is learnt from it.
+  """Makes `judge(params, states) -> measures`: the means over every example of every source; nothing is learnt from it.
 
   Args:
     experiment: of `held_out`.
@@ -81,33 +83,58 @@ def make_judge(
     time, and the same result on every process. Averaged teachers stay as they are.
   """
 
-  def step(params, states, batch, number):
-    rng = jax.random.fold_in(jax.random.key(experiment.config.seed), number)
-    found, states = {}, dict(states)
-    for name, objective in experiment.objectives.items():
-      out = objective.loss(params, states[name], batch[name], keys.of(rng, name))
-      rows = batch[name]['source'], batch[name]['mask']
-      found[name] = metrics.per_source(out.measures, *rows, experiment.sources, experiment.streams[name].sources)
-      states[name] = out.state
-    return found, states
+  def step(name, params, state, batch, number):
+    rng = keys.of(jax.random.fold_in(jax.random.key(experiment.config.seed), number), name)
+    out = experiment.objectives[name].loss(params, state, batch, rng)
+    of_stream = experiment.streams[name].sources
+    rows = batch['source'], batch['mask']
+    return metrics.per_source(out.measures, *rows, experiment.sources, of_stream), out.state
 
-  run = jax.jit(step)
-  batches = wire.training_batches(experiment, sources, mesh)
+  runs = {name: jax.jit(functools.partial(step, name)) for name in experiment.streams}
+  passes = {
+    (name, index): _pass(experiment, name, index, sources[index], mesh)
+    for name, stream in experiment.streams.items()
+    for index in stream.sources
+  }
 
   def judge(params, states):
-    states = {name: states[name] for name in experiment.objectives}
-    total = None
+    total = {}
     with sharding.use(mesh, experiment.config.logical_axis_rules):
-      # Queues are filled by a first pass, which does not count: an empty one would make a contrast easy.
-      for counts in (False, True) if jax.tree.leaves(states) else (True,):
-        for number, batch in enumerate(itertools.islice(batches(0), experiment.total_steps)):
-          found, states = run(params, states, sharding.to_global(batch, mesh), number)
-          if counts:
-            total = found if total is None else metrics.merge(total, found)
-          jax.block_until_ready(found)  # one batch at a time on the devices
+      for (name, _), batches in passes.items():
+        # What a queue holds is of the training split, or nothing yet. A first pass, which does not count, fills it.
+        state = jax.jit(contrastive.emptied)(states[name])
+        for counts in (False, True) if jax.tree.leaves(state) else (True,):
+          for number, batch in enumerate(batches()):
+            found, state = runs[name](params, state, sharding.to_global(batch, mesh), number)
+            if counts:
+              total[name] = metrics.merge(total[name], found) if name in total else found
+            jax.block_until_ready(found)  # one batch at a time on the devices
     return metrics.compute(processes.gather(total))
 
   return judge
+
+
+def _pass(
+  experiment: Experiment, stream: str, index: int, source: Source, mesh: Mesh
+) -> Callable[[], Iterator[Mapping[str, Any]]]:
+  """() -> this process's sub-batches of one source, cut as a stream trains on it: each example once, then padding."""
+  alone = held_out(experiment, [stream], [source], sharding.batch_divisor(mesh))
+  size = alone.streams[stream].batch_size
+  batches = wire.training_batches(alone, [source], mesh)
+
+  def marked(number: int, batch: Mapping[str, Any]) -> dict[str, Any]:
+    rows = len(batch['mask'])
+    place_B = number * size + jax.process_index() * rows + np.arange(rows)
+    mask_B = place_B < source.num_examples  # behind it the next pass begins
+    ids = {name: np.where(mask_B, batch[name], -1) for name in ('label', 'example_id', 'video_id')}
+    return {**batch, **ids, 'mask': mask_B, 'source': np.where(mask_B, np.int32(index), -1).astype(np.int32)}
+
+  def once() -> Iterator[Mapping[str, Any]]:
+    steps = -(-source.num_examples // size)
+    for number, batch in enumerate(itertools.islice(batches(0), steps)):
+      yield marked(number, batch[stream])
+
+  return once
 
 
 def table(trained: Measures, untrained: Measures) -> str:

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from absl import logging
 
+from cover_jax.training.metrics import TOP1
 from data_pipelines import durable
 from data_pipelines.contract import UserError
 from data_pipelines.media import still_images
@@ -137,7 +138,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     colour = colours.setdefault(source, f'C{len(colours)}')
     if parts[0] == 'train' and len(parts) == 4 and parts[3] == 'loss':
       left.plot(steps, values, label=_drawn(source), color=colour)
-    elif parts[0] == 'train' and len(parts) == 4 and parts[3] == 'top1':
+    elif parts[0] == 'train' and len(parts) == 4 and parts[3] in TOP1:
       middle.plot(steps, values, label=_drawn(source), color=colour)
     elif parts[0] == 'test' and len(parts) == 3 and parts[2] == 'top1':
       middle.plot(steps, values, 'o', color=colour, markeredgecolor='black')
@@ -150,7 +151,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
   right.set(title='optimizer', xlabel='step')
   for axes in (left, middle, right):
     axes.grid(alpha=0.3)
-    if axes.has_data():
+    if axes.get_legend_handles_labels()[0]:
       axes.legend(fontsize=8)
   _save(figure, path)
 

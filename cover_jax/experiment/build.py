@@ -76,9 +76,9 @@ class Experiment:
     """{view: T of its clips} of a stream's batches."""
     return _view_lengths(self.objectives[stream], self.streams[stream])
 
-  def encoded_lengths(self, stream: str) -> dict[str, int]:
-    """{view: frames of it that the encoder sees}."""
-    return _encoded_lengths(self.objectives[stream], self.streams[stream])
+  def encoded_clips(self, stream: str) -> dict[str, tuple[int, int, int]]:
+    """{clip: (frames, height, width)} that the encoder sees of an example."""
+    return _encoded_clips(self.objectives[stream], self.streams[stream])
 
   @property
   def one_clip(self) -> jax.ShapeDtypeStruct:
@@ -115,8 +115,10 @@ def _view_lengths(objective, stream):
   return {name: len(frames) for name, frames in objective.views(_LONG_VIDEO, None).items()}
 
 
-def _encoded_lengths(objective, stream):
-  return dict(_view_lengths(objective, stream) if objective.encoded is None else objective.encoded)
+def _encoded_clips(objective, stream):
+  if objective.encoded is not None:
+    return dict(objective.encoded)
+  return {view: (frames, *stream.size) for view, frames in _view_lengths(objective, stream).items()}
 
 
 def _one_clip(model, stream):
@@ -164,7 +166,9 @@ def build(
   _check_model(model, heads, streams)
   encode = functools.partial(_encode_judged if judged else _encode, config, model)
   tasks = {
-    name: _objective(config, model, encode, heads.only(*streams_of[name]), sources, name, streams[name], augments[name])
+    name: _objective(
+      config, model, encode, heads.only(*streams_of[name]), sources, name, streams[name], augments[name], judged
+    )
     for name in streams
   }
   total_steps, steps_per_epoch = _length(config, sizes, weights, sum(s.batch_size for s in streams.values()))
@@ -191,7 +195,7 @@ def _streams(config, sources, weights, geometry, batch_divisor) -> dict[str, Str
   }
 
 
-def _objective(config, model, encode, heads, sources, name, stream, augments) -> objectives.Objective:
+def _objective(config, model, encode, heads, sources, name, stream, augments, judged) -> objectives.Objective:
   """The objective of a stream, on augmented clips; its views are checked against the encoder's limits."""
   options = config.streams[name].objective
   if isinstance(options, tuple | list):
@@ -209,10 +213,11 @@ def _objective(config, model, encode, heads, sources, name, stream, augments) ->
     width=model.width,
     model=model,
     where=f'config.streams.{name}.objective',
+    judged=judged,
   )
   task = objectives.augmented(task, augments.photometric)
-  for view, frames in _encoded_lengths(task, stream).items():
-    _check_geometry(model, name, frames, stream.size, f'in the view {view!r} ')
+  for clip, (frames, *size) in _encoded_clips(task, stream).items():
+    _check_geometry(model, name, frames, tuple(size), f'in {clip!r} ')
   return task
 
 

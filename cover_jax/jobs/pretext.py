@@ -24,17 +24,17 @@ def judge_pretext(config: ml_collections.ConfigDict, workdir: str) -> None:
   Raises:
     UserError: if there is no checkpoint, or no stream with another objective than classification has a test split.
   """
-  described = checkpoints.describe(workdir)
   settings.check(config)
   mesh = sharding.make_mesh(config.mesh)
   divisor = sharding.batch_divisor(mesh)
-  experiment = experiments.build(config, checkpoints.sources_of(described, list(config.sources)), batch_divisor=divisor)
   streams = pretext.streams_of(config)
   if not streams:
     raise UserError(
       'No stream of config.streams has an objective other than classification and a test split of each of its sources: '
       'name the splits, such as --config.sources.<source>.test=test.'
     )
+  described = checkpoints.describe(workdir)
+  experiment = experiments.build(config, checkpoints.sources_of(described, list(config.sources)), batch_divisor=divisor)
   wanted = {source for name in streams for source in config.streams[name].sources}
   sources = [open_tfds.open_source(n, options_of(c), 'test') for n, c in config.sources.items() if n in wanted]
   leaked = check_leaks(config, sources, [], workdir)
@@ -54,7 +54,7 @@ def judge_pretext(config: ml_collections.ConfigDict, workdir: str) -> None:
     'step': loaded['about']['step'],
     'params': config.eval_params,
     'leaks': leaked,
-    'clips': {name: judged.total_steps * judged.streams[name].batch_size for name in streams},
+    'clips': {name: sum(sources[i].num_examples for i in judged.streams[name].sources) for name in streams},
   }
   print(f'\nStep {about["step"]}, {config.eval_params} parameters, {loaded["path"]}\n')
   print(f'{pretext.table(trained, untrained)}\n\n{leaks.sentence(leaked)}')

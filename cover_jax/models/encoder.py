@@ -54,6 +54,7 @@ import numpy as np
 
 from cover_jax.models.products import product_flops
 from data_pipelines import declared
+from data_pipelines.contract import UserError
 from data_pipelines.declared import number, one_of, whole
 
 # {config.model.name: (module, class)}; imported when it is asked for.
@@ -180,7 +181,15 @@ def check(options: Mapping[str, Any], where: str) -> None:
   """
   known = {'name': declared.Key('timesformer', one_of(*ENCODERS))}
   declared.check({key: value for key, value in options.items() if key == 'name'}, known, where)
-  declared.check(options, known | declared.options_of(encoder_class(options)), where)
+  own = known | declared.options_of(encoder_class(options))
+  for key in options:
+    of_others = [n for n in ENCODERS if key not in own and key in declared.options_of(encoder_class({'name': n}))]
+    if of_others:
+      raise UserError(
+        f'{where} has the key {key!r}, which is of {", ".join(of_others)} and not of {name_of(options)!r}: set {where} '
+        f'as a whole, such as --{where}="{{\'name\': {name_of(options)!r}}}".'
+      )
+  declared.check(options, own, where)
 
 
 def make(options: Mapping[str, Any], dtype: Any) -> Encoder:

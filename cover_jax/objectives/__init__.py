@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from cover_jax.models.encoder import Encoded, Encoder
 from cover_jax.models.heads import Heads
@@ -115,8 +116,8 @@ class Objective:
       run several times for one): where an average of the parameters moves on.
     targets: what it wants to know of each clip, as the host cut it: names of `contract.TARGETS`, which it then finds
       under batch['targets'].
-    encoded: {view: frames of it that the run's encoder sees}, where these are not all of them: an objective may cut
-      several clips from one view, or look at more frames than it encodes.
+    encoded: {clip: (frames, height, width)} of all that the run's encoder sees, also as a teacher, where these are not
+      the views as they are: an objective may make several clips of one view, and smaller ones.
     stages: the halves of `loss`, if it is written so (`stages.staged`): in a list of objectives it then shares passes.
   """
 
@@ -126,23 +127,32 @@ class Objective:
   views: ViewSampler | None = None
   after_update: Callable[[Params, Any], Any] = lambda params, state: state
   targets: tuple[str, ...] = ()
-  encoded: Mapping[str, int] | None = None
+  encoded: Mapping[str, tuple[int, int, int]] | None = None
   stages: Stages | None = None
 
 
-def check(options: Mapping[str, Any] | Sequence[Mapping[str, Any]], where: str) -> None:
+def mean_over(x_Bx: jax.Array, mask_B: jax.Array) -> jax.Array:
+  """The mean over the examples that are no padding, f32; 0 where all are, also in the gradient."""
+  mask_Bx = mask_B.reshape(-1, *[1] * (x_Bx.ndim - 1))
+  return jnp.sum(x_Bx, axis=0, where=mask_Bx) / jnp.maximum(jnp.sum(mask_B), 1)
+
+
+def check(
+  options: Mapping[str, Any] | Sequence[Mapping[str, Any]], where: str, more: Mapping[str, declared.Key] | None = None
+) -> None:
   """Raises UserError if there is no objective of that name, or it does not take the options.
 
   Args:
     options: `name` and the objective's own options; or a list of such, which take `several.ENTRY`, too.
     where: the config key, for messages.
+    more: keys that are taken beside the objective's own.
   """
   if not isinstance(options, Mapping):
     _module('several').check(options, where)
     return
   known = {'name': declared.Key(declared.REQUIRED, declared.one_of(*names()))}
   declared.check({'name': options['name']} if 'name' in options else {}, known, where)
-  declared.check(options, known | declared.options_of(maker(options['name'])), where)
+  declared.check(options, known | (more or {}) | declared.options_of(maker(options['name'])), where)
 
 
 def names() -> list[str]:
@@ -171,6 +181,7 @@ def make(
   width: int,
   model: Encoder,
   where: str,
+  judged: bool = False,
 ) -> Objective:
   """Makes the objective that a config names.
 
@@ -185,6 +196,7 @@ def make(
     width: D of the encoder's feature.
     model: the encoder's Linen module, for its levels and their shapes; `encode` is what runs it.
     where: the config key, for messages.
+    judged: it is asked for its measures alone, and nothing runs in training mode.
 
   Returns:
     The objective, whose own `make` was given those of these arguments that it has as parameters, and the options.
@@ -194,7 +206,7 @@ def make(
   """
   check(options, where)
   of_run = {'encode': encode, 'heads': heads, 'sources': sources, 'stream': stream}
-  of_run |= {'num_frames': num_frames, 'size': size, 'width': width, 'model': model}
+  of_run |= {'num_frames': num_frames, 'size': size, 'width': width, 'model': model, 'judged': judged}
   if not isinstance(options, Mapping):
     return _module('several').make_all(options, of_run, where)
   return make_one(options, of_run)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 
 from cover_jax.augment import mixing
 from cover_jax.models.heads import Heads, cross_entropy, head_columns, is_labelled, rank_of_label
-from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, mean_over
 from cover_jax.objectives.stages import staged
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.declared import number
@@ -71,6 +70,6 @@ def make(
       loss_B = mixing.mixed_loss(mix, loss_B, entropy(label_B[mix.partner_B]))
     rank_B = rank_of_label(logits_BxK, label_B, source_B, columns)
     measures = {'loss': loss_B, 'top1': rank_B < 1, 'top5': rank_B < 5}
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)
+    return LossOutput(mean_over(loss_B, batch['mask']), state, measures)
 
   return staged('classification', encode, Stages(show, judge))

@@ -93,23 +93,38 @@ def empty_queue(size: int, dim: int) -> Queue:
   return Queue(jnp.zeros((size, dim), jnp.float32), no_one, jnp.copy(no_one), zero, jnp.copy(zero))
 
 
-def push(queue: Queue, key_BxD: jax.Array, source_B: jax.Array, video_B: jax.Array) -> Queue:
+def push(
+  queue: Queue, key_BxD: jax.Array, source_B: jax.Array, video_B: jax.Array, mask_B: jax.Array | None = None
+) -> Queue:
   """Puts B keys in, each over the oldest one. B need not divide K and may exceed it: then the last K stay.
+
+  Those that `mask_B` (bool) leaves out, of padding, are not put in.
 
   To be called after the loss that uses the queue: a key is no negative of its own step. No gradient flows in.
   """
-  size, batch = len(queue.source_K), len(key_BxD)
+  size = len(queue.source_K)
   if size == 0:
     return queue
-  kept = slice(max(batch - size, 0), None)  # a scatter to one slot twice would be undefined
-  slot_B = (queue.next + jnp.arange(batch, dtype=jnp.int32)[kept]) % size
+  mask_B = jnp.ones(len(key_BxD), bool) if mask_B is None else mask_B
+  rank_B = jnp.cumsum(mask_B, dtype=jnp.int32) - 1  # among those that are put in
+  count = jnp.sum(mask_B, dtype=jnp.int32)
+  kept_B = mask_B & (rank_B >= count - size)  # a scatter to one slot twice would be undefined
+  slot_B = jnp.where(kept_B, (queue.next + rank_B) % size, size)  # there is no slot of that number
+  put = lambda old, new: old.at[slot_B].set(jax.lax.stop_gradient(new.astype(old.dtype)), mode='drop')
   return Queue(
-    key_KxD=queue.key_KxD.at[slot_B].set(jax.lax.stop_gradient(key_BxD[kept].astype(jnp.float32))),
-    source_K=queue.source_K.at[slot_B].set(source_B[kept]),
-    video_K=queue.video_K.at[slot_B].set(video_B[kept]),
-    next=(queue.next + batch) % size,
-    filled=jnp.minimum(queue.filled + batch, size),
+    key_KxD=put(queue.key_KxD, key_BxD),
+    source_K=put(queue.source_K, source_B),
+    video_K=put(queue.video_K, video_B),
+    next=(queue.next + count) % size,
+    filled=jnp.minimum(queue.filled + count, size),
   )
+
+
+def emptied(state: Any) -> Any:
+  """A tree in which every queue has been emptied."""
+  is_queue = lambda x: isinstance(x, Queue)
+  empty = lambda x: empty_queue(*x.key_KxD.shape) if is_queue(x) else x
+  return jax.tree.map(empty, state, is_leaf=is_queue)
 
 
 def usable(queue: Queue, source_B: jax.Array, video_B: jax.Array) -> jax.Array:

@@ -37,7 +37,7 @@ from cover_jax.augment import photometric
 from cover_jax.augment.still_frame import temporal_consistent
 from cover_jax.models.encoder import Encoder
 from cover_jax.models.transformer import layer_norm
-from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, pairs, raw
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, mean_over, pairs, raw
 from cover_jax.objectives.contrastive import Negatives
 from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
@@ -200,9 +200,11 @@ def make(
       measures |= _measures(name, results, weight_M)
       next_state['queues'][name] = _pushed(queues, found, batch)
       estimate_M = jnp.stack([_estimate(estimator, results[level], batch['mask']) for level in levels])
-      next_state['invariance'][name] = move(state['invariance'][name], estimate_M)
+      # Where all examples are padding there is nothing to estimate.
+      moved_M = move(state['invariance'][name], estimate_M)
+      next_state['invariance'][name] = jnp.where(jnp.any(batch['mask']), moved_M, state['invariance'][name])
     loss_B = sum(losses)
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), next_state, {'loss': loss_B, **measures})
+    return LossOutput(mean_over(loss_B, batch['mask']), next_state, {'loss': loss_B, **measures})
 
   def init_params(rng):
     shapes = _level_shapes(model, num_frames, size, levels)
@@ -225,8 +227,10 @@ def make(
   def views(video_frames, rng):
     return {name: frames for name, frames in sample(video_frames, rng).items() if name in wanted}
 
+  seen = ('anchor', *('negative',) * ('interval' in negatives), *('shuffled',) * ('shuffled' in negatives))
+  encoded = dict.fromkeys([*seen, *(f'key of {name}' for name in tasks)], (num_frames, *size))
   own = {'init_params': init_params, 'init_state': init_state, 'views': views, 'after_update': after_update}
-  return staged('hdc', encode, Stages(show, judge, levels), **own)
+  return staged('hdc', encode, Stages(show, judge, levels), encoded=encoded, **own)
 
 
 def level_weights(
@@ -329,10 +333,10 @@ def _check(tasks, negatives, num_frames, queue_size, weighting, fixed_weights, l
     )
   if lonely := [name for name, task in tasks.items() if not queue_size and not (task.hard and negatives)]:
     raise UserError(f'{where} has queue_size=0, so the {lonely[0]} task has nothing to tell apart: set it above 0.')
-  if weighting == 'fixed' and (len(fixed_weights) != len(levels) or not sum(fixed_weights)):
+  if weighting == 'fixed' and (len(fixed_weights) != len(levels) or not 1e-6 <= sum(fixed_weights) <= 1e6):
     raise UserError(
       f'{where}.fixed_weights is {tuple(fixed_weights)}: expected one number for each of the levels '
-      f'{", ".join(levels)}, not all of them 0.'
+      f'{", ".join(levels)}, whose sum lies between 0.000001 and 1,000,000.'
     )
 
 
@@ -365,13 +369,16 @@ def _contrast(vectors_BxVxD, key_BxD, queue, hard, batch, temperature):
 
 def _pushed(queues, found, batch):
   """Each level's queue with that level's keys."""
-  return {level: contrastive.push(q, found[level], batch['source'], batch['video_id']) for level, q in queues.items()}
+  return {
+    level: contrastive.push(q, found[level], batch['source'], batch['video_id'], batch['mask'])
+    for level, q in queues.items()
+  }
 
 
 def _estimate(estimator, result, mask):
   """How alike positive pairs are, a scalar."""
   alike_B = result.positive - (result.negatives[0] if estimator == 'margin' else 0.0)
-  return jnp.mean(alike_B, where=mask)
+  return mean_over(alike_B, mask)
 
 
 def _measures(name, results, weight_M):

@@ -32,7 +32,18 @@ import numpy as np
 
 from cover_jax.models import encoder as encoders
 from cover_jax.models.encoder import STATISTICS, Encoder
-from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, motion, pairs, raw
+from cover_jax.objectives import (
+  Encode,
+  LossOutput,
+  Objective,
+  Shown,
+  Stages,
+  contrastive,
+  mean_over,
+  motion,
+  pairs,
+  raw,
+)
 from cover_jax.objectives.contrastive import Negatives
 from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
@@ -63,6 +74,7 @@ def make(
   *,
   encode: Encode,
   model: Encoder,
+  judged: bool,
   stream: str,
   num_frames: int,
   size: tuple[int, int],
@@ -90,6 +102,7 @@ def make(
   Args:
     encode: the visual encoder.
     model: the same as a module, for the dtype of the computation.
+    judged: the motion encoder runs as in evaluation, too.
     stream: under which heads and motion encoder lie in params['objectives'].
     num_frames, size: of the visual clips.
     width: D of the encoder's feature.
@@ -146,7 +159,7 @@ def make(
     visual_BxD = contrastive.pool(encoded['first'], pool)
     queries, statistics = {'visual': head.apply({'params': student['visual']['head']}, visual_BxD)}, None
     if any(term.query == 'motion' for term in terms.values()):
-      queries['motion'], statistics = moving(student['motion'], moves['first'], motion_rng)
+      queries['motion'], statistics = moving(student['motion'], moves['first'], None if judged else motion_rng)
     by_teacher = {
       'visual': lambda name: visual(teacher['visual'], thin(batch['views'][name])),
       'motion': lambda name: jax.lax.stop_gradient(moving(teacher['motion'], moves[name], None)[0]),
@@ -161,7 +174,7 @@ def make(
     state = {**state, 'queues': _pushed(state['queues'], found, batch)}
     if statistics is not None:
       state['statistics'] = jax.lax.stop_gradient(statistics)
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, {'loss': loss_B, **measures})
+    return LossOutput(mean_over(loss_B, batch['mask']), state, {'loss': loss_B, **measures})
 
   def init_params(rng):
     made = _init(encoder, keys.of(rng, 'motion_encoder'), length - 1, size)
@@ -185,7 +198,7 @@ def make(
     two_clips, length=length, stride=stride // motion_per_frame, min_shift=min_shift, max_shift=max_shift
   )
   own = {'init_params': init_params, 'init_state': init_state, 'views': sample, 'after_update': after_update}
-  encoded = dict.fromkeys(('first', 'second'), num_frames)
+  encoded = dict.fromkeys(('first', 'second'), (num_frames, *size))
   return staged('modist', encode, Stages(show, judge), encoded=encoded, **own)
 
 
@@ -292,5 +305,5 @@ def _pushed(queues, found, batch):
   for side in queues:
     keys_of_side = [found[side, clip] for clip in ('second', 'first') if (side, clip) in found]
     if keys_of_side:
-      pushed[side] = contrastive.push(queues[side], keys_of_side[0], batch['source'], batch['video_id'])
+      pushed[side] = contrastive.push(queues[side], keys_of_side[0], batch['source'], batch['video_id'], batch['mask'])
   return pushed

@@ -30,13 +30,14 @@ import optax
 
 from cover_jax.augment import photometric
 from cover_jax.models.encoder import Encoder
-from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, pretext, raw, warps
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, mean_over, pretext, raw, warps
 from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
 from data_pipelines.contract import UserError
 from data_pipelines.declared import either, flag, none, number, one_of, several, whole
 
 PARTS = 4
+_LEAST_SHOWN = 0.05  # of a clip, within a sector
 PERMUTATIONS = np.array(list(itertools.permutations(range(PARTS))), np.int32)  # [24, 4]
 
 
@@ -88,7 +89,7 @@ def make(
   still: Annotated[float, number(0)] = 2.0,
   parts: Annotated[str, one_of('together', 'apart')] = 'together',
   part_colours: Annotated[float, number(0)] = 0.2,
-  part_shift: Annotated[int, whole(0)] = 4,
+  part_shift: Annotated[int, whole(0, 1024)] = 4,
   rotation: Annotated[float, number(0, 180)] = 30.0,
   scale: Annotated[float, number(1, 4)] = 1.25,
   shear: Annotated[float, number(0, 60)] = 15.0,
@@ -113,8 +114,8 @@ def make(
     stride: stored frames from one frame of a part to the next.
     gap: stored frames from the start of a part to that of the next; less where a video is shorter.
     gap_jitter: each gap is uniform within this share of it, but parts never overlap.
-    still: a video whose parts all differ by less than this, on average over pixels of 0 to 255, has no order: it is not
-      asked for.
+    still: a video whose parts all differ by less than this, on average over its pixels of 0 to 255 before colours are
+      changed, has no order: it is not asked for.
     parts: 'together': the encoder sees the parts one behind the other, and a part's feature is the mean of its own
       tokens (a TimeSformer). 'apart': it sees each part alone (a CNN, whose strides would mix them).
     part_colours: brightness, contrast and saturation of each part of a shuffled clip vary by this.
@@ -145,14 +146,15 @@ def make(
   ranges = {'rotation': math.radians(rotation), 'scale': math.log(scale), 'shear': math.radians(shear)}
   range_5 = np.array([*ranges.values(), shift, shift])
   orders, warped = order_weight > 0, geometry_weight > 0
-  _check(stream, num_frames, size, model, parts, orders, warped and range_5.any())
-  sector = None if sector is None else _sector(sector, f'config.streams.{stream}.objective.sector')
   target_of = _target(transform_target, range_5)
+  asked = target_of(np.zeros((1, 5)), np).shape[-1]
+  _check(stream, num_frames, size, model, parts, orders, warped and asked)
+  sector = None if sector is None else _sector(sector, size, f'config.streams.{stream}.objective.sector')
   heads, widths = {}, {}
   if orders:
     heads['order'], widths['order'] = PairHead(hidden, differences), (PARTS, width)
   if warped:
-    heads['geometry'] = pretext.Linear(target_of(np.zeros((1, 5)), np).shape[-1])
+    heads['geometry'] = pretext.Linear(asked)
     widths['geometry'] = ((1 + (transform_target == 'aet')) * width,)
 
   def changed(rng, clip_BxTxHxWx3, permutation_BxP, map_Bx2x3, colours):
@@ -184,7 +186,7 @@ def make(
 
     clips = clips_of(clip_BxTxHxWx3, part_colours)
     plain = lambda name: jnp.round(clips_of(raw(batch, 'clip'), 0.0)[name]).astype(jnp.uint8)
-    made = (_moves(clip_BxTxHxWx3, still), which_B, unit_Bx5)
+    made = (_moves(raw(batch, 'clip').astype(jnp.float32), still), which_B, unit_Bx5)
     return Shown(clips, keys.of(rng, 'encode'), made, {name: functools.partial(plain, name) for name in clips})
 
   def judge(params, state, batch, encoded, made):
@@ -207,14 +209,19 @@ def make(
       if transform_target == 'params':
         measures |= _errors(found_BxK - target_BxK, range_5)
     measures['loss'] = loss_B
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)
+    return LossOutput(mean_over(loss_B, batch['mask']), state, measures)
 
   def views(video_frames, rng):
     options = {'length': num_frames // PARTS, 'stride': stride, 'gap': gap, 'jitter': gap_jitter}
     return {'clip': part_frames(video_frames, rng, **options)}
 
+  names = ('both',) if strategy == 'joint' and orders and warped else ('order',) * orders + ('geometry',) * warped
+  names += ('before',) * (warped and transform_target == 'aet')
+  shown = dict.fromkeys(names, (num_frames, *size))
+  if parts == 'apart':
+    shown = {f'{name} {p}': (num_frames // PARTS, *size) for name in names for p in range(PARTS)}
   init_params = lambda rng: pretext.init(heads, rng, widths)
-  return staged('order_geometry', encode, Stages(show, judge), init_params=init_params, views=views)
+  return staged('order_geometry', encode, Stages(show, judge), init_params=init_params, views=views, encoded=shown)
 
 
 def _check(stream, num_frames, size, model, parts, orders, warped) -> None:
@@ -246,12 +253,17 @@ def _check(stream, num_frames, size, model, parts, orders, warped) -> None:
     )
 
 
-def _sector(values, where: str) -> warps.Sector:
+def _sector(values, size: tuple[int, int], where: str) -> warps.Sector:
   sector = warps.Sector(*map(float, values))
   if not (0 < sector.half_angle < 90 and 0 <= sector.near < sector.far):
     raise UserError(
       f'{where} is {tuple(values)}: expected (row, column, half angle, near, far) with an angle between 0 and 90 '
       'degrees and 0 <= near < far.'
+    )
+  if (shown := warps.inside(sector, *size).mean()) < _LEAST_SHOWN:
+    raise UserError(
+      f'{where} is {tuple(values)}, a field of view of {shown:.1%} of a clip of {size[0]} x {size[1]}: expected at '
+      f'least {_LEAST_SHOWN:.0%} (row and column of the probe, near and far are shares of the height and width).'
     )
   return sector
 
@@ -359,7 +371,8 @@ def _target(kind: str, range_5: np.ndarray):
     return beyond.reshape(*unit.shape[:-1], 6)
 
   grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 9)] * 5, indexing='ij'), axis=-1).reshape(-1, 5)
-  most_6 = np.abs(entries(grid, np)).max(axis=0)
+  # A little more than on the grid, between whose points an entry may be larger.
+  most_6 = 1.02 * np.abs(entries(grid, np)).max(axis=0)
   of_range = np.flatnonzero(most_6 > 1e-9)
   return lambda unit, xp: (entries(unit, xp)[..., of_range] / most_6[of_range]).astype(unit.dtype)
 

@@ -41,8 +41,9 @@ random numbers of their own. Colours that the stream changes are drawn once for 
 mean of those after each pass, weighted as the losses that are made of it.
 """
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -80,7 +81,7 @@ def check(options: Sequence[Any], where: str) -> None:
   names = []
   for i, entry in enumerate(options):
     declared.check({key: entry[key] for key in ENTRY if key in entry}, ENTRY, f'{where}[{i}]')
-    objectives.check(_own(entry), f'{where}[{i}]')
+    objectives.check(entry, f'{where}[{i}]', ENTRY)
     if entry['name'] in names:
       raise UserError(f'{where} has {entry["name"]!r} twice: take one out, or put it into a stream of its own.')
     names.append(entry['name'])
@@ -109,7 +110,7 @@ def make_all(options: Sequence[Mapping[str, Any]], of_run: Mapping[str, Any], wh
   Raises:
     UserError: if they cannot have their views together, or one of them cannot be made.
   """
-  members = [_member(entry, of_run) for entry in options]
+  members = [_named(functools.partial(_member, entry, of_run), where, i) for i, entry in enumerate(options)]
   sampling = _samplers(members, where)
   lengths = {view: len(frames) for m in sampling for view, frames in _frames(m, _LENGTHS[-1]).items()}
   lengths = lengths or {'clip': of_run['num_frames']}
@@ -131,7 +132,7 @@ def make_all(options: Sequence[Mapping[str, Any]], of_run: Mapping[str, Any], wh
       m.name: m.objective.after_update(_params_of(params, stream, m), state[m.name]) for m in members
     },
     targets=tuple(sorted({name for m in members for name in m.objective.targets})),
-    encoded=_encoded(members, batch, of_run['num_frames']),
+    encoded=_encoded(members, batch, of_run['num_frames'], of_run['size']),
   )
 
 
@@ -143,6 +144,14 @@ def _member(entry, of_run):
   objective = objectives.make_one(_own(entry), of_run)
   view = entry.get('view', '' if objective.views is not None else 'clip')
   return _Member(entry['name'], objective, float(entry.get('weight', 1.0)), view)
+
+
+def _named(make: Callable[[], _Member], where: str, i: int) -> _Member:
+  """What `make` gives; where it refuses, the sentence names the key by its place in the list."""
+  try:
+    return make()
+  except UserError as error:
+    raise UserError(str(error).replace(f'{where}.', f'{where}[{i}].').replace(f'{where} ', f'{where}[{i}] ')) from error
 
 
 def _fitted(member, entry, offered, of_run, where):
@@ -331,8 +340,11 @@ def _check_views(members, lengths, offered, num_frames, where):
       )
 
 
-def _encoded(members, batch, num_frames):
-  """{clip: frames} that the encoder sees, those of a shared pass once; '<clip> of <objective>' if there are several."""
+def _encoded(members, batch, num_frames, size):
+  """{clip: (frames, height, width)} that the encoder sees, those of a shared pass once.
+
+  If there are several objectives, clips are named '<clip> of <objective>'.
+  """
   read = set()  # (objective, clip) that it reads from a pass of another
 
   def look(batch, rng):
@@ -345,7 +357,8 @@ def _encoded(members, batch, num_frames):
   found = {}
   for m in members:
     views = {'clip': [None] * num_frames} if m.view else _frames(m, _LENGTHS[-1])
-    for view, frames in (m.objective.encoded or {view: len(frames) for view, frames in views.items()}).items():
+    as_they_are = {view: (len(frames), *size) for view, frames in views.items()}
+    for view, shape in (m.objective.encoded or as_they_are).items():
       if (m.name, view) not in read:
-        found[view if len(members) == 1 else f'{m.view or view} of {m.name}'] = frames
+        found[view if len(members) == 1 else f'{m.view or view} of {m.name}'] = shape
   return found

@@ -31,6 +31,7 @@ from cover_jax.objectives import (
   Shown,
   Stages,
   contrastive,
+  mean_over,
   motion,
   pretext,
   raw,
@@ -95,7 +96,8 @@ def make(
   """
   released = frozenset(released)
   one_more = 'frames' in released
-  _check(stream, num_frames, size, motion_source, {'motion': motion_weight, 'appearance': appearance_weight}, released)
+  weights = {'motion': motion_weight, 'appearance': appearance_weight}
+  _check(stream, num_frames, size, motion_source, weights, released, target_mode)
   components = 1 if motion_source == 'frame_difference' else 2
   shown = {'motion': motion_source, 'appearance': 'appearance'}
   last_frames = num_frames if one_more else num_frames - 1
@@ -107,9 +109,8 @@ def make(
     )
     if weight
   }
-  if 'start' in released and target_mode == 'regress':
+  if 'start' in released:
     tasks = {name: task.from_zero() for name, task in tasks.items()}
-  weights = {'motion': motion_weight, 'appearance': appearance_weight}
   heads = {name: pretext.Linear(task.outputs) for name, task in tasks.items()}
 
   def labels(batch):
@@ -143,7 +144,7 @@ def make(
       loss_B += weights[name] * task_loss_B
       measures |= task_measures
     measures['loss'] = loss_B
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)
+    return LossOutput(mean_over(loss_B, batch['mask']), state, measures)
 
   return staged(
     'statistics',
@@ -152,7 +153,7 @@ def make(
     init_params=lambda rng: pretext.init(heads, rng, dict.fromkeys(heads, (width,))),
     views=_one_more_frame(num_frames) if one_more else None,
     targets=('flip',) if 'flip' in released else (),
-    encoded={'clip': num_frames},
+    encoded={'clip': (num_frames, *size)},
   )
 
 
@@ -226,7 +227,7 @@ class Ids:
     """(loss [B], measures); all ids count, as in the release."""
     id_BxN = id_BxN.astype(jnp.float32)
     loss_B = jnp.mean((output_BxN + self._start_N - id_BxN) ** 2, axis=-1)
-    mean_N = jnp.mean(id_BxN, axis=0, where=mask_B[:, None])
+    mean_N = mean_over(id_BxN, mask_B)
     spread_B = jnp.mean((id_BxN - mean_N) ** 2, axis=-1)
     return loss_B, {f'{self._name}_loss': loss_B, f'{self._name}_spread': spread_B}
 
@@ -259,7 +260,7 @@ def _one_more_frame(num_frames: int):
   return sample
 
 
-def _check(stream, num_frames, size, motion_source, weights, released) -> None:
+def _check(stream, num_frames, size, motion_source, weights, released, target_mode) -> None:
   """Raises UserError for clips without the statistics, and for options that leave nothing or contradict each other."""
   where = f'config.streams.{stream}'
   if num_frames < 3:
@@ -274,6 +275,17 @@ def _check(stream, num_frames, size, motion_source, weights, released) -> None:
   if not any(weights.values()):
     raise UserError(
       f'{where}.objective has motion_weight=0 and appearance_weight=0: nothing is asked; raise one of them.'
+    )
+  asked = {'start': 'regress', 'flip': 'motion', 'frames': 'motion', 'colour': 'appearance', 'ring': 'appearance'}
+  for name in sorted(released):
+    if asked[name] in weights and not weights[asked[name]]:
+      raise UserError(
+        f'{where}.objective.released has {name!r}, but {asked[name]}_weight is 0, so that it would change nothing: '
+        'take it out.'
+      )
+  if 'start' in released and target_mode != 'regress':
+    raise UserError(
+      f"{where}.objective.released has 'start', which is about ids: set target_mode='regress', or take it out."
     )
   if 'ring' in released and 'colour' not in released:
     raise UserError(f"{where}.objective.released has 'ring', a slip in how the release finds colours: add 'colour'.")

@@ -27,7 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from cover_jax.models.encoder import Encoder
-from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, pretext, raw, warps
+from cover_jax.objectives import (
+  Encode,
+  LossOutput,
+  Objective,
+  Shown,
+  Stages,
+  contrastive,
+  mean_over,
+  pretext,
+  raw,
+  warps,
+)
 from cover_jax.objectives.stages import staged
 from cover_jax.runtime import keys
 from data_pipelines.contract import UserError
@@ -113,13 +124,14 @@ def make(
   Returns:
     An objective with the view 'clip'. It measures 'loss', 'top1' (all that is asked is right), 'space_top1' and
     'time_top1', 'space_loss' and 'time_loss' unless joint, 'time_chance' (one over the classes that the video has room
-    for) and for each class in time 'time_<class>' (it was this one, and was found) and 'time_<class>_share' (it was
-    this one): their quotient is the class's recall, and the mean of these the accuracy with balanced classes.
+    for) and for each class in time 'time_found_<class>' (it was this one, and was found) and 'time_share_<class>' (it
+    was this one): their quotient is the class's recall, and the mean of these the accuracy with balanced classes.
 
   Raises:
     UserError: if two classes are the same, nothing is asked, or the encoder cannot have clips of the sampled size.
   """
-  maps = Maps(classes, num_frames, size, output, f'config.streams.{stream}')
+  where = f'config.streams.{stream}'
+  maps = Maps(classes, num_frames, size, output, where)
   if problem := model.limits(num_frames, maps.output):
     raise UserError(
       f'config.streams.{stream} samples clips of {maps.output[0]} x {maps.output[1]} from windows of {size[0]} x '
@@ -127,6 +139,15 @@ def make(
     )
   counts = {'space': len(maps.space_names), 'time': len(maps.time_names)}
   asked = {axis: count for axis, count in counts.items() if count > 1}
+  if joint and time_weight != 1.0:
+    raise UserError(
+      f'{where}.objective has joint=True, whose one head weighs both classes alike, and time_weight={time_weight:g}: '
+      'leave one of them out.'
+    )
+  if not joint and list(asked) == ['time'] and not time_weight:
+    raise UserError(
+      f'{where}.objective has one class in space and time_weight=0, so nothing is asked: raise it, or add a class.'
+    )
   heads = {axis: pretext.Linear(count) for axis, count in asked.items()}
   if joint:
     heads = {'joint': pretext.Linear(counts['space'] * counts['time'])}
@@ -154,10 +175,10 @@ def make(
     measures['time_chance'] = 1 / jnp.maximum(possible_B, 1)
     if 'time' in asked:
       for c, name in enumerate(maps.time_names):
-        measures[f'time_{name}'] = measures['time_top1'] & (label['time'] == c)
-        measures[f'time_{name}_share'] = label['time'] == c
+        measures[f'time_found_{name}'] = measures['time_top1'] & (label['time'] == c)
+        measures[f'time_share_{name}'] = label['time'] == c
     measures['loss'] = loss_B
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), state, measures)
+    return LossOutput(mean_over(loss_B, batch['mask']), state, measures)
 
   return staged(
     'v3s',
@@ -166,6 +187,7 @@ def make(
     init_params=lambda rng: pretext.init(heads, rng, dict.fromkeys(heads, (width,))),
     views=lambda frames, rng: {'clip': maps.frames(frames, rng, all_classes=short_videos == 'refuse')},
     targets=('frames', 'num_frames'),
+    encoded={'clip': (num_frames, *maps.output)},
   )
 
 
@@ -194,7 +216,7 @@ class Maps:
   """Which frames, rows and columns each class takes.
 
   Attributes:
-    time_names, space_names: the classes, in the order of their labels.
+    time_names, space_names: the classes, in the order of their labels, that of the alphabet.
     time_CxT, row_CxH, column_CxW: int64, counted from the first that is taken.
     output: (height, width) of a sampled clip.
   """
@@ -205,7 +227,8 @@ class Maps:
       raise UserError(
         f'{where}.num_frames is {num_frames}: V3S samples in time and needs clips of at least 2 frames, not images.'
       )
-    self.time_names, self.space_names = tuple(classes['time']), tuple(classes['space'])
+    # Sorted, as config and checkpoint keep them: the number of a class does not depend on how they were written.
+    self.time_names, self.space_names = tuple(sorted(classes['time'])), tuple(sorted(classes['space']))
     if len(self.time_names) == len(self.space_names) == 1:
       raise UserError(f'{where}.objective.classes has one class in time and one in space: there is nothing to tell.')
     rates = np.array([classes['space'][name] for name in self.space_names], float)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cover_jax.augment.still_frame import temporal_consistent
-from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, pairs
+from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, mean_over, pairs
 from cover_jax.objectives.contrastive import Negatives
 from cover_jax.objectives.stages import staged
 from data_pipelines.contract import UserError
@@ -96,8 +96,8 @@ def make(
     feature_NxD = pairs.side_by_side([contrastive.pool(encoded[name], pool) for name in seen])
     vectors_BxVxD = pairs.apart(head.apply({'params': online(params)['head']}, feature_NxD), len(seen))
     loss_B, measures = compare(vectors_BxVxD, key_BxD, state['queue'], batch)
-    queue = contrastive.push(state['queue'], key_BxD, batch['source'], batch['video_id'])
-    return LossOutput(jnp.mean(loss_B, where=batch['mask']), {**state, 'queue': queue}, measures)
+    queue = contrastive.push(state['queue'], key_BxD, batch['source'], batch['video_id'], batch['mask'])
+    return LossOutput(mean_over(loss_B, batch['mask']), {**state, 'queue': queue}, measures)
 
   def init_params(rng):
     return {'head': head.init(rng, jnp.zeros((1, width)))['params']}

@@ -216,7 +216,7 @@ def step_costs(build: Callable[..., tuple[Experiment, Mesh]]) -> StepCosts:
       )
     streams[name] = StreamCosts(
       examples=stream.batch_size,
-      model_flops=operations * sum(run.model.products(t, stream.size) for t in run.encoded_lengths(name).values()),
+      model_flops=operations * sum(run.model.products(t, tuple(size)) for t, *size in run.encoded_clips(name).values()),
       flops=flops * mesh.size / micro[name],
       bytes=size * mesh.size / micro[name],
     )

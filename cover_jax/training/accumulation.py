@@ -46,8 +46,6 @@ def accumulate(
     return loss_and_gradient(params, states, statistics, batch, rng, dict.fromkeys(batch, 1.0))
   micro = jax.tree.map(lambda x: microbatches(x, steps), batch)
   count = {name: jnp.sum(sub['mask'], axis=1, dtype=jnp.float32) for name, sub in micro.items()}
-  # A microbatch without examples would have the mean of nothing, NaN, times a share of 0.
-  micro = {name: sub | {'mask': sub['mask'] | (count[name] == 0)[:, None]} for name, sub in micro.items()}
   share = {name: n / jnp.maximum(jnp.sum(n), 1) for name, n in count.items()}
 
   def body(carry, x):

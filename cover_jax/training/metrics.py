@@ -22,6 +22,7 @@ from data_pipelines import durable
 from data_pipelines.contract import SourceInfo, UserError
 
 FILE = 'metrics.jsonl'
+TOP1 = ('top1', 'classification_top1')  # the second: of classification in a list of objectives
 Collections = Mapping[str, clu_metrics.Collection]
 
 
@@ -81,13 +82,14 @@ def compute(collections: Mapping[str, Collections]) -> dict[str, float]:
 
 
 def summary(scalars: Mapping[str, float]) -> str:
-  """One line: the total loss, and loss and top-1 of each source."""
+  """One line: the total loss, and of each source its loss and, where there is one, its top-1."""
   parts = [f'loss {scalars["train/loss"]:.4f}'] if 'train/loss' in scalars else []
-  for key, top1 in scalars.items():
-    if key.endswith('/top1'):
-      *where, source, _ = key.split('/')
+  for key, loss in scalars.items():
+    where = key.split('/')  # train/<stream>/<source>/loss, test/<source>/loss
+    if where[-1] == 'loss' and len(where) == {'train': 4, 'test': 3}.get(where[0]):
+      top1 = [scalars[k] for name in TOP1 if (k := key.removesuffix('loss') + name) in scalars]
       split = 'test ' if where[0] == 'test' else ''
-      parts.append(f'{split}{source} {scalars[key.removesuffix("top1") + "loss"]:.3f} ({top1:.1%})')
+      parts.append(f'{split}{where[-2]} {loss:.3f}' + (f' ({top1[0]:.1%})' if top1 else ''))
   return ' | '.join(parts)
 
 
