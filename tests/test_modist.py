@@ -281,7 +281,7 @@ def test_resumed_is_bit_equal_and_an_export_is_the_visual_encoder(encoder, tmp_p
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'stride': 3}, 'stride=3 and motion_per_frame=2'), ({'min_shift': 9, 'max_shift': 5}, 'min_shift=9 above'),
   ({'motion_encoder': {'name': 'resnet4d'}}, r'objective\.motion_encoder\.name'),
-  ({'motion_encoder': {'name': 'resnet3d', 'depth': 3}}, r"objective\.motion_encoder has no key 'depth'"),
+  ({'motion_encoder': {'name': 'resnet3d', 'depth': 3}}, r"objective\.motion_encoder has the key 'depth', which is of"),
   ({'motion_encoder': {'name': 'resnet3d', 'depths': (1,), 'widths': (4, 8)}}, 'motion_encoder does not make a model'),
   ({'motion_encoder': {'name': 'timesformer', 'patch_size': 5}}, 'motion of 8 frames of size 16 x 16 and .*patch_size'),
   ({'motion_input': 'frames'}, 'motion_input'), ({'flow': 'raft'}, 'flow'), ({'cross_pair': 'both'}, 'cross_pair'),

@@ -50,7 +50,9 @@ def test_the_encoder_runs_as_in_evaluation():
 )
 def test_every_held_out_clip_counts_once(changes):
   """The mean over one pass is that over batches computed one by one, whatever divides and however sources are mixed."""
-  judged, videos, mesh, state = held_out(v3s_config(model=NET, batch_size=56, batch_multiple=1, **changes))
+  judged, videos, mesh, state = held_out(
+    v3s_config(model=NET, batch_size=56, batch_multiple=1, **changes), jax.devices()[:1]
+  )
   size = judged.streams['video'].batch_size
   assert all(source.num_examples % size for source in videos)
   found = pretext.make_judge(judged, videos, mesh)(state.params, state.objectives)

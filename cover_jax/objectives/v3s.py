@@ -262,7 +262,7 @@ class Maps:
 
     Args:
       video_frames: in the video. Nothing is repeated and no video begins again: that could be seen.
-      rng: for class and start; None for the first class that there is room for, in the middle.
+      rng: for class and start; None for the class that needs fewest frames, in the middle.
       all_classes: refuse a video that has not room for all.
 
     Raises:
@@ -275,7 +275,8 @@ class Maps:
         f'the video has {video_frames} frames, and class {self.time_names[c]!r} of V3S needs {self._needed_C[c]}; use '
         'fewer or slower classes, shorter clips, or leave the video out of the data set.'
       )
-    c = possible[int(rng.random() * len(possible))] if rng is not None else possible[0]
+    shortest = int(np.argmin(self._needed_C))
+    c = possible[int(rng.random() * len(possible))] if rng is not None else shortest
     free = video_frames - self._needed_C[c]
     start = int(rng.random() * (free + 1)) if rng is not None else free // 2
     return start + self.time_CxT[c]
