@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from cover_jax.experiment import build as experiments
@@ -100,7 +101,8 @@ def make_judge(
   def judge(params, states):
     total = {}
     with sharding.use(mesh, experiment.config.logical_axis_rules):
-      for (name, _), batches in passes.items():
+      for (name, index), batches in passes.items():
+        logging.info('Judging stream %r on source %r', name, sources[index].name)
         # What a queue holds is of the training split, or nothing yet. A first pass, which does not count, fills it.
         state = jax.jit(contrastive.emptied)(states[name])
         for counts in (False, True) if jax.tree.leaves(state) else (True,):

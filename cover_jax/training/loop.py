@@ -106,6 +106,8 @@ def train(
       if evaluate_first:
         kept.evaluated(first, evaluate(state))
       data = batches(first) if first < total else iter(())
+      if first < total:
+        logging.info('Compiling the step: the first one takes from seconds to many minutes, with the size of the model')
       for step in range(first + 1, total + 1):
         batch = next(data)
         started(step)
