@@ -23,7 +23,7 @@ OBJECTIVES = {
   'order_geometry': {'gap': 1, 'hidden': 8},
   'v3s': {'output': 8, 'classes': CLASSES},
 }  # fmt: skip
-FAST = ('classification', 'vtdl', 'order_geometry')
+FAST = ('vtdl',)
 # MoDist's own encoder normalises by the statistics of its batch, in which padding is as in every encoder with such.
 CASES = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in OBJECTIVES if n != 'modist']
 
