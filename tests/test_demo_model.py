@@ -62,6 +62,7 @@ def test_it_predicts_from_the_command_line(tmp_path, monkeypatch, capsys):
   assert entry['top']['motions'][0][0] in rendering.MOTIONS and 'motions' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_it_sees_matters(model):
   """Each of two test clips that are each other's reverse gets its own class."""
   right = [
