@@ -39,12 +39,6 @@ MUTATIONS = {
     'if False:',
     'test_hdc.py::test_loss_by_hand',
   ),
-  'statistics: labels of motion count where nothing moves': Mutation(
-    'cover_jax/objectives/statistics.py',
-    'jnp.sum(jnp.where(counts_BxN, entropy_BxN, 0), axis=-1)',
-    'jnp.sum(entropy_BxN, axis=-1)',
-    'test_statistics.py::test_loss_of_classes_by_hand',
-  ),
   'statistics: ids from one': Mutation(
     'cover_jax/objectives/statistics.py',
     'jnp.maximum(id_BxN[:, i] - 1, 0)',
