@@ -26,7 +26,11 @@ setuptools.setup(
   # checkout of that name would find the checkout's folder, an empty namespace.
   package_dir={'': '.'},
   packages=setuptools.find_packages(include=['cover_jax*', 'data_pipelines*', 'configs*']),
-  package_data={'data_pipelines.builders': ['labels/*'], 'cover_jax.evaluation': ['page_files/*'], 'cover_jax': ['demo/*']},
+  package_data={
+    'data_pipelines.builders': ['labels/*'],
+    'cover_jax.evaluation': ['page_files/*'],
+    'cover_jax': ['demo/*'],
+  },
   install_requires=[
     'jax>=0.10,<0.13',
     'flax>=0.12',

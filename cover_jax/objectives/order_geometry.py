@@ -129,8 +129,8 @@ def make(
     sector: None, or the field of view as (row, column of the probe, half its angle in degrees, nearest and farthest
       radius): see `warps.Sector`. Clips are cut to it.
     hidden: units of the head of the order, for each pair of parts.
-    differences: that head also sees |x_i - x_j| of a pair of features; with few videos and steps it does not leave
-      chance without it (docs/ssl.md).
+    differences: that head also sees |x_i - x_j| of a pair of features; on 560 short videos it was at chance without
+      it after 1,200 steps and learnt with it in 500.
     order_weight, geometry_weight: of the two losses; at 0 a clip is not shuffled, or not warped.
 
   Returns:

@@ -1,5 +1,6 @@
 """What a run costs beside its steps: core hours and disk for its data, hours and the price of a slice."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -74,10 +75,7 @@ def slice_price(result: Mapping[str, Any], dollars: float | None) -> dict[str, f
   """
   if 'time' not in result:
     return {}
-  chips = 1
-  for size in result['mesh'].values():
-    chips *= size
-  hours = 24 * result['time']['days'] * chips
+  hours = 24 * result['time']['days'] * math.prod(result['mesh'].values())
   return {'chip_hours': hours} | ({} if dollars is None else {'dollars': hours * dollars})
 
 
