@@ -1,5 +1,6 @@
 """Processes that were told different things say so, all of them, and end before anything is computed."""
 
+import dataclasses
 import json
 
 import pytest
@@ -88,8 +89,9 @@ def test_data_are_told_by_their_content():
   first, second = tiny.sources()[:2]
   told = agreement.of_data([first, second])
   assert len(told) == 2 and told == agreement.of_data(tiny.sources()[:2])
-  first.label[0] = (first.label[0] + 1) % 2
-  changed = agreement.of_data([first, second])
+  label = first.label.copy()
+  label[0] = (label[0] + 1) % 2
+  changed = agreement.of_data([dataclasses.replace(first, label=label), second])
   assert [key for key in told if told[key] != changed[key]] == [f'source {first.name!r}']
 
 

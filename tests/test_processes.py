@@ -25,8 +25,7 @@ from data_pipelines.contract import UserError
 from tests import tiny
 from tests.test_main import ROOT
 
-# SGD: Adam makes a whole step of a gradient that is nothing but rounding, and sums are taken in another order in two
-# processes than in one.
+# SGD: Adam would hide a gradient of the wrong size, and makes a whole step of one that is nothing but rounding.
 CHANGES = {
   'log_every': 1,
   'checkpoint_every': 4,

@@ -25,7 +25,10 @@ def sources() -> tuple:
     names = tuple(f'{name} {k}' for k in range(classes))
     labels = rng.integers(0, classes, count)
     whole = {'crop_scale': (1.0, 1.0), 'crop_ratio': (1.0, 1.0), 'sampler': 'segments'}
-    return arrays.array_source(name, videos, labels, names, modality, **whole)
+    source = arrays.array_source(name, videos, labels, names, modality, **whole)
+    for array in (*videos, source.label):  # all tests share them: one that writes here would change the others' runs
+      array.flags.writeable = False
+    return source
 
   return (make('acts', 'video', 40, 5), make('moves', 'video', 24, 3), make('things', 'image', 64, 7))
 
