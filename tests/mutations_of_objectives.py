@@ -51,6 +51,12 @@ MUTATIONS = {
     'axis=-1)',
     'test_statistics.py::test_loss_of_classes_by_hand',
   ),
+  'statistics: what stands still is asked where it goes': Mutation(
+    'cover_jax/objectives/statistics.py',
+    'jnp.where(counts_BxN, entropy_BxN, 0)',
+    'entropy_BxN',
+    'test_statistics.py::test_labels_that_do_not_count_are_not_asked',
+  ),
   'statistics: ids that start at 0': Mutation(
     'cover_jax/objectives/statistics.py',
     '(np.array(counts, np.float32) + 1) / 2',

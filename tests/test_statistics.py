@@ -340,6 +340,23 @@ def outputs_of(experiment, params, clip):
   return {n: feature @ np.asarray(h['Dense_0']['kernel']) + np.asarray(h['Dense_0']['bias']) for n, h in own.items()}
 
 
+def test_labels_that_do_not_count_are_not_asked():
+  """Three clips: one label of two counts, none does (its ids are 0), both do."""
+  head = statistics.Classes('flow', ('region', 'direction'), (4, 8))
+  logits = np.random.default_rng(0).normal(size=(3, head.outputs)).astype(np.float32)
+  ids = np.array([[2, 0], [0, 0], [4, 8]])
+  counts = np.array([[True, False], [False, False], [True, True]])
+  entropy = lambda z, k: math.log(np.exp(z - z[k - 1]).sum()) / math.log(len(z))
+  expected = [entropy(logits[0, :4], 2), 0, (entropy(logits[2, :4], 4) + entropy(logits[2, 4:], 8)) / 2]
+  loss_B, measures = head.judge(jnp.asarray(logits), jnp.asarray(ids), jnp.asarray(counts), jnp.ones(3, bool))
+  np.testing.assert_allclose(loss_B, expected, rtol=1e-5)
+  np.testing.assert_allclose(measures['flow_moves'], [0.5, 0, 1])
+  own = np.where(counts, logits[np.arange(3)[:, None], np.maximum(ids - 1, 0) + [0, 4]], np.inf)
+  best = np.stack([logits[:, :4].max(axis=1), logits[:, 4:].max(axis=1)], axis=1)
+  for i, kind in enumerate(('region', 'direction')):
+    np.testing.assert_allclose(measures[f'flow_{kind}_top1'], own[:, i] == best[:, i])
+
+
 @pytest.mark.parametrize('model', [None, RESNET], ids=['timesformer', 'resnet3d'])
 def test_loss_of_classes_by_hand(model):
   c = config(model=model) if model else config(model__drop_path=0.0)
