@@ -351,7 +351,7 @@ def test_labels_that_do_not_count_are_not_asked():
   loss_B, measures = head.judge(jnp.asarray(logits), jnp.asarray(ids), jnp.asarray(counts), jnp.ones(3, bool))
   np.testing.assert_allclose(loss_B, expected, rtol=1e-5)
   np.testing.assert_allclose(measures['flow_moves'], [0.5, 0, 1])
-  own = np.where(counts, logits[np.arange(3)[:, None], np.maximum(ids - 1, 0) + [0, 4]], np.inf)
+  own = np.where(counts, logits[np.arange(3)[:, None], np.maximum(ids - 1, 0) + np.array([0, 4])], np.inf)
   best = np.stack([logits[:, :4].max(axis=1), logits[:, 4:].max(axis=1)], axis=1)
   for i, kind in enumerate(('region', 'direction')):
     np.testing.assert_allclose(measures[f'flow_{kind}_top1'], own[:, i] == best[:, i])
