@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from cover_jax.models.products import product_flops
-from cover_jax.planning import hlo
+from cover_jax.planning import collectives, hlo
 
 # Counting products.
 
@@ -83,7 +83,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_collectives_by_hand():
-  gather, reduce, scatter = hlo.collectives(HLO, 8)
+  gather, reduce, scatter = collectives.read(HLO, 8)
   assert (gather.kind, gather.count) == ('all-gather', 12)
   assert gather.result_bytes == 6 * (16 * 4 * 2) + 6 * (8 * 4)
   assert gather.sent_bytes == gather.result_bytes / 2  # two take part
@@ -96,7 +96,7 @@ def test_an_asynchronous_collective_in_several_fusions_is_one():
   """The TPU's compiler repeats it, under one channel, in its start, in fusions that move it on and in its end."""
   call = '  %{0} = f32[100] fusion(%rs), kind=kCustom, calls=%gather\n'
   fused = HLO.replace('  ROOT %r =', call.format('first') + call.format('second') + '  ROOT %r =')
-  before, after = (hlo.collectives(text, 8)[0] for text in (HLO, fused))
+  before, after = (collectives.read(text, 8)[0] for text in (HLO, fused))
   assert after.count == before.count + 1
   assert after.result_bytes == before.result_bytes + 400
   assert after.sent_bytes == before.sent_bytes + 300
@@ -113,9 +113,9 @@ def test_an_asynchronous_collective_in_several_fusions_is_one():
   ],
 )
 def test_groups_in_every_way_of_writing(groups, size):
-  assert hlo._group_size(f'%x), channel_id=1, replica_groups={groups}', 256) == size
+  assert collectives._group_size(f'%x), channel_id=1, replica_groups={groups}', 256) == size
   with pytest.raises(hlo.Unreadable, match='unknown way'):
-    hlo._group_size(f'%x), replica_groups=<{groups}', 256)
+    collectives._group_size(f'%x), replica_groups=<{groups}', 256)
 
 
 def test_a_reduction_of_which_each_keeps_a_part_is_a_scatter():
@@ -128,8 +128,8 @@ def test_a_reduction_of_which_each_keeps_a_part_is_a_scatter():
 ENTRY """
   call = '  %mine = f32[25] fusion(%rs), kind=kCustom, calls=%scatter\n  ROOT %r ='
   fused = HLO.replace('ENTRY ', fusion).replace('  ROOT %r =', call)
-  *same, before = hlo.collectives(HLO, 8)
-  *others, after = hlo.collectives(fused, 8)
+  *same, before = collectives.read(HLO, 8)
+  *others, after = collectives.read(fused, 8)
   assert others == same and after.count == before.count + 1
   assert after.sent_bytes == before.sent_bytes + 300
 
@@ -146,7 +146,7 @@ ENTRY """
   ],
 )
 def test_turns_of_a_loop(old, new, turns):
-  assert hlo.collectives(HLO.replace(old, new), 8)[0].count == 2 * turns
+  assert collectives.read(HLO.replace(old, new), 8)[0].count == 2 * turns
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_turns_of_a_loop(old, new, turns):
 )
 def test_a_loop_of_unknown_length_is_not_guessed(old, new):
   with pytest.raises(hlo.Unreadable, match='not known'):
-    hlo.collectives(HLO.replace(old, new), 8)
+    collectives.read(HLO.replace(old, new), 8)
 
 
 def test_loops_of_a_real_program():
@@ -174,5 +174,5 @@ def test_loops_of_a_real_program():
     return jax.lax.fori_loop(0, 5, lambda _, x: jax.lax.fori_loop(0, 3, inner, x) + 1, x)
 
   text = jax.jit(shift).lower(jnp.ones((8, 16), jnp.float32)).compile().as_text()
-  (found,) = hlo.collectives(text, 4)
+  (found,) = collectives.read(text, 4)
   assert (found.kind, found.count, found.sent_bytes) == ('collective-permute', 15, 15 * 2 * 16 * 4)

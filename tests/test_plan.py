@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cover_jax import plan
 from cover_jax.models.products import product_flops
 from cover_jax.models.timesformer import TimeSformer
-from cover_jax.planning import chips, hlo, report
+from cover_jax.planning import chips, collectives, hlo, report
 from cover_jax.planning import costs as plan_costs
 from cover_jax.planning.costs import Memory, OutOfMemory
 from cover_jax.runtime import sharding
@@ -223,7 +223,7 @@ def test_a_frozen_encoder_counts_its_way_forward_alone(monkeypatch):
 def test_time_from_the_data_sheet():
   run, mesh = planner().build()
   costs = plan_costs.StepCosts({}, update_bytes=0.0, flops=2e12, bytes=3e11, model_flops=8e12)
-  links = [hlo.Collective('all-reduce', 1, 1e9, 2e9)]
+  links = [collectives.Collective('all-reduce', 1, 1e9, 2e9)]
   time = plan_costs.step_time(costs, links, chips.CPU, run, mesh)
   assert (time['compute'], time['memory'], time['links']) == pytest.approx((2.0, 3.0, 0.2))
   assert (time['at_least'], time['estimate']) == pytest.approx((3.0, 5.2))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from cover_jax.experiment import optim, state
 from cover_jax.experiment.build import Experiment
 from cover_jax.models.products import product_flops
-from cover_jax.planning import hlo
+from cover_jax.planning import collectives
 from cover_jax.planning.chips import Chip
 from cover_jax.runtime import sharding
 from cover_jax.training import step as stepping
@@ -121,8 +121,8 @@ def _bytes_on_a_chip(tree: Any) -> float:
   return float(sum(sizes))
 
 
-def communication(compiled: jax.stages.Compiled, mesh: Mesh) -> list[hlo.Collective]:
-  return hlo.collectives(compiled.as_text(), mesh.size)
+def communication(compiled: jax.stages.Compiled, mesh: Mesh) -> list[collectives.Collective]:
+  return collectives.read(compiled.as_text(), mesh.size)
 
 
 def _gradient(run: Experiment, stream: str) -> Callable[[Any, Any, Any], Any]:
@@ -270,7 +270,7 @@ def _update_bytes(run: Experiment, mesh: Mesh) -> float:
 
 
 def step_time(
-  costs: StepCosts, collectives: Sequence[hlo.Collective], chip: Chip, run: Experiment, mesh: Mesh
+  costs: StepCosts, sent: Sequence[collectives.Collective], chip: Chip, run: Experiment, mesh: Mesh
 ) -> dict[str, float]:
   """Seconds of a step from the chip's data sheet: operations at the peak rate, HBM and links at full bandwidth.
 
@@ -282,7 +282,7 @@ def step_time(
   alone = {
     'compute': costs.flops / chip.peak_flops,
     'memory': costs.bytes / chip.hbm_bandwidth,
-    'links': sum(c.sent_bytes for c in collectives) / chip.link_bandwidth,
+    'links': sum(c.sent_bytes for c in sent) / chip.link_bandwidth,
   }
   estimate = sum(alone.values())
   return alone | {
