@@ -1,24 +1,27 @@
 """What a block costs on a TPU that is not here: the TPU compiler's own figures for our block and two others.
 
+    python -m benchmarks.block_cost --rows=shipped      # the step as configs/cover_b16.py runs it, and without its loop
     python -m benchmarks.block_cost --fast              # one block, forward and backward: minutes
     python -m benchmarks.block_cost --depths=1,3        # the training step at two depths, and what that makes of 12
-    python -m benchmarks.block_cost --depths=12         # the whole step, unrolled: up to ten minutes a row on 2 cores
-    python -m benchmarks.block_cost --fast --programs=ours --top=30      # and its dearest operations
-    [--programs=ours,vivit,naive] [--topology=v5p:2x2x1] [--json=FILE]
+    python -m benchmarks.block_cost --fast --rows=unrolled --top=30      # and its dearest operations
+    [--rows=shipped,unrolled,vivit,naive] [--topology=v5p:2x2x1] [--clips=8] [--json=FILE]
 
-Needs the extra [plan] (libtpu), no TPU and no TensorFlow. B/8x224, 8 clips a chip, bfloat16, SGD with momentum.
+Needs the extra [plan] (libtpu), no TPU and no TensorFlow. B/16 at 8 x 224, bfloat16, SGD with momentum.
 
-  GB    bytes accessed; counts copies into fast memory, too
-  opt   the compiler's `optimal_seconds`, a roofline of each operation, in ms; does not see the padding of tiles
-  cyc   estimated cycles of the scheduled program at 1.75 GHz, in ms; sees padding, ignores overlap
+  HBM   GB of arrays outside fast memory that are read or written, loops as often as they turn
+  cyc   estimated cycles of the scheduled program at the chip's clock, in ms, loops as often as they turn; sees padding,
+        ignores overlap
+  GB    bytes accessed, by the compiler; counts copies into fast memory, too, and a loop's body once
+  opt   the compiler's `optimal_seconds`, a roofline of each operation, in ms; does not see the padding of tiles, counts
+        a loop's body once, and is meaningless on v5e and v6e
 
-They are deterministic and not validated on a chip; differences below 3 % are ties. Of a loop they count the body once,
-so depth is unrolled here. What the compiler keeps in fast memory changes from depth to depth, so an extrapolation is
-good to a few percent only.
+They are deterministic and not validated on a chip; differences below 3 % are ties. What the compiler keeps in fast
+memory changes from depth to depth, so an extrapolation is good to a few percent only.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -36,13 +39,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from configs import cover_b16
 from cover_jax.models import Heads, TimeSformer
 from cover_jax.models.encoder import Encoded
 from cover_jax.models.timesformer import Block
+from cover_jax.planning import chips, report, schedule
 from data_pipelines import flags
 from data_pipelines.contract import UserError
 
@@ -50,13 +54,12 @@ _OPTIONS = argparse.Namespace()  # the flags, once they are parsed
 
 WIDTH, NUM_HEADS, MLP_DIM, DEPTH = 768, 12, 3072, 12
 FRAMES, SIZE, PLACES, CLASSES = 8, 224, 196, 400
-CLIPS_PER_CHIP = 8
-CLOCK = 1.75e9  # Hz, assumed
-PEAK = 459e12  # bfloat16 FLOP/s of a v5p chip
 
 # Scenic's own code, measured once with the same compiler (jax 0.10.2, libtpu 0.0.42.1, depth 12): what we compare to.
-SCENIC = {'TFLOP': 8.895, 'GB': 116.1, 'opt': 59.2, 'cyc': 68.1}
-GOALS = {'GB': 0.75, 'opt': 0.85, 'cyc': 0.95}  # of it
+# On v5p, 8 clips a chip, without a loop.
+SCENIC = {'TFLOP': 8.895, 'GB': 116.1, 'opt': 59.2, 'cyc': 68.1, 'GiB': 7.58}
+ROWS = ('shipped', 'unrolled', 'vivit', 'naive')
+OURS = ROWS[:2]
 
 Cost = dict[str, float]
 
@@ -143,7 +146,7 @@ def _init(module: nn.Module, *args: Any) -> Any:
 def one_block(program: str, batch: int) -> tuple[Callable[..., Any], Any, Any]:
   """(function of parameters and tokens, the shapes of both) of one block."""
   token = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((batch, *shape, WIDTH), dtype)
-  if program == 'ours':
+  if program in OURS:
     x = token(1 + FRAMES * PLACES)
     block = Block(NUM_HEADS, MLP_DIM, 'divided', FRAMES, False, 'run', False, jnp.bfloat16, 0.02, 128, False)
     return lambda params, x: block.apply({'params': params}, x, 0.0)[0], _init(block, x, 0.0), x
@@ -156,10 +159,13 @@ def one_block(program: str, batch: int) -> tuple[Callable[..., Any], Any, Any]:
 def classifier(program: str, depth: int, batch: int) -> tuple[Callable[..., jax.Array], Any, Any]:
   """(logits of parameters and a clip, the shapes of both) of a whole model."""
   clip = jax.ShapeDtypeStruct((batch, FRAMES, SIZE, SIZE, 3), jnp.float32)
-  if program != 'ours':
+  if program not in OURS:
     model = Peer(NaiveBlock if program == 'naive' else VivitBlock, depth)
     return lambda params, clip: model.apply({'params': params}, clip), _init(model, clip), clip
-  encoder, heads = TimeSformer(depth=depth, dtype=jnp.bfloat16, scan_unroll=depth), Heads((('source', CLASSES),))
+  shipped = cover_b16.get_config().model.to_dict()
+  fields = {key: shipped[key] for key in ('remat', 'scan_unroll') if key in shipped}
+  fields |= {'scan_unroll': depth, 'remat': 'none'} if program == 'unrolled' else {}
+  encoder, heads = TimeSformer(depth=depth, dtype=jnp.bfloat16, **fields), Heads((('source', CLASSES),))
   params = {
     'encoder': _init(encoder, clip),
     'heads': _init(heads, _encoded(batch)),
@@ -177,41 +183,38 @@ def _encoded(batch: int) -> Encoded:
   return Encoded(x(), x(FRAMES, 1, PLACES))
 
 
-def cost_of_compiled(compiled: jax.stages.Compiled) -> Cost:
+def cost_of_compiled(compiled: jax.stages.Compiled, chip: chips.Chip) -> Cost:
   """The figures of one compiled program, a chip."""
-  analysis, text = compiled.cost_analysis(), compiled.as_text()
-  cycles = [int(count) for count in re.findall(r'"estimated_cycles":"(\d+)"', text)]
+  analysis, found = compiled.cost_analysis(), schedule.read(compiled.as_text())
   optimal = analysis.get('optimal_seconds', -1.0)
   return {
     'TFLOP': analysis['flops'] / 1e12,
+    'HBM': found.hbm_bytes / 1e9,
+    'cyc': found.cycles / chip.clock * 1e3,
     'GB': analysis['bytes accessed'] / 1e9,
-    # An operation that the compiler cannot judge has -1 second, or the largest integer.
-    'opt': optimal * 1e3 if optimal > 0 else float('nan'),
-    'cyc': sum(cycles) / CLOCK * 1e3 if max(cycles) < 2**40 else float('nan'),
+    'opt': optimal * 1e3 if optimal > 0 else float('nan'),  # an operation that it cannot judge has -1 second
     'GiB': compiled.memory_analysis().temp_size_in_bytes / 2**30,
   }
 
 
-def dearest_operations(hlo_text: str, count: int) -> list[tuple[float, str, str, str]]:
-  """(estimated ms, name, results, where in the model) of the operations with the most cycles, most first."""
-  found = []
+def dearest_operations(hlo_text: str, chip: chips.Chip, count: int) -> list[tuple[float, str]]:
+  """(estimated ms of all its runs, the line of the program) of the operations with the most cycles, most first."""
+  lines = {}
   for line in hlo_text.splitlines():
-    cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
-    operation = re.match(r'\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ', line)
-    if cycles and operation:
+    if operation := re.match(r'\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ', line):
       source = re.search(r'op_name="([^"]*)"', line)
       results = re.sub(r'\{[^}]*\}|/\*.*?\*/', '', operation[2])
-      found.append((int(cycles[1]) / CLOCK * 1e3, operation[1], results, source[1] if source else ''))
+      lines[operation[1]] = f'{operation[1]:32} {results[:80]:80} {source[1][-100:] if source else ""}'
+  found = [(one.times * (one.cycles or 0) / chip.clock * 1e3, lines[one.name]) for one in schedule.operations(hlo_text)]
   return sorted(found, reverse=True)[:count]
 
 
-def open_mesh(topology: str) -> Mesh:
+def open_mesh(topology: str) -> tuple[Mesh, chips.Chip]:
   """The chips of a slice that need not exist, along one axis 'data'."""
-  try:
-    chips = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
-  except Exception as error:  # the plugin raises several kinds
-    raise UserError(f'No TPU compiler for {topology!r}: install the extra [plan] (libtpu). {error}') from error
-  return Mesh(np.array(chips), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  found = chips.open_slice(topology)
+  if found.chip.clock is None:
+    raise UserError(f'--topology={topology}: its compiler estimates no cycles; name a TPU slice, as v5p:2x2x1.')
+  return Mesh(np.array(found.devices), ('data',), axis_types=(jax.sharding.AxisType.Auto,)), found.chip
 
 
 def _place(tree: Any, mesh: Mesh, spec: P) -> Any:
@@ -221,7 +224,7 @@ def _place(tree: Any, mesh: Mesh, spec: P) -> Any:
 
 def compile_block(program: str, mesh: Mesh) -> jax.stages.Compiled:
   """Forward and backward of one block: gradients of the parameters and of the tokens."""
-  apply, params, x = one_block(program, CLIPS_PER_CHIP * mesh.size)
+  apply, params, x = one_block(program, _OPTIONS.clips * mesh.size)
 
   def gradients(params, x, cotangent):
     return jax.vjp(apply, params, x)[1](cotangent)
@@ -232,7 +235,7 @@ def compile_block(program: str, mesh: Mesh) -> jax.stages.Compiled:
 
 def compile_step(program: str, depth: int, mesh: Mesh) -> jax.stages.Compiled:
   """A training step: cross-entropy, gradients, SGD with momentum, everything donated."""
-  batch = CLIPS_PER_CHIP * mesh.size
+  batch = _OPTIONS.clips * mesh.size
   logits, params, clip = classifier(program, depth, batch)
 
   def step(params, momentum, clip, label):
@@ -258,11 +261,12 @@ def extrapolate(shallow: Cost, deep: Cost, depths: tuple[int, int]) -> Cost:
 def row(name: str, cost: Cost, reference: Cost | None) -> str:
   """One line of the table; with a reference, its ratios to it follow each figure."""
   cells = []
-  for key in ('TFLOP', 'GB', 'opt', 'cyc'):
-    ratio = f' ({cost[key] / reference[key]:.2f}x)' if reference and key != 'TFLOP' else ''
-    cells.append(f'{key} {cost[key]:7.3f}{ratio:8}')
-  use = ''.join(f'  {cost["TFLOP"] * 1e12 / (cost[key] * 1e-3) / PEAK:.1%} by {key}' for key in ('opt', 'cyc'))
-  return f'{name:<28}{"  ".join(cells)}  {cost["GiB"]:.2f} GiB{use}'
+  for key in ('TFLOP', 'HBM', 'cyc', 'GB', 'opt'):
+    known = reference is not None and key in reference and key != 'TFLOP'
+    cells.append(
+      f'{key} {cost.get(key, math.nan):7.3f}' + f'{f" ({cost[key] / reference[key]:.2f}x)" if known else "":8}'
+    )
+  return f'{name:<28}{"  ".join(cells)}  {cost["GiB"]:.2f} GiB'
 
 
 def parser() -> argparse.ArgumentParser:
@@ -275,8 +279,9 @@ def parser() -> argparse.ArgumentParser:
     default=['1', '3'],
     help='depths of the training steps to compile; the last two extrapolate',
   )
-  to.add_argument('--programs', type=flags.words, default=['ours', 'vivit', 'naive'], help='rows of the table')
-  to.add_argument('--topology', default='v5p:2x2x1', help='a slice; `opt` is meaningless on v5e and v6e')
+  to.add_argument('--rows', type=flags.words, default=list(ROWS), help='of the table; shipped: the whole step')
+  to.add_argument('--topology', default='v5p:2x2x1', help='a slice')
+  to.add_argument('--clips', type=int, default=8, help='clips a chip')
   to.add_argument('--top', type=int, default=0, help='operations to list, by estimated cycles')
   to.add_argument('--json', default='', help='file for the figures; none if empty')
   return to
@@ -284,10 +289,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
   flags.parse(parser(), argv, _OPTIONS)
-  if unknown := set(_OPTIONS.programs) - {'ours', 'vivit', 'naive'}:
-    raise UserError(f'--programs names {", ".join(sorted(unknown))}; there are ours, vivit and naive.')
+  if unknown := set(_OPTIONS.rows) - set(ROWS):
+    raise UserError(f'--rows names {", ".join(sorted(unknown))}; there are {", ".join(ROWS)}.')
   depths = [int(depth) for depth in _OPTIONS.depths]
-  mesh = open_mesh(_OPTIONS.topology)
+  mesh, chip = open_mesh(_OPTIONS.topology)
+  scenic = SCENIC if chip.name == 'v5p' and _OPTIONS.clips == 8 else None
   results: dict[str, Cost] = {}
 
   def show(name: str, cost: Cost, reference: Cost | None, note: str = '') -> Cost:
@@ -298,29 +304,34 @@ def main(argv: Sequence[str] | None = None) -> None:
   def measure(name: str, make: Callable[[], jax.stages.Compiled], reference: Cost | None) -> Cost:
     start = time.time()
     compiled = make()
-    cost = show(name, cost_of_compiled(compiled), reference, f'  [{time.time() - start:.0f} s]')
-    for ms, operation, arrays, source in dearest_operations(compiled.as_text(), _OPTIONS.top):
-      print(f'  {ms:7.3f} ms  {operation:32} {arrays[:80]:80} {source[-100:]}')
+    cost = show(name, cost_of_compiled(compiled, chip), reference, f'  [{time.time() - start:.0f} s]')
+    for ms, operation in dearest_operations(compiled.as_text(), chip, _OPTIONS.top):
+      print(f'  {ms:7.3f} ms  {operation}')
     return cost
 
-  print(f'{_OPTIONS.topology}, {CLIPS_PER_CHIP} clips a chip, jax {jax.__version__}; ratios are to scenic as recorded:')
-  print(row('scenic, depth 12', SCENIC | {'GiB': 7.58}, None))
-  print('goals'.ljust(28) + ', '.join(f'{key} {SCENIC[key] * share:.1f} ({share}x)' for key, share in GOALS.items()))
-  for program in _OPTIONS.programs:
+  versions = report.versions(chips.versions())
+  print(f'{_OPTIONS.topology}, {_OPTIONS.clips} clips a chip, {versions}')
+  if scenic:
+    print(row('scenic, depth 12, as recorded', scenic, None))
+  for program in _OPTIONS.rows:
+    if program == 'shipped' and not _OPTIONS.fast:
+      for one in OURS:
+        measure(f'{one}, depth {DEPTH}', partial(compile_step, one, DEPTH, mesh), scenic)
+      continue
     if _OPTIONS.fast:
-      twelfth = {key: value / DEPTH for key, value in SCENIC.items()}
+      twelfth = scenic and {key: value / DEPTH for key, value in scenic.items()}
       measure(f'{program}, one block', partial(compile_block, program, mesh), twelfth)
       continue
     steps = {}
     for depth in depths:
-      reference = SCENIC if depth == DEPTH else None
+      reference = scenic if depth == DEPTH else None
       steps[depth] = measure(f'{program}, depth {depth}', partial(compile_step, program, depth, mesh), reference)
     if len(depths) > 1:
       a, b = depths[-2:]
-      show(f'{program}, {DEPTH} from {a} and {b}', extrapolate(steps[a], steps[b], (a, b)), SCENIC)
+      show(f'{program}, {DEPTH} from {a} and {b}', extrapolate(steps[a], steps[b], (a, b)), scenic)
   if _OPTIONS.json:
     with open(_OPTIONS.json, 'w', encoding='utf-8') as f:
-      json.dump({'topology': _OPTIONS.topology, 'jax': jax.__version__, 'scenic': SCENIC, 'rows': results}, f, indent=2)
+      json.dump({'topology': _OPTIONS.topology, 'versions': chips.versions(), 'rows': results}, f, indent=2)
 
 
 if __name__ == '__main__':

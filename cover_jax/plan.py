@@ -220,20 +220,20 @@ def levers(
 def _lever(
   planner: Planner, run: Experiment, mesh: jax.sharding.Mesh, compiled: jax.stages.Compiled | OutOfMemory
 ) -> dict[str, Any]:
-  row = {
-    'memory': plan_costs.memory(compiled, run, mesh, planner.slice.chip.hbm_bytes),
-    'product_flops': plan_costs.step_products(run) / mesh.size,
-  }
-  if not isinstance(compiled, OutOfMemory):
+  chip = planner.slice.chip
+  costs = plan_costs.step_costs(compiled, run, mesh)
+  row = {'memory': plan_costs.memory(compiled, run, mesh, chip.hbm_bytes), 'product_flops': costs.product_flops}
+  if costs.schedule is not None:
     with contextlib.suppress(hlo.Unreadable):
-      row['sent_bytes'] = sum(c.sent_bytes for c in plan_costs.communication(compiled, mesh))
+      sent = plan_costs.communication(compiled, mesh)
+      row['sent_bytes'] = sum(c.sent_bytes for c in sent)
+      row['time'] = plan_costs.step_time(costs, sent, chip, run, mesh)
   return row
 
 
 def plan(
   planner: Planner,
   *,
-  with_costs: bool,
   with_search: bool,
   with_levers: bool,
   save: Callable[[dict[str, Any]], None] = lambda result: None,
@@ -266,13 +266,10 @@ def plan(
       result['collectives'] = plan_costs.communication(compiled, mesh)
     except hlo.Unreadable as error:  # the rest of the plan stands
       result['unreadable'] = str(error)
-    save(result)
-  if with_costs:
-    costs = plan_costs.step_costs(planner.build)
-    result['costs'] = costs
-    if 'collectives' in result:
-      result['time'] = plan_costs.step_time(costs, result['collectives'], chip, run, mesh)
-    save(result)
+  result['costs'] = costs = plan_costs.step_costs(compiled, run, mesh)
+  if 'collectives' in result and costs.schedule is not None:
+    result['time'] = plan_costs.step_time(costs, result['collectives'], chip, run, mesh)
+  save(result)
   if with_search:
     keep = lambda found: save(result | {'largest_batch': found})
     result['largest_batch'] = largest_batch(planner, memory, chip.hbm_bytes, keep)
@@ -303,9 +300,6 @@ def parser() -> argparse.ArgumentParser:
   to.add_argument(
     '--nosearch', dest='search', action='store_false', help='no search for the largest batch: four compilations less'
   )
-  to.add_argument(
-    '--nocosts', dest='costs', action='store_false', help='no estimate of time and bytes: two small ones less a stream'
-  )
   return to
 
 
@@ -320,10 +314,10 @@ def run(options: argparse.Namespace) -> None:
   if price is not None and not 0 <= price < math.inf:
     raise UserError(f'--dollars_per_chip_hour={price}: expected a number, at least 0.')
   slices = [chips.open_slice(name) for name in options.topology]
-  print(report.sources(known), flush=True)
+  print(report.versions(chips.versions()), report.sources(known), sep='\n\n', flush=True)
   print(bill.data_report(bill.data(known, config.sources, options.build_fps), options.build_fps), flush=True)
   done, failed = [], {}
-  parts = {'with_costs': options.costs, 'with_search': options.search, 'with_levers': options.levers}
+  parts = {'with_search': options.search, 'with_levers': options.levers}
   for one in slices:
     save = lambda result: _save(options.output, known, [*done, result])
     try:
@@ -346,8 +340,7 @@ def run(options: argparse.Namespace) -> None:
 def _save(output: str, known: Mapping[str, sizes.Size], results: Sequence[Mapping[str, Any]]) -> None:
   """Writes --output: a plan takes long, and what is known stays known where it is interrupted."""
   if output:
-    versions = {name: sys.modules[name].__version__ for name in ('jax', 'jaxlib')}
-    text = json.dumps({'versions': versions, 'sources': known, 'slices': results}, indent=2, default=_plain)
+    text = json.dumps({'versions': chips.versions(), 'sources': known, 'slices': results}, indent=2, default=_plain)
     _write(output, text + '\n')
 
 

@@ -21,6 +21,7 @@ from cover_jax.models.timesformer import TimeSformer
 from cover_jax.planning import chips, collectives, hlo, report
 from cover_jax.planning import costs as plan_costs
 from cover_jax.planning.costs import Memory, OutOfMemory
+from cover_jax.planning.schedule import Schedule
 from cover_jax.runtime import sharding
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.sources import sizes
@@ -179,21 +180,17 @@ def test_products_of_the_variants(fields, frames):
 
 
 @pytest.mark.slow
-def test_costs_of_deep_models_from_shallow_ones():
-  """The line through 1 and 3 blocks meets the unrolled program of 6."""
-  p = planner(1, mesh__data=1, model__depth=6, model__drop_path=0.0)
-  build = lambda **changes: _only_video(*p.build(**changes))
-  costs = plan_costs.step_costs(build)
-  run, mesh = build(**{'model.scan_unroll': 6})
-  stream = costs.streams['video']
-  flops, size = plan_costs._stream_cost(run, mesh, 'video')
-  assert stream.flops * stream.examples == pytest.approx(flops, rel=0.03)
-  assert stream.bytes * stream.examples == pytest.approx(size, rel=0.05)
-  assert costs.flops == pytest.approx(flops, rel=0.03) and costs.bytes > size
-
-
-def _only_video(run, mesh):
-  return dataclasses.replace(run, streams={'video': run.streams['video']}), mesh
+def test_a_loop_costs_what_its_blocks_cost():
+  """A loop over 6 blocks against the program without one. The loop also moves its stacks."""
+  loop, unrolled = (
+    plan_costs.step_costs(plan_costs.compile_step(run, mesh), run, mesh)
+    for run, mesh in (
+      planner(1, mesh__data=1, model__depth=6, model__drop_path=0.0, model__scan_unroll=n).build() for n in (1, 6)
+    )
+  )
+  assert loop.product_flops == unrolled.product_flops and loop.model_flops == unrolled.model_flops
+  assert unrolled.schedule.hbm_bytes < loop.schedule.hbm_bytes < 2 * unrolled.schedule.hbm_bytes
+  assert loop.schedule.cycles is None  # the CPU's compiler estimates none
 
 
 def test_recomputation_costs_products():
@@ -204,31 +201,37 @@ def test_recomputation_costs_products():
   assert 1.2 < full / plain < 1.4  # a third more, less what the backward pass does not need again
 
 
-def test_accumulation_does_not_change_costs(monkeypatch):
-  products = lambda run, mesh, name: (float(run.streams[name].batch_size * run.model.depth),) * 2
-  monkeypatch.setattr(plan_costs, '_stream_cost', products)
-  plain, micro = (plan_costs.step_costs(planner(2, mesh__data=2, accumulation_steps=n).build) for n in (1, 2))
-  assert micro == plain
-  assert plain.flops == (8 + 8) * 2  # examples times blocks, on one chip
+def test_accumulation_does_not_change_products():
+  plain, micro = (planner(2, mesh__data=2, accumulation_steps=n).build() for n in (1, 2))
+  refused = OutOfMemory(2 * GiB, GiB)
+  plain, micro = (plan_costs.step_costs(refused, *built) for built in (plain, micro))
+  assert plain.model_flops == micro.model_flops
+  assert plain.product_flops == pytest.approx(micro.product_flops, rel=1e-3)
 
 
-def test_a_frozen_encoder_counts_its_way_forward_alone(monkeypatch):
-  monkeypatch.setattr(plan_costs, '_stream_cost', lambda *_: (1.0, 1.0))
-  model = lambda *rules: plan_costs.step_costs(planner(1, optimizer__learning_rate_rules=rules).build).model_flops
+def test_a_frozen_encoder_counts_its_way_forward_alone():
+  refused = OutOfMemory(2 * GiB, GiB)
+  model = lambda *rules: (
+    plan_costs.step_costs(refused, *planner(1, optimizer__learning_rate_rules=rules).build()).model_flops
+  )
   learns = model(('.*', 1.0))
-  assert model(('^encoder/', 0.0), ('.*', 1.0)) == learns / 3
+  third = {name: flops / 3 for name, flops in learns.items()}
+  assert model(('^encoder/', 0.0), ('.*', 1.0)) == third
   assert model(('^encoder/patch_embedding', 0.0), ('.*', 1.0)) == learns  # a part of it is looked through
 
 
-def test_time_from_the_data_sheet():
+@pytest.mark.parametrize(('cycles', 'estimate'), [(None, 2.0 + 3.0 + 0.2), (4e9, 4.0 + 0.2), (1e9, 3.0 + 0.2)])
+def test_time_from_the_schedule_and_the_data_sheet(cycles, estimate):
   run, mesh = planner().build()
-  costs = plan_costs.StepCosts({}, update_bytes=0.0, flops=2e12, bytes=3e11, model_flops=8e12)
+  of_one = 8e12 / sum(s.batch_size for s in run.streams.values())
+  costs = plan_costs.StepCosts(dict.fromkeys(run.streams, of_one), 2e12, Schedule(cycles, 3e11, 0))
   links = [collectives.Collective('all-reduce', 1, 1e9, 2e9)]
-  time = plan_costs.step_time(costs, links, chips.CPU, run, mesh)
-  assert (time['compute'], time['memory'], time['links']) == pytest.approx((2.0, 3.0, 0.2))
-  assert (time['at_least'], time['estimate']) == pytest.approx((3.0, 5.2))
-  assert time['mfu'] == pytest.approx(8e12 / (8 * 1e12 * 5.2))
-  assert time['days'] == pytest.approx(20 * 5.2 / 86400)
+  chip = dataclasses.replace(chips.CPU, clock=1e9)
+  time = plan_costs.step_time(costs, links, chip, run, mesh)
+  assert (time['products'], time['memory'], time['links']) == pytest.approx((2.0, 3.0, 0.2))
+  assert (time['at_least'], time['estimate']) == pytest.approx((3.0, estimate))
+  assert time['mfu'] == pytest.approx(8e12 / (8 * 1e12 * estimate))
+  assert time['days'] == pytest.approx(20 * estimate / 86400)
 
 
 # Slices and sizes.
@@ -286,7 +289,7 @@ def test_levers_that_change_nothing_or_cannot_be_are_said(monkeypatch):
 
 def test_config_for_fewer_devices_says_what_to_change(monkeypatch):
   monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: OutOfMemory(2 * GiB, GiB))
-  options = {'with_costs': False, 'with_search': False, 'with_levers': False}
+  options = {'with_search': False, 'with_levers': False}
   result = plan.plan(planner(8, batch_multiple=4, batch_size=64), **options)
   assert 'set config.batch_multiple=8' in report.slice_report(result)
   assert not result['fits'] and '| the rest |' in report.slice_report(result)
@@ -300,8 +303,9 @@ def test_a_program_whose_communication_cannot_be_read_keeps_the_rest(monkeypatch
 
   monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: 'compiled')
   monkeypatch.setattr(plan_costs, 'memory', lambda *_: Memory(0, 0, 0, 0, 0, 0, 1, 0))
+  monkeypatch.setattr(plan_costs, 'step_costs', lambda *_: plan_costs.StepCosts({}, 1.0, Schedule(1.0, 1.0, 0)))
   monkeypatch.setattr(plan_costs, 'communication', unreadable)
-  result = plan.plan(planner(8), with_costs=False, with_search=False, with_levers=True)
+  result = plan.plan(planner(8), with_search=False, with_levers=True)
   assert result['fits'] and 'time' not in result and len(result['levers']) > 3
   assert 'cannot be counted, so there is no time of a step: all-gather in a loop.' in report.slice_report(result)
 
@@ -310,11 +314,9 @@ def test_a_program_whose_communication_cannot_be_read_keeps_the_rest(monkeypatch
 def test_what_is_known_is_saved_at_once(monkeypatch):
   """A plan takes long: where it is killed, all that came before is in the file."""
   monkeypatch.setattr(plan_costs, 'compile_step', lambda run, mesh: OutOfMemory(2 * GiB, GiB))
-  costs = plan_costs.StepCosts({}, update_bytes=0.0, flops=1.0, bytes=1.0, model_flops=1.0)
-  monkeypatch.setattr(plan_costs, 'step_costs', lambda build: costs)
   seen = []
   save = lambda result: seen.append(set(result))
-  result = plan.plan(planner(8), with_costs=True, with_search=True, with_levers=True, save=save)
+  result = plan.plan(planner(8), with_search=True, with_levers=True, save=save)
   first, second, third, *levers = seen
   assert {'memory', 'fits'} <= first and 'costs' not in first
   assert second - first == {'costs'} and third - second == {'largest_batch'}
@@ -342,7 +344,7 @@ def test_command_line(tmp_path):
   assert two['price']['dollars'] == pytest.approx(2 * two['price']['chip_hours'])
   assert 'core hours to build' in done.stdout and 'chip hours' in done.stdout
   assert two['fits'] and two['memory']['total'] > 0 and two['time']['days'] > 0
-  assert set(two['costs']['streams']) == {'video', 'image'}
+  assert set(two['costs']['model_flops']) == {'video', 'image'}
 
 
 def test_mistakes_on_the_command_line_are_one_sentence():
@@ -354,7 +356,7 @@ def test_mistakes_on_the_command_line_are_one_sentence():
 @pytest.mark.slow
 def test_a_slice_that_cannot_be_does_not_stop_the_others(tmp_path):
   path = tmp_path / 'plan.json'
-  args = '--config=configs/digits_cover.py:debug', SIZES, '--nocosts', '--nosearch', f'--output={path}'
+  args = '--config=configs/digits_cover.py:debug', SIZES, '--nosearch', f'--output={path}'
   done = command(*args, '--topology=cpu:1,cpu:2', '--config.mesh.fsdp=2')
   assert done.returncode == 2 and 'Traceback' not in done.stderr
   assert 'Error: --topology=cpu:1: config.mesh asks for' in done.stderr
@@ -388,7 +390,7 @@ def test_local_is_for_a_gpu_that_is_there(monkeypatch):
 def test_tpu_compiler(tmp_path):
   """The real compiler of a v5e slice, in a process of its own: a step that fits, and a batch that does not."""
   path = tmp_path / 'plan.json'
-  args = '--config=configs/digits_cover.py:debug', '--topology=v5e:2x2', SIZES, '--nocosts', '--nosearch'
+  args = '--config=configs/digits_cover.py:debug', '--topology=v5e:2x2', SIZES, '--nosearch'
   done = command(*args, f'--output={path}')
   assert done.returncode == 0, done.stderr
   (found,) = json.loads(path.read_text())['slices']

@@ -1,6 +1,8 @@
 """The chips that a plan can be made for: what they can do at most, and their slices described without having them."""
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ class Chip:
     hbm_bandwidth: bytes per second.
     link_bandwidth: bytes per second that a chip sends to its neighbours, over all its links, one way.
     hbm_bytes: what the compiler gives a program; None where it does not say.
+    clock: cycles per second, by which the compiler's estimates become seconds; None where it makes none.
     source: of the numbers.
   """
 
@@ -29,17 +32,20 @@ class Chip:
   link_bandwidth: float
   hbm_bytes: float | None
   source: str
+  clock: float | None = None
 
 
 _DOCS = 'https://cloud.google.com/tpu/docs'
 GiB = 2**30
 # `hbm_bytes` is the limit in the compiler's own out-of-memory message (libtpu 0.0.42.1). The documents give links in
 # both directions together (v5e 400, v5p 1200, v6e 800 GB/s). v4's links are from memory: 2400 Gbps, one way.
+# Clocks are the peak over what the matrix units do in a cycle (v4, v5p: 8 of 128 x 128; v5e: 4; v6e: 4 of 256 x 256):
+# our reckoning.
 TPUS = {
-  'v4': Chip('v4', 275e12, 1200e9, 300e9, 30.75 * GiB, f'{_DOCS}/v4'),
-  'v5e': Chip('v5e', 197e12, 819e9, 200e9, 15.75 * GiB, f'{_DOCS}/v5e'),
-  'v5p': Chip('v5p', 459e12, 2765e9, 600e9, 95.74 * GiB, f'{_DOCS}/v5p'),
-  'v6e': Chip('v6e', 918e12, 1638e9, 400e9, 31.25 * GiB, f'{_DOCS}/v6e'),
+  'v4': Chip('v4', 275e12, 1200e9, 300e9, 30.75 * GiB, f'{_DOCS}/v4', 1.05e9),
+  'v5e': Chip('v5e', 197e12, 819e9, 200e9, 15.75 * GiB, f'{_DOCS}/v5e', 1.5e9),
+  'v5p': Chip('v5p', 459e12, 2765e9, 600e9, 95.74 * GiB, f'{_DOCS}/v5p', 1.75e9),
+  'v6e': Chip('v6e', 918e12, 1638e9, 400e9, 31.25 * GiB, f'{_DOCS}/v6e', 1.75e9),
 }
 # By a part of jax.Device.device_kind. NVLink one way; several machines are slower. From memory, not looked up again.
 GPUS = {
@@ -64,6 +70,15 @@ class Slice:
   name: str
   chip: Chip
   devices: Sequence[jax.Device]
+
+
+def versions() -> dict[str, str]:
+  """{package: version} of what a plan's figures depend on."""
+  found = {}
+  for name in ('jax', 'jaxlib', 'libtpu'):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def prepare(names: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def _communication(hlo_text: str) -> Iterator[tuple[str, str, str, int]]:
       if kind in _KINDS:
         if times is None:
           raise Unreadable(f'{kind} runs in a loop whose number of turns is not known: {name}')
-        yield kind, _results(kind, result) if op.endswith('-start') else result, rest, times
+        yield kind, hlo.results(op, result), rest, times
       if op == 'while':
         turns = hlo.turns(rest, computations[name], computations)
         yield from walk(hlo.named(rest, 'body'), None if turns is None or times is None else turns * times)
@@ -108,17 +108,3 @@ def _group_size(rest: str, devices: int) -> int:
   if listed := re.match(r'\{\{([\d,]*)\}', groups[1]):
     return len(listed[1].split(','))
   raise Unreadable(f'The devices of a collective are written in an unknown way: {groups[1][:80]}')
-
-
-def _results(kind: str, type_text: str) -> str:
-  """The part of the type of an asynchronous start that is its results: of '(operands, results, ...)' the second."""
-  if kind == 'all-reduce' or not type_text.startswith('('):
-    return type_text
-  parts, depth = [''], 0
-  for c in type_text[1:-1]:
-    depth += (c in '({[') - (c in ')}]')
-    if c == ',' and depth == 0:
-      parts.append('')
-    else:
-      parts[-1] += c
-  return parts[1]

@@ -115,6 +115,27 @@ def _constant(instruction: Instruction | None) -> int | None:
   return int(number[1]) if number else None
 
 
+def results(op: str, type_text: str) -> str:
+  """The type of what an operation gives; of an asynchronous start, whose type is '(operands, results, ...)', too."""
+  if not op.endswith('-start') or op == 'all-reduce-start' or not type_text.startswith('('):
+    return type_text
+  return tuple_parts(type_text)[1]
+
+
+def tuple_parts(type_text: str) -> list[str]:
+  """The types of a tuple's elements; of an array its own."""
+  if not type_text.startswith('('):
+    return [type_text]
+  parts, depth = [''], 0
+  for c in type_text[1:-1]:
+    depth += (c in '({[') - (c in ')}]')
+    if c == ',' and depth == 0:
+      parts.append('')
+    else:
+      parts[-1] += c
+  return [re.sub(r'/\*.*?\*/', '', part).strip() for part in parts]
+
+
 def array_bytes(type_text: str) -> float:
   """The bytes of an array type, or of a tuple of them."""
   total = 0.0

@@ -20,6 +20,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (header, rule, *rows))
 
 
+def versions(known: Mapping[str, str]) -> str:
+  return ', '.join(f'{package} {version}' for package, version in known.items())
+
+
 def sources(known: Mapping[str, Size]) -> str:
   rows = [[name, f'{s.num_examples:,}', str(s.num_classes), s.origin] for name, s in known.items()]
   return table(['source', 'examples', 'classes', 'as'], rows) + '\n'
@@ -99,12 +103,16 @@ def _largest(largest: Mapping[str, Any]) -> str:
 
 
 def _costs(result: Mapping[str, Any]) -> str:
-  costs, rows = result['costs'], []
-  for name, s in costs.streams.items():
-    numbers = [s.model_flops / 1e12, s.flops / 1e12, s.bytes / 1e9]
-    rows.append([name, str(s.examples), *(f'{x:.4g}' for x in numbers)])
-  text = table(['stream, one example', 'examples a step', 'model TFLOP', 'TFLOP', 'HBM GB'], rows)
-  return f'{text}\n\nOptimizer and EMA: {costs.update_bytes / 1e9:.3g} GB a chip and step.'
+  costs = result['costs']
+  streams = ', '.join(f'{name} {flops / 1e12:.4g}' for name, flops in costs.model_flops.items())
+  products = f'{costs.product_flops / 1e12:.4g} TFLOP of matrix products'
+  text = f'Model TFLOP of an example: {streams}. A step on one chip: {products}'
+  if costs.schedule is None:
+    return f'{text}.'
+  text += f', {costs.schedule.hbm_bytes / 1e9:.4g} GB to and from HBM.'
+  if costs.schedule.cycles is not None:
+    text += f' Operations for which the compiler gives no cycles: {costs.schedule.unjudged:,}.'
+  return text
 
 
 def _collectives(collectives: Sequence[Any]) -> str:
@@ -117,10 +125,12 @@ def _collectives(collectives: Sequence[Any]) -> str:
 def _time(result: Mapping[str, Any]) -> str:
   t = result['time']
   ms = lambda key: f'{t[key] * 1e3:.3g} ms'
+  parts = f'cycles {ms("cycles")}' if 'cycles' in t else f'products {ms("products")} + memory {ms("memory")}'
+  alone = ', '.join(f'{key} {ms(key)}' for key in ('products', 'memory', 'links'))
   return (
-    f'Step: at least {ms("at_least")}, estimate {ms("estimate")} = compute {ms("compute")} + memory {ms("memory")} + '
-    f'links {ms("links")}; MFU {t["mfu"]:.1%}, {t["examples_per_second"]:.3g} examples/s, {t["days"]:.3g} days for '
-    f'{result["total_steps"]:,} steps. From the data sheet ({result["chip"]["source"]}), not from a chip.'
+    f'Step: at least {ms("at_least")} ({alone}); estimate {ms("estimate")} = {parts} + links {ms("links")}; '
+    f'MFU {t["mfu"]:.1%}, {t["examples_per_second"]:.3g} examples/s, {t["days"]:.3g} days for '
+    f'{result["total_steps"]:,} steps. By the compiler and a data sheet ({result["chip"]["source"]}), not from a chip.'
   )
 
 
@@ -129,7 +139,7 @@ def _levers(rows: Sequence[Mapping[str, Any]]) -> str:
   lines = []
   for row in rows:
     if 'refused' in row:
-      lines.append([row['lever'], '-', '-', '-', row['refused']])
+      lines.append([row['lever'], '-', '-', '-', '-', row['refused']])
       continue
     memory = row['memory']
     fits = isinstance(memory, Memory)
@@ -138,11 +148,12 @@ def _levers(rows: Sequence[Mapping[str, Any]]) -> str:
         row['lever'],
         gib(memory.total if fits else memory.needed),
         f'{row["product_flops"] / base:.2f}',
+        f'{row["time"]["estimate"] * 1e3:.3g}' if 'time' in row else '-',
         f'{row["sent_bytes"] / 1e9:.3g}' if 'sent_bytes' in row else '-',
         'yes' if fits else 'no',
       ]
     )
-  return table(['lever', 'GiB a chip', 'products', 'GB sent by a chip', 'fits'], lines)
+  return table(['lever', 'GiB a chip', 'products', 'ms a step', 'GB sent by a chip', 'fits'], lines)
 
 
 def comparison(results: Sequence[Mapping[str, Any]]) -> str:
