@@ -13,8 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from cover_jax.models import LOGICAL_AXES, Heads, TimeSformer
 from cover_jax.models.attention import attend, attention_probabilities, rows_together
+from cover_jax.models.pointwise import gelu
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
-from cover_jax.models.transformer import drop_path, gelu
+from cover_jax.models.transformer import drop_path
 from tests.encoder_parity import sequence
 
 ATTENTIONS = ('divided', 'joint', 'space')

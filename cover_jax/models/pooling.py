@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from cover_jax.models.attention import Projection
-from cover_jax.models.transformer import Mlp, Transformer, heads_of, layer_norm
+from cover_jax.models.pointwise import layer_norm
+from cover_jax.models.transformer import Mlp, Transformer, heads_of
 
 
 def _look(query_1xHxK: jax.Array, key_BxSxHxK: jax.Array, value_BxSxHxK: jax.Array) -> jax.Array:

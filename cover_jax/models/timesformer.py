@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from cover_jax.models import attention_rollout
 from cover_jax.models.attention import Attention, rows_together
 from cover_jax.models.encoder import Count, Deviation, Encoded, LoopEncoder, Share, check_levels
-from cover_jax.models.transformer import REMAT_POLICIES, Mlp, Remat, dense, drop_path, layer_norm, token_init
+from cover_jax.models.pointwise import layer_norm
+from cover_jax.models.transformer import REMAT_POLICIES, Mlp, Remat, dense, drop_path, token_init
 from data_pipelines import declared
 from data_pipelines.declared import flag, one_of, whole
 

@@ -1,6 +1,5 @@
 """Parts that several transformers are made of, and a plain pre-LayerNorm transformer over one sequence of tokens."""
 
-import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from cover_jax.models.attention import Projection, attend, attend_capped, written
+from cover_jax.models.pointwise import gelu, layer_norm
 from data_pipelines.declared import one_of
 
 # What the backward pass may keep of a block instead of computing it again; None keeps nothing but its input.
@@ -25,17 +25,6 @@ def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Arra
   """Stochastic depth: zeroes rows of x [R, ...] with probability `rate`, scales the rest by 1 / (1 - rate)."""
   kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
   return (x * (kept / (1 - rate))).astype(x.dtype)
-
-
-def layer_norm(name: str, dtype: Any, epsilon: float = 1e-6) -> nn.LayerNorm:
-  """LayerNorm, whose statistics Flax takes in float32 whatever the dtype."""
-  return nn.LayerNorm(
-    epsilon=epsilon,
-    dtype=dtype,
-    scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
-    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
-    name=name,
-  )
 
 
 def dense(name: str, features: int, axes: tuple[str, str], dtype: Any, init: Any) -> nn.Dense:
@@ -56,16 +45,6 @@ def _product_with_written_kernel(x: jax.Array, kernel: jax.Array, *args, **kwarg
 
 def token_init(std: float) -> Any:
   return nn.with_logical_partitioning(nn.initializers.truncated_normal(std), (None, None, 'embed'))
-
-
-def gelu(x: jax.Array) -> jax.Array:
-  """The exact GELU, x * Phi(x), computed in float32.
-
-  `jax.nn.gelu` goes through erfc, which is exact to the last bit where GELU is nearly zero, and on a TPU costs a
-  sixteenth of the block. This one is off by 1e-7 |x| there, as PyTorch's is.
-  """
-  x_f32 = x.astype(jnp.float32)
-  return (0.5 * x_f32 * (1 + jax.lax.erf(x_f32 * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class Mlp(nn.Module):

@@ -14,7 +14,8 @@ import numpy as np
 
 from cover_jax.models import transformer, tubelets
 from cover_jax.models.encoder import Count, Deviation, Encoded, LoopEncoder, Share, check_levels
-from cover_jax.models.transformer import Remat, Transformer, layer_norm
+from cover_jax.models.pointwise import layer_norm
+from cover_jax.models.transformer import Remat, Transformer
 from data_pipelines.declared import number
 
 

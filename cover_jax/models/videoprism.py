@@ -17,7 +17,8 @@ import numpy as np
 
 from cover_jax.models import transformer
 from cover_jax.models.encoder import Count, Deviation, Encoded, Encoder, Share, check_levels
-from cover_jax.models.transformer import Remat, Transformer, dense, layer_norm
+from cover_jax.models.pointwise import layer_norm
+from cover_jax.models.transformer import Remat, Transformer, dense
 from data_pipelines.declared import number
 
 

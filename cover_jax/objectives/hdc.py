@@ -36,7 +36,7 @@ import numpy as np
 from cover_jax.augment import photometric
 from cover_jax.augment.still_frame import temporal_consistent
 from cover_jax.models.encoder import Encoder
-from cover_jax.models.transformer import layer_norm
+from cover_jax.models.pointwise import layer_norm
 from cover_jax.objectives import Encode, LossOutput, Objective, Shown, Stages, contrastive, mean_over, pairs, raw
 from cover_jax.objectives.contrastive import Negatives
 from cover_jax.objectives.stages import staged
