@@ -27,15 +27,16 @@ constraints/.txt:
 demo: venv
 	JAX_PLATFORMS=cpu $(BIN)/python -m cover_jax.main --config=configs/digits_cover.py --workdir=$(WORKDIR) $(ARGS)
 
+# The tests of a file run in one process: they share what it trained and compiled.
 test: venv lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Every layer once, and one run from the command line to the report.
 FAST := $(addprefix tests/test_,mixture.py clips.py frame_index.py loader.py heads.py checkpoints.py \
   main.py::test_run_leaves_what_it_says main.py::test_import_needs_no_tensorflow)
 
 test-fast: venv
-	$(BIN)/python -m pytest -n 2 $(FAST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(FAST)
 
 lint: venv
 	$(BIN)/ruff check .

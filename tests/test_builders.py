@@ -253,7 +253,7 @@ def motion_features():
       lambda: make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=60, tol=1e-2)),
       marks=pytest.mark.slow,
     ),
-    lambda: ExtraTreesClassifier(60, min_samples_leaf=2, random_state=0),
+    pytest.param(lambda: ExtraTreesClassifier(60, min_samples_leaf=2, random_state=0), marks=pytest.mark.slow),
   ],
   ids=['linear', 'trees'],
 )

@@ -311,6 +311,7 @@ def test_resumed_is_uninterrupted_and_exported_is_the_same_model(name, tmp_path)
   assert resume.compare(about['config'], run.config.to_dict()) == ([], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['resnet3d', pytest.param('videomae', marks=pytest.mark.slow)])
 def test_vtdl_trains_on_it(name):
   objective = {'name': 'vtdl', 'stride': 1, 'queue_size': 16, 'dim': 8, 'momentum': 0.5}

@@ -65,7 +65,14 @@ def test_against_numpy(reference):
     )
 
 
-@pytest.mark.parametrize(('mesh', 'batch_size'), [((1, 1, 1), 7), ((8, 1, 1), 24), ((2, 2, 2), 16)])
+@pytest.mark.parametrize(
+  ('mesh', 'batch_size'),
+  [
+    pytest.param((1, 1, 1), 7, marks=pytest.mark.slow),
+    pytest.param((8, 1, 1), 24, marks=pytest.mark.slow),
+    ((2, 2, 2), 16),
+  ],
+)
 def test_batch_size_and_devices_do_not_matter(reference, mesh, batch_size):
   expected = reference[3]
   for name, result in results_with(mesh, batch_size)[3].items():
@@ -81,7 +88,7 @@ def of_many_views():
   return results_with((1, 1, 1), 36, **MANY_VIEWS)
 
 
-@pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize('mesh', [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_every_source_is_traced_once(mesh, monkeypatch):
   traced = []
   whole = classify._log_probabilities
@@ -112,7 +119,12 @@ def test_views_are_averaged_as_probabilities(of_many_views, reference):
 
 
 @pytest.mark.parametrize(
-  ('mesh', 'batch_size'), [((1, 1, 1), 4), ((8, 1, 1), 8), pytest.param((4, 2, 1), 96, marks=pytest.mark.slow)]
+  ('mesh', 'batch_size'),
+  [
+    pytest.param((1, 1, 1), 4, marks=pytest.mark.slow),
+    ((8, 1, 1), 8),
+    pytest.param((4, 2, 1), 96, marks=pytest.mark.slow),
+  ],
 )
 def test_batch_size_and_devices_do_not_matter_with_many_views(of_many_views, mesh, batch_size):
   """Also where all views of a step are more clips than may be encoded at once."""

@@ -33,6 +33,7 @@ def results(output):
   return about, {pathlib.Path(entry['file']).name: entry for entry in about['files']}
 
 
+@pytest.mark.slow
 def test_every_file_of_the_media_folder(media, tmp_path, capsys):
   broken = media / 'video_edge/corrupted.mp4'
   code, out, err = run(capsys, tmp_path, *(media / name for name in MEDIA), broken, '--top=2', '--features')

@@ -30,6 +30,7 @@ def held_out(c, devices=None):
   return judged, videos, mesh, state
 
 
+@pytest.mark.slow
 def test_the_encoder_runs_as_in_evaluation():
   """As training does with statistics that are frozen, and not as with those of the batch."""
   losses = {}

@@ -217,6 +217,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
   assert f'Ctrl-C: saved {tmp_path}/checkpoints/ckpt-1.flax at step {step} of 12. Run the same command again' in output
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
   """Also in a call that Python's own handlers would wait for: here a step that takes a minute."""
   worker = one_process(tmp_path, step_seconds=60)

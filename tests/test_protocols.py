@@ -303,6 +303,7 @@ def test_damaged_features_are_made_again_and_that_is_said(tmp_path, damage, capl
   assert sorted(p.name for p in (tmp_path / 'features').iterdir()) == ['.lock', path.name]
 
 
+@pytest.mark.slow
 def test_evaluations_tell_how_far_they_are(monkeypatch, caplog, tmp_path):
   """In training, in --mode=evaluate and for frozen features: they share `classify.reported`."""
   monkeypatch.setattr(classify, 'REPORT_EVERY', 0.0)

@@ -140,6 +140,7 @@ def test_two_losses_are_summed_by_weight_and_so_are_gradients_and_statistics(bri
   assert out.state['classification'] == {} and int(out.state['brightness']['seen']) == 1
 
 
+@pytest.mark.slow
 def test_statistics_of_two_passes_are_their_mean_by_weight():
   """Order and geometry changes the clip, so that there are two passes; it is the first and draws as if alone."""
   entries = ({**ORDER, 'weight': 3.0}, CLASSES)
@@ -157,6 +158,7 @@ def test_statistics_of_two_passes_are_their_mean_by_weight():
   assert any(np.any(np.abs(a - b) > 1e-3) for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True))
 
 
+@pytest.mark.slow
 def test_objectives_draw_numbers_of_their_own(brightness):
   """The head of an objective does not depend on those beside it, but on whether it is the first."""
   init = lambda *entries: init_params(built(config(entries)), jax.random.key(0))['objectives']['video']
@@ -240,6 +242,7 @@ def primitives(jaxpr):
       yield from primitives(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('model', 'primitive'), [
   (None, 'scan'), pytest.param(RESNET, 'conv_general_dilated', marks=pytest.mark.slow),
 ])  # fmt: skip
@@ -290,6 +293,7 @@ def inner(params, name):
   return {**params, 'objectives': {**params['objectives'], 'video': params['objectives']['video'][name]}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', [None, pytest.param(RESNET, marks=pytest.mark.slow)])
 def test_statistics_beside_v3s_are_those_of_the_sampled_clips(model):
   """Both losses are those of the objectives alone: statistics on a batch whose clips are V3S's, raw ones included."""
@@ -370,6 +374,7 @@ def test_examples_that_pad_are_in_no_loss(entry):
   assert float(out.loss) == pytest.approx(counted[mask].mean(), rel=1e-5) != pytest.approx(counted.mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_costs_count_a_shared_pass_once(brightness):
   def products(*entries):
     run = built(config(entries))
