@@ -1,4 +1,4 @@
-"""The tests notice when the arithmetic is wrong: each fault of two tables, put into a copy, must turn its test red.
+"""The tests notice when the arithmetic is wrong: each fault of three tables, put into a copy, must turn its test red.
 
 `pytest -m slow tests/test_mutations.py` runs them all, some minutes; `-k` takes one by its name in the table. The fast
 tests only hold the table to the code: each text stands there once, and each test exists.
@@ -13,11 +13,11 @@ import sys
 
 import pytest
 
-from tests import mutations, mutations_of_objectives
+from tests import mutations, mutations_of_costs, mutations_of_objectives
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = ('cover_jax', 'data_pipelines', 'configs', 'tests')
-MUTATIONS = {**mutations.MUTATIONS, **mutations_of_objectives.MUTATIONS}
+MUTATIONS = {**mutations.MUTATIONS, **mutations_of_objectives.MUTATIONS, **mutations_of_costs.MUTATIONS}
 
 
 @pytest.mark.parametrize('name', MUTATIONS)

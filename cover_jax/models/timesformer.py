@@ -340,7 +340,7 @@ class TimeSformer(LoopEncoder):
       variable_axes={'params': 0, 'attention': 0},
       split_rngs={'params': True, 'drop_path': True},
       length=self.depth,
-      unroll=self.scan_unroll,
+      unroll=min(self.scan_unroll, self.depth),
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     return scanned(
