@@ -80,7 +80,11 @@ def recipe(variant: str, sources: dict[str, ml_collections.ConfigDict]) -> ml_co
 
 
 def base_model(num_frames: int, size: int) -> dict:
-  """ViT-B/16 with time."""
+  """ViT-B/16 with time.
+
+  Where its activations fit they are kept, and no loop writes them into stacks and reads them back (docs/block.md).
+  """
+  fits = num_frames * size**2 <= 8 * 224**2
   return {
     'patch_size': 16,
     'width': 768,
@@ -90,5 +94,6 @@ def base_model(num_frames: int, size: int) -> dict:
     'num_frames': num_frames,
     'image_size': size,
     'drop_path': 0.1,
-    'remat': 'none' if num_frames * size**2 <= 8 * 224**2 else 'full',
+    'remat': 'none' if fits else 'full',
+    'scan_unroll': 12 if fits else 1,
   }

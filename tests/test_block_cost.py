@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import block_cost
+from configs import cover_b16
+from cover_jax.models import TimeSformer
 from cover_jax.planning import chips
 from data_pipelines import flags
 
@@ -30,6 +32,16 @@ def test_every_program_keeps_shapes_and_classifies(program):
   assert jax.tree.map(lambda a: a.shape, jax.eval_shape(apply, params, x)) == jax.tree.map(lambda a: a.shape, x)
   logits, params, clip = block_cost.classifier(program, 2, 3)
   assert jax.eval_shape(logits, params, clip).shape == (3, 400)
+
+
+@pytest.mark.parametrize(('program', 'unroll'), [('shipped', None), ('unrolled', 3), ('loop', 1)])
+def test_shipped_is_the_program_that_the_config_runs(program, unroll):
+  fields = cover_b16.get_config().model
+  assert fields.remat == 'none' and TimeSformer(**fields).depth == block_cost.DEPTH
+  unroll = unroll or min(fields.scan_unroll, 3)
+  logits, params, clip = block_cost.classifier(program, 3, 1)
+  loops = [e for e in jax.make_jaxpr(logits)(params, clip).eqns if e.primitive.name == 'scan']
+  assert [(e.params['length'], e.params['unroll']) for e in loops] == [(3, unroll)]
 
 
 def test_figures_are_read_from_the_compiler():
