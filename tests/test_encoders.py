@@ -325,7 +325,8 @@ def test_vtdl_trains_on_it(name):
     assert max(jax.tree.leaves(moved[encoders.STATISTICS])) > 0
 
 
-@pytest.mark.parametrize('name', ['resnet3d', pytest.param('timesformer', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['resnet3d', 'timesformer'])
 def test_a_frozen_encoder_costs_no_backward_pass(name):
   """Nothing of it gets a gradient, and the step keeps none of its activations."""
   frozen = {'optimizer__learning_rate_rules': (('^encoder/', 0.0), ('.*', 1.0))}

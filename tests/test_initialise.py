@@ -610,7 +610,7 @@ def trained(tmp_path_factory):
   return pretend_to_train(tmp_path_factory.mktemp('trained'))
 
 
-@pytest.mark.parametrize('which', ['raw', 'ema'])
+@pytest.mark.parametrize('which', ['ema', pytest.param('raw', marks=pytest.mark.slow)])
 def test_own_checkpoint(trained, tmp_path, which):
   state = start(tmp_path, init_from__path=trained, init_from__params=which, seed=5)
   saved = checkpoints.load(trained)['state']

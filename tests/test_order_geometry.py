@@ -354,7 +354,7 @@ def test_loss_by_hand(model):
   assert (out.statistics is None) == (model is None)
 
 
-@pytest.mark.parametrize('still', [0.0, 1e6])
+@pytest.mark.parametrize('still', [0.0, pytest.param(1e6, marks=pytest.mark.slow)])
 def test_weights_of_order_and_geometry(still):
   """A still video is not asked for its order, whatever the weight."""
   options = {'own__order_weight': 2.0, 'own__geometry_weight': 0.5, 'own__still': still, 'model__drop_path': 0.0}
@@ -392,7 +392,7 @@ def test_still_videos_have_no_gradient_of_their_order():
 
 
 @pytest.mark.parametrize('options', [
-  {'strategy': 'parallel'},
+  pytest.param({'strategy': 'parallel'}, marks=pytest.mark.slow),
   {'transform_target': 'aet', 'sector': SECTOR},
   pytest.param({'transform_target': 'aet', 'strategy': 'parallel'}, marks=pytest.mark.slow),
   pytest.param({'transform_target': 'matrix6', 'parts': 'apart', 'scale': 1.0}, marks=pytest.mark.slow),

@@ -315,7 +315,8 @@ def test_statistics_beside_v3s_are_those_of_the_sampled_clips(model):
     jax.tree.map(close, out.statistics, alone.statistics)  # one pass moves them once
 
 
-@pytest.mark.parametrize('model', [None, pytest.param(RESNET, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('model', [None, RESNET])
 def test_statistics_beside_vtdl_are_those_of_its_anchor(model):
   """VTDL's loss is its own to the rounding. With batch statistics the anchor is normalised as VTDL does it."""
   entries, changes = (at('anchor', STATISTICS), VTDL), same_each_time(model)
@@ -356,7 +357,7 @@ def test_raw_pixels_are_those_that_are_shown(entry):
 
 @pytest.mark.parametrize(
   'entry',
-  [VTDL, V3S, STATISTICS, ORDER, pytest.param(HDC, marks=pytest.mark.slow), CLASSES],
+  [STATISTICS, CLASSES, *(pytest.param(e, marks=pytest.mark.slow) for e in (VTDL, V3S, ORDER, HDC))],
   ids=lambda e: e['name'],
 )
 def test_examples_that_pad_are_in_no_loss(entry):

@@ -224,7 +224,7 @@ def stepped(c, number=0):
   return experiment, state.params, jax.device_get(out), batch
 
 
-@pytest.mark.parametrize('model', [None, RESNET], ids=['timesformer', 'resnet3d'])
+@pytest.mark.parametrize('model', [None, pytest.param(RESNET, marks=pytest.mark.slow)], ids=['timesformer', 'resnet3d'])
 def test_loss_by_hand(model):
   c = config(model=model) if model else config(model__drop_path=0.0)
   experiment, params, out, batch = stepped(c)
@@ -264,6 +264,7 @@ def test_the_class_in_time_has_a_weight():
   np.testing.assert_allclose(out.measures['loss'], total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_head_for_all_pairs():
   _, params, out, _ = stepped(config(v3s__joint=True, model__drop_path=0.0))
   assert params['objectives']['video'].keys() == {'joint'}
@@ -273,7 +274,7 @@ def test_one_head_for_all_pairs():
   assert np.isfinite(out.loss) and 'time_loss' not in out.measures
 
 
-@pytest.mark.parametrize('axis', ['time', 'space'])
+@pytest.mark.parametrize('axis', ['time', pytest.param('space', marks=pytest.mark.slow)])
 def test_one_axis_alone(axis):
   classes = copy.deepcopy(TABLE)
   classes[axis] = {'plain': TABLE[axis]['plain']}
