@@ -47,6 +47,31 @@ def embedded_data() -> None:
 
 
 @pytest.fixture(scope='session')
+def bucket_server():
+  """A bucket on this machine; see `tests/bucket_server.py`."""
+  for module in ('gcp_storage_emulator', 'gcsfs'):
+    pytest.importorskip(module, reason=f"{module} is not installed: pip install '.[bucket-test]'")
+  from tests import bucket_server
+
+  with bucket_server.serving() as server:
+    yield server
+
+
+@pytest.fixture
+def bucket(bucket_server, monkeypatch):
+  """The path of an empty folder in that bucket, which this process and those that it starts can reach."""
+  from etils.epath import gpath
+
+  for name, value in bucket_server.environment().items():
+    monkeypatch.setenv(name, value)
+  gpath._is_tf_installed.cache_clear()  # it asked the environment once
+  bucket_server.wipe()
+  yield 'gs://tests/folder'
+  monkeypatch.undo()
+  gpath._is_tf_installed.cache_clear()
+
+
+@pytest.fixture(scope='session')
 def media() -> pathlib.Path:
   """The folder of real videos, images and annotation files that some tests read."""
   folder = os.environ.get('COVER_JAX_TEST_MEDIA')

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from data_pipelines import paths
 from data_pipelines.contract import UserError
 from data_pipelines.sources import Source, select
-from data_pipelines.storage import reading
 from data_pipelines.storage.layout import FrameIndex
 
 # What a YouTube id looks like. Other names (a number, a file name) mean something within their own dataset only.
@@ -333,7 +333,7 @@ def _same_files(a: FrameIndex, b: FrameIndex) -> list[tuple[int, int]]:
 
 
 def _resolved(file: str) -> str:
-  return file if reading.is_remote(file) else os.path.realpath(file)
+  return file if paths.is_remote(file) else os.path.realpath(file)
 
 
 def _is_copy(a: FrameIndex, i: int, b: FrameIndex, j: int) -> bool:

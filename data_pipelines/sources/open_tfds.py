@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from data_pipelines import paths
 from data_pipelines.clips import settings
 from data_pipelines.contract import UserError
 from data_pipelines.media import compact
@@ -126,7 +127,7 @@ def prepared_builder(name: str, dataset: str, data_dir: str | None):
 
   import data_pipelines.builders  # registers the embedded datasets
 
-  if reading.is_remote(str(data_dir or '')):
+  if paths.is_remote(str(data_dir or '')):
     # TensorFlow reads this much ahead in every file it opens, 64 MB if nobody says otherwise, and a clip opens one.
     os.environ.setdefault('GCS_READ_CACHE_BLOCK_SIZE_MB', '4')
   try:
@@ -137,8 +138,9 @@ def prepared_builder(name: str, dataset: str, data_dir: str | None):
     reason = str(e).strip().splitlines()[0]
     base, _, config = dataset.partition('/')
     if 'BuilderConfig' in reason and (configs := tfds.builder_cls(base).builder_configs):
-      folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-      there = sorted(p.name for p in (folder / base).glob('[!.]*') if p.is_dir())
+      folder = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+      there = [n for n in sorted(paths.names(os.path.join(folder, base))) if not n.startswith('.')]
+      there = [n for n in there if paths.is_folder(os.path.join(folder, base, n))]
       near = difflib.get_close_matches(config, [*there, *configs])
       meant = f' (did you mean {", ".join(near)}?)' if near else ''
       raise UserError(
@@ -160,6 +162,11 @@ def prepared_builder(name: str, dataset: str, data_dir: str | None):
     raise UserError(
       f'Dataset {dataset!r} of source {name!r} is not prepared in {builder.data_dir}: run `{command}` first, or '
       f'correct data_dir.'
+    )
+  if paths.is_remote(str(builder.data_dir)):
+    raise UserError(
+      f'The embedded dataset {dataset!r} of source {name!r} is not in {builder.data_dir}, and it is built on a disk '
+      'only: build it there (leave out data_dir) and copy its folder.'
     )
   version = Path(builder.data_dir)
   try:
