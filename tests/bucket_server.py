@@ -48,14 +48,13 @@ class Server(http.server.ThreadingHTTPServer):
     self.url = f'http://127.0.0.1:{self.server_address[1]}'
 
   def environment(self) -> dict[str, str]:
-    """What makes gcsfs, TensorStore and epath speak to this server, and to no other."""
+    """What makes gcsfs and TensorStore speak to this server, and to no other."""
     return {
       'STORAGE_EMULATOR_HOST': self.url,
       'TENSORSTORE_GCS_HTTP_URL': self.url,
       'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'abc',
       'NO_GCE_CHECK': 'true',
       'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
-      'EPATH_USE_TF': 'false',  # TensorFlow's file system knows the real address only
     }
 
   def forget(self) -> None:
@@ -93,6 +92,9 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def _handler(emulator):
+  read_body = emulator._read_raw_data
+  emulator._read_raw_data = lambda handler: handler.body
+
   class Handler(emulator.RequestHandler):
     """One connection of a client, for many requests."""
 
@@ -110,13 +112,13 @@ def _handler(emulator):
       server.requests.append((method, self.path, self.headers.get('Range', '')))
       if server.delay:
         time.sleep(server.delay)
-      body = emulator._read_raw_data(self)  # all of it before the lock, and also where nobody wants it
+      self.body = read_body(self)  # all of it before the lock, and also where nobody wants it
       query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
       if method in ('POST', 'PUT') and '/upload/' in self.path:
         server.before_write((query.get('name') or [''])[0])
-      with server._lock, _reading(emulator, body):
+      with server._lock:
         router = emulator.Router(self)
-        if self._refused(query, body):
+        if self._refused(query):
           return
         self._generation = (self._object(query) or {}).get('generation')
         router.handle(method)
@@ -131,7 +133,7 @@ def _handler(emulator):
         self._generation = None
       super().end_headers()
 
-    def _refused(self, query, body) -> bool:
+    def _refused(self, query) -> bool:
       """Answers 412 where the object is not of the generation that a write asks for; 0: there is none."""
       wanted = (query.get('ifGenerationMatch') or [None])[0]
       if wanted is None:
@@ -158,17 +160,6 @@ def _handler(emulator):
     do_PATCH = lambda self: self._route('PATCH')
 
   return Handler
-
-
-@contextlib.contextmanager
-def _reading(emulator, body) -> Iterator[None]:
-  """Gives the emulator a body that was read already."""
-  real = emulator._read_raw_data
-  emulator._read_raw_data = lambda _: body
-  try:
-    yield
-  finally:
-    emulator._read_raw_data = real
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Shared set-up: eight fake CPU devices, no network, embedded data built once per session."""
 
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -50,10 +51,13 @@ def embedded_data() -> None:
 def bucket_server():
   """A bucket on this machine; see `tests/bucket_server.py`."""
   for module in ('gcp_storage_emulator', 'gcsfs'):
-    pytest.importorskip(module, reason=f"{module} is not installed: pip install '.[bucket-test]'")
+    if importlib.util.find_spec(module) is None:
+      pytest.skip(f"{module} is not installed: pip install '.[test]'")
   from tests import bucket_server
 
-  with bucket_server.serving() as server:
+  with bucket_server.serving() as server, pytest.MonkeyPatch.context() as patch:
+    for name, value in server.environment().items():
+      patch.setenv(name, value)  # before gcsfs is imported
     yield server
 
 
@@ -62,8 +66,7 @@ def bucket(bucket_server, monkeypatch):
   """The path of an empty folder in that bucket, which this process and those that it starts can reach."""
   from etils.epath import gpath
 
-  for name, value in bucket_server.environment().items():
-    monkeypatch.setenv(name, value)
+  monkeypatch.setenv('EPATH_USE_TF', 'false')  # TensorFlow's file system knows the real address only
   gpath._is_tf_installed.cache_clear()  # it asked the environment once
   bucket_server.wipe()
   yield 'gs://tests/folder'

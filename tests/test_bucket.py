@@ -1,4 +1,4 @@
-"""A workdir that is a folder in a bucket (`tests/bucket_server.py`): training, going on, kills, one writer at a time."""
+"""A workdir in a bucket (`tests/bucket_server.py`): training, going on, kills, one writer at a time."""
 
 import json
 import os
@@ -135,9 +135,8 @@ def test_a_kill_in_the_first_save_starts_anew(bucket, bucket_server, saver):
 def test_a_damaged_checkpoint_is_passed_over_and_moved_aside(bucket, bucket_server, saver):
   for step in (1, 2):
     save(saver, step)
-  name = max(
-    (n for n in bucket_server.names('folder/checkpoints/ckpt_2/arrays')), key=lambda n: len(bucket_server.data(n))
-  )
+  arrays = bucket_server.names('folder/checkpoints/ckpt_2/arrays')
+  name = max(arrays, key=lambda name: len(bucket_server.data(name)))
   data = bytearray(bucket_server.data(name))
   data[len(data) // 2] ^= 1
   bucket_server.put(name, bytes(data))

@@ -18,7 +18,7 @@ from data_pipelines.clips import settings
 from data_pipelines.contract import UserError
 from data_pipelines.media import compact
 from data_pipelines.sources import Source, mirroring
-from data_pipelines.storage import frame_index, reading
+from data_pipelines.storage import frame_index
 from data_pipelines.storage.layout import FrameIndex
 
 # Fields of a Source and the features that our builders write for them.
