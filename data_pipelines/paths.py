@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
+from data_pipelines.contract import UserError
+
 SIDE_BY_SIDE = 16  # requests to a bucket: one alone waits for the network most of its time
 
 
@@ -187,28 +189,41 @@ def upload(folder: str, target: str) -> None:
 
 @contextlib.contextmanager
 def local(path: str) -> Iterator[str]:
-  """The path of a file for those who read disks only: itself, or of a copy that is there within the block."""
+  """The path of a file for those who read disks only: itself, or of a copy that is there within the block.
+
+  Raises:
+    UserError: it cannot be fetched. What the block says of the copy in a UserError is said of the file.
+  """
   if not is_remote(path):
     yield path
     return
   with tempfile.TemporaryDirectory(prefix='cover_jax-') as folder:
     copy = os.path.join(folder, os.path.basename(path))
-    with open(copy, 'wb') as to, open_binary(path) as f:
-      while block := f.read(1 << 24):
-        to.write(block)
-    yield copy
+    try:
+      with open(copy, 'wb') as to, open_binary(path) as f:
+        while block := f.read(1 << 24):
+          to.write(block)
+    except OSError as error:
+      raise UserError(f'{path} cannot be fetched ({error.strerror}).') from error
+    try:
+      yield copy
+    except UserError as error:
+      error.args = tuple(arg.replace(copy, path) if isinstance(arg, str) else arg for arg in error.args)
+      raise
 
 
 @contextlib.contextmanager
 def filling(path: str) -> Iterator[str]:
-  """The path of a file for those who write to disks only: itself, or of one that is put there after the block."""
+  """The path of a file for those who write to disks only: itself, or one whose file is put there after the block.
+
+  The name may get an ending in the block.
+  """
   if not is_remote(path):
     yield path
     return
   with tempfile.TemporaryDirectory(prefix='cover_jax-') as folder:
-    copy = os.path.join(folder, os.path.basename(path))
-    yield copy
-    write_object(path, read(copy))
+    yield os.path.join(folder, os.path.basename(path))
+    upload(folder, os.path.dirname(path))
 
 
 @contextlib.contextmanager

@@ -1,13 +1,12 @@
 """Reads weights from a file of any kind that we know; which layout it has is told by its names."""
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,26 +77,10 @@ def read(path: str, which: str = 'raw', model_size: int | None = None) -> Weight
   readers |= dict.fromkeys(('.pyth', '.pth', '.pt', '.bin'), _read_torch)
   if extension not in readers:
     raise UserError(f'{path} is of no kind that is known: expected a workdir, .flax, {", ".join(readers)}.')
-  with _fetched(path) as file:
+  with paths.local(path) as file:
     arrays = readers[extension](file, model_size)
   weights = convert(path, arrays, detect(path, arrays))
   return _with_config(weights, os.path.join(os.path.dirname(path), 'config.json'))
-
-
-@contextlib.contextmanager
-def _fetched(path: str) -> Iterator[str]:
-  """A local path of a file; what is said of a copy is said of the file."""
-  try:
-    with paths.local(path) as file:
-      yield file
-  except OSError as error:
-    if not paths.is_remote(path):
-      raise
-    raise UserError(f'{path} cannot be read ({error.strerror}).') from error
-  except UserError as error:
-    if not paths.is_remote(path):
-      raise
-    raise UserError(str(error).replace(file, path)) from error
 
 
 def _damaged(path: str, error: Exception) -> UserError:
