@@ -49,11 +49,11 @@ def embedded_data() -> None:
 
 @pytest.fixture(scope='session')
 def bucket_server():
-  """A bucket on this machine; see `tests/bucket_server.py`."""
+  """A bucket on this machine; see `benchmarks/bucket_server.py`."""
   for module in ('gcp_storage_emulator', 'gcsfs'):
     if importlib.util.find_spec(module) is None:
       pytest.skip(f"{module} is not installed: pip install '.[test]'")
-  from tests import bucket_server
+  from benchmarks import bucket_server
 
   with bucket_server.serving() as server, pytest.MonkeyPatch.context() as patch:
     for name, value in server.environment().items():

@@ -1,4 +1,4 @@
-"""A workdir in a bucket (`tests/bucket_server.py`): training, going on, kills, one writer at a time."""
+"""A workdir in a bucket (`benchmarks/bucket_server.py`): training, going on, kills, one writer at a time."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Data in a bucket (`tests/bucket_server.py`): built on a disk, copied with its index, read a clip a request."""
+"""Data in a bucket (`benchmarks/bucket_server.py`): built on a disk, copied with its index, read a clip a request."""
 
 import re
 

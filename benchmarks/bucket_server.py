@@ -1,7 +1,10 @@
-"""A bucket for tests: `gcp-storage-emulator` on a free loopback port, with what the real service has and it lacks.
+"""A bucket on this machine: `gcp-storage-emulator` on a free loopback port, with what the real service has and it lacks.
 
-Added are conditional writes (`ifGenerationMatch`), requests side by side, a delay of each request, a count of them, and
-a place in the middle of an upload at which a test can stop a client.
+    python -m benchmarks.bucket_server [--delay=SECONDS]
+
+prints the variables that make a command use it (`gs://tests/...`), and serves until its standard input ends. Added to
+the emulator are conditional writes (`ifGenerationMatch`), requests side by side, a delay of each request, a list of
+them, a place in the middle of an upload at which a test can stop a client, and what lay there after each request.
 """
 
 import contextlib
@@ -9,10 +12,13 @@ import functools
 import http.server
 import logging
 import re
+import sys
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+
+from data_pipelines import flags
 
 BUCKET = 'tests'
 
@@ -172,3 +178,20 @@ def serving() -> Iterator[Server]:
   finally:
     server.shutdown()
     server.server_close()
+
+
+def main() -> None:
+  """The command line."""
+  to = flags.parser('benchmarks.bucket_server', __doc__)
+  to.add_argument('--delay', type=float, default=0.0, help='seconds that are added to each request (default: 0)')
+  delay = flags.parse(to).delay
+  with serving() as server:
+    server.delay = delay
+    for name, value in (server.environment() | {'EPATH_USE_TF': 'false'}).items():
+      print(f'export {name}={value}')
+    print(flush=True)
+    sys.stdin.read()
+
+
+if __name__ == '__main__':
+  main()
