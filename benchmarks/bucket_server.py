@@ -1,4 +1,4 @@
-"""A bucket on this machine: `gcp-storage-emulator` on a free loopback port, with what the real service has and it lacks.
+"""A bucket on this machine: `gcp-storage-emulator` on a free loopback port, with what only the real service has.
 
     python -m benchmarks.bucket_server [--delay=SECONDS]
 
