@@ -86,11 +86,8 @@ def prepare(
 
 def several(fetch: Fetch, examples: Sequence[Example]) -> list[np.ndarray]:
   """Each of the fields of some examples, [n, ...]."""
-  pool = (
-    _pool(SEVERAL * CALLS if fetch.from_afar else SEVERAL)
-    if any(source.waits for source in fetch.sources.values())
-    else None
-  )
+  threads = SEVERAL * CALLS if fetch.from_afar else SEVERAL
+  pool = _pool(threads) if any(source.waits for source in fetch.sources.values()) else None
   ahead = {}  # clips of files that are read in order are fetched here, in order, the others that wait beside them
   for i, example in enumerate(examples if pool else ()):
     source = fetch.sources[example.source]
