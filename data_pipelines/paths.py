@@ -234,14 +234,21 @@ def told(path: str) -> Iterator[None]:
   except OSError as error:
     if error.strerror is not None:
       raise
-    missing = isinstance(error, FileNotFoundError)
-    raise type(error)(error.errno or errno.EIO, 'there is none' if missing else _said(error), path) from error
+    if isinstance(error, FileNotFoundError):
+      raise FileNotFoundError(errno.ENOENT, 'there is none', path) from error
+    raise OSError(errno.EIO, _said(error), path) from error
   except Exception as error:
-    if type(error).__module__.split('.')[0] not in ('tensorflow', 'gcsfs', 'fsspec', 'aiohttp', 'google', 's3fs'):
+    of = type(error).__module__.split('.')[0]
+    if of not in ('tensorflow', 'gcsfs', 'fsspec', 'aiohttp', 'google') and 'Bad Request' not in str(error):
       raise
     if type(error).__name__ == 'NotFoundError':
       raise FileNotFoundError(errno.ENOENT, 'there is none', path) from error
     raise OSError(errno.EIO, _said(error), path) from error
+
+
+def unreachable(error: OSError) -> str:
+  """What to tell of an error that came of a bucket, such as one that may not be read; '' of another one."""
+  return f'{error.filename} cannot be used ({error.strerror}).' if is_remote(str(error.filename or '')) else ''
 
 
 def _said(error: Exception) -> str:
