@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import cover_jax
-from cover_jax import checkpoints
+from cover_jax import checkpoints, export
 from cover_jax.checkpoints import bucket as buckets
 from cover_jax.checkpoints import lease
 from cover_jax.checkpoints import workdir as workdirs
@@ -262,6 +262,18 @@ def test_files_of_a_bucket_are_those_of_a_disk(bucket, bucket_server, tmp_path):
   assert [r[2] for r in bucket_server.requests] == ['bytes=2-4']  # one request, and of these bytes
   assert paths.read_span(f'{bucket}/bytes', 8, 5) == b'89' and paths.read_span(f'{bucket}/bytes', 99, 5) == b''
   assert buckets.meant(str(tmp_path / 'best')) == str(tmp_path / 'best')
+
+
+def test_a_bucket_that_cannot_be_used_is_one_sentence(bucket, capsys):
+  with pytest.raises(UserError, match=r'--workdir=gs://none/run cannot be written \(there is none\)'):
+    workdirs.prepare('gs://none/run')
+  assert export.main(['gs://none/run', '--output=gs://none/x.flax']) == 2
+  assert capsys.readouterr().err == (
+    'Error: No checkpoint in gs://none/run: expected a workdir of a run, a .flax file or a folder that Orbax wrote.\n'
+  )
+  refused = PermissionError(13, 'Forbidden', 'gs://none/x')
+  assert paths.unreachable(refused) == 'gs://none/x cannot be used (Forbidden).'
+  assert paths.unreachable(PermissionError(13, 'no', '/x')) == ''
 
 
 @pytest.mark.parametrize('path', ['s3://bucket/x', 'az://bucket/x'])
