@@ -243,9 +243,9 @@ def _select(dataset: str, builder, split: str, frames_key: str) -> tuple[FrameIn
   wanted = {os.path.basename(i.filename) for i in instructions}
   files, lengths = [], []
   for base in splits.values():
-    paths = [os.fspath(p) for p in base.filepaths]
-    if wanted & {os.path.basename(p) for p in paths}:
-      files += paths
+    of_split = [os.fspath(p) for p in base.filepaths]
+    if wanted & {os.path.basename(p) for p in of_split}:
+      files += of_split
       lengths += base.shard_lengths
   pictures = not _is_stored_video(builder.info.features, frames_key)
   index = frame_index.load_or_build(files, frames_key, pictures=pictures)
