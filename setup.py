@@ -40,6 +40,7 @@ setuptools.setup(
     'msgpack>=1.0',
     'ml-collections>=1.0',
     'einops>=0.8',
+    'etils[epath]>=1.12',  # paths of buckets; TFDS and Orbax need it, too
     'tensorflow-datasets>=4.9.9',
     *TENSORFLOW,
     'importlib_resources',  # TFDS imports it and does not declare it
@@ -60,6 +61,8 @@ setuptools.setup(
     'torch': ['torch', 'transformers'],
     # The peers of benchmarks/input.py, and the other decoder of benchmarks/media_matrix.py.
     'bench': ['torch', 'decord', 'torchcodec', 'opencv-python-headless', 'imageio-ffmpeg>=0.6'],
-    'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff'],
+    # Buckets without TensorFlow's file systems, or with EPATH_USE_TF=false.
+    'gcs': ['gcsfs>=2026.9'],
+    'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'gcsfs>=2026.9', 'gcp-storage-emulator>=2026.7'],
   },
 )

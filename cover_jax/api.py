@@ -24,6 +24,7 @@ from cover_jax.experiment.build import Experiment
 from cover_jax.models import encoder as encoders
 from cover_jax.models.encoder import Encoded, Encoder
 from cover_jax.training import finite
+from data_pipelines import paths
 from data_pipelines.clips import sampling
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.media import video_files
@@ -185,7 +186,7 @@ class Model:
     """Covers a file with windows and yields what the model makes of each, in memory that does not grow.
 
     Args:
-      path: of a video or image.
+      path: of a video or image, on a disk or in a bucket.
       hop: frames from one window to the next; see `data_pipelines.media.video_files.windows`.
       length: frames that heads which sample segments see as one video.
 
@@ -204,22 +205,23 @@ class Model:
         yield Seen(view, window, probabilities, outputs['feature'][row])
       found.clear()
 
-    source = video_files.windows(path, [view.cut for view in self.views], hop, length)
-    while True:
-      try:
-        window = next(source, None)
-      except video_files.BrokenOff as error:
-        broken, window = error, None
-      if window is None:
-        break
-      waiting[window.cut].append(window)
-      if len(waiting[window.cut]) == BATCH:
-        yield from flush(window.cut, pad=True)
-    for i, found in enumerate(waiting):
-      if found:
-        yield from flush(i, pad=len(found) > 1)
-    if broken:
-      raise broken
+    with paths.local(path) as file:
+      source = video_files.windows(file, [view.cut for view in self.views], hop, length)
+      while True:
+        try:
+          window = next(source, None)
+        except video_files.BrokenOff as error:
+          broken, window = error, None
+        if window is None:
+          break
+        waiting[window.cut].append(window)
+        if len(waiting[window.cut]) == BATCH:
+          yield from flush(window.cut, pad=True)
+      for i, found in enumerate(waiting):
+        if found:
+          yield from flush(i, pad=len(found) > 1)
+      if broken:
+        raise broken
 
   def run_clips(self, clip_BxTxHxWx3: np.ndarray, pad: bool = False) -> dict[str, Any]:
     """Runs clips of one geometry; `pad` fills the last batch up to `BATCH`.
@@ -303,8 +305,8 @@ def load(path: str | os.PathLike[str], params: str = 'raw', heads: Sequence[str]
   """Loads a model from a workdir, a checkpoint or an export.
 
   Args:
-    path: a workdir (its newest checkpoint), or a file. 'demo', where nothing has that name: the model that comes with
-      the package, trained by `make demo` on the embedded data (docs/demo.md).
+    path: a workdir (its newest checkpoint), or a file; on a disk or in a bucket (`gs://`). 'demo', where nothing has
+      that name: the model that comes with the package, trained by `make demo` on the embedded data (docs/demo.md).
     params: 'raw', or 'ema' for the moving average.
     heads: those to ask, so that clips are cut for no others; () for all.
 

@@ -24,7 +24,7 @@ from absl import logging
 from ml_collections import config_flags
 from ml_collections.config_flags import config_flags as config_files
 
-from data_pipelines import flags
+from data_pipelines import flags, paths
 from data_pipelines.contract import UserError
 from data_pipelines.declared import OPTIONAL, Key
 
@@ -188,7 +188,7 @@ class _ConfigFile(config_files.ConfigFileFlagParser):
     return config
 
   def _load(self, path: str) -> ml_collections.ConfigDict:
-    if path.partition(':')[0].endswith('.json'):
+    if _apart_from_variant(path)[0].endswith('.json'):
       return _of_json(path)
     try:
       config = super().parse(path)
@@ -209,16 +209,21 @@ class _ConfigFile(config_files.ConfigFileFlagParser):
     return config
 
 
+def _apart_from_variant(path: str) -> tuple[str, str | None]:
+  """FILE and VARIANT of FILE:VARIANT; of 'gs://...' the first colon is a part of the path."""
+  file, variant = re.fullmatch(r'((?:\w+://)?[^:]*)(?::(.*))?', path, re.DOTALL).groups()
+  return file, variant
+
+
 def _of_json(path: str) -> ml_collections.ConfigDict:
   """The config that a run wrote."""
   from cover_jax.experiment import settings
 
-  path, colon, _ = path.partition(':')
-  if colon:
+  path, variant = _apart_from_variant(path)
+  if variant is not None:
     raise UserError(f'--config={path} has no variants: it is the config of one run. Leave out what follows the name.')
   try:
-    with open(path, encoding='utf-8') as f:
-      values = json.load(f)
+    values = json.loads(paths.read(path))
   except (OSError, ValueError) as error:
     said = getattr(error, 'strerror', None) or f'it is no JSON: {_one_line(error)}'
     raise UserError(f'--config={path} cannot be read ({said}): give the config.json of a workdir.') from error

@@ -24,7 +24,7 @@ from cover_jax.models import encoder as encoders
 from cover_jax.models.timesformer import resize_position_embedding, resize_time_embedding
 from cover_jax.training import finite
 from cover_jax.weights import huggingface
-from data_pipelines import durable, flags
+from data_pipelines import durable, flags, paths
 from data_pipelines.contract import UserError
 
 _FILES = ('config.json', 'preprocessor_config.json', 'model.safetensors')
@@ -200,11 +200,11 @@ def export(
   output = output.rstrip(os.sep) or os.sep
   if file_format == 'huggingface':
     _check_folder(output)
-  elif os.path.isdir(output):
+  elif paths.is_folder(output):
     raise UserError(f'--output={output} is a folder: name the .flax file to write.')
   loaded = checkpoints.load(checkpoint)
   try:
-    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    paths.make_folder(os.path.dirname(paths.absolute(output)))
     if file_format == 'flax':
       checkpoints.write(output, to_flax(loaded, params, half))
       written = [output]
@@ -213,14 +213,14 @@ def export(
   except OSError as error:
     raise UserError(f'--output={output} cannot be written ({error.strerror}): choose another place.') from error
   for path in written:
-    print(f'Wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)')
+    print(f'Wrote {path} ({paths.size(path) / 1e6:.1f} MB)')
 
 
 def _check_folder(output: str) -> None:
   """Refuses to replace what is not an export."""
-  if os.path.isdir(output):
-    others = sorted(set(os.listdir(output)) - set(_FILES))
-  elif os.path.lexists(output):
+  if paths.is_folder(output):
+    others = sorted(set(paths.names(output)) - set(_FILES))
+  elif os.path.lexists(output) or paths.exists(output):
     raise UserError(f'--output={output} is a file: name a folder for --format=huggingface.')
   else:
     return

@@ -24,7 +24,7 @@ from absl import logging
 
 from cover_jax import command_line
 from cover_jax.runtime import compiled
-from data_pipelines import flags
+from data_pipelines import flags, paths
 from data_pipelines.contract import UserError
 
 EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 2, 3, 75
@@ -112,6 +112,8 @@ def main() -> None:
   except KeyboardInterrupt:
     _fail(EXIT_INTERRUPTED, 'Interrupted: the same command goes on from the newest checkpoint.')
   except Exception as error:
+    if isinstance(error, OSError) and (told := paths.unreachable(error)):
+      _fail(EXIT_USER_ERROR, f'Error: {told}')
     if lost_peer(error):
       _fail(EXIT_PREEMPTED, f'Another process of the run died: start all of them again ({str(error).splitlines()[0]}).')
     traceback.print_exc()

@@ -29,7 +29,7 @@ from cover_jax.planning import costs as plan_costs
 from cover_jax.planning.chips import Slice
 from cover_jax.planning.costs import Memory, OutOfMemory
 from cover_jax.runtime import sharding
-from data_pipelines import durable, flags
+from data_pipelines import durable, flags, paths
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.sources import sizes
 
@@ -350,7 +350,7 @@ def _plain(x: Any) -> Any:
 
 def _write(path: str, text: str) -> None:
   try:
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    paths.make_folder(os.path.dirname(paths.absolute(path)))
     durable.write(path, text)
   except OSError as error:
     raise UserError(f'--output={path} cannot be written ({error.strerror}): choose another place.') from error

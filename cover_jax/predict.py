@@ -24,7 +24,7 @@ import numpy as np
 
 from cover_jax import api
 from cover_jax.runtime import compiled
-from data_pipelines import durable, flags
+from data_pipelines import durable, flags, paths
 from data_pipelines.contract import UserError
 from data_pipelines.media import video_files, video_writing
 
@@ -153,25 +153,31 @@ def write_annotated(report: Report, path: str, top: int) -> str:
   Returns:
     The path with its ending.
   """
+  with paths.local(report.path) as file, paths.filling(path) as to:
+    written = _write_annotated(report, file, to, top)
+  return os.path.join(os.path.dirname(path), os.path.basename(written))
+
+
+def _write_annotated(report: Report, file: str, path: str, top: int) -> str:
   from PIL import Image
 
-  pictures = _annotated(report, top)
+  pictures = _annotated(report, file, top)
   first, second = next(pictures), next(pictures, None)
   if second is None:
     Image.fromarray(first).save(f'{path}.png')
     return f'{path}.png'
-  fps = video_files.header(report.path).fps or 25.0
+  fps = video_files.header(file).fps or 25.0
   return video_writing.write_video(path, itertools.chain([first, second], pictures), fps)
 
 
-def _annotated(report: Report, top: int) -> Iterator[np.ndarray]:
+def _annotated(report: Report, file: str, top: int) -> Iterator[np.ndarray]:
   from PIL import Image
 
   from cover_jax.evaluation import visualise
 
   at = dict.fromkeys(report.windows, 0)
   size = None
-  frames = video_files.frames(report.path)
+  frames = video_files.frames(file)
   while True:
     try:
       frame = next(frames, None)
@@ -225,10 +231,10 @@ def run(options: argparse.Namespace) -> int:
     if value is not None and value < 1:
       raise UserError(f'--{name}={value}: expected a whole number, at least 1.')
   try:
-    os.makedirs(options.output, exist_ok=True)
+    paths.make_folder(options.output)
   except OSError as error:
     raise UserError(f'--output={options.output} cannot be made ({error.strerror}): choose another folder.') from error
-  if not os.access(options.output, os.W_OK):
+  if not paths.is_remote(options.output) and not os.access(options.output, os.W_OK):
     raise UserError(f'--output={options.output} cannot be written: choose another folder.')
   compiled.keep(options.compilation_cache)
   model = api.load(options.checkpoint, options.params, options.heads)

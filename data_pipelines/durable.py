@@ -2,16 +2,22 @@
 
 Everything that a run, a build or an export leaves goes through here: a temporary name, flush to disk, rename, flush the
 folder. A kill leaves at most hidden files and folders `.<random>.tmp`, which `sweep` removes.
+
+An object in a bucket (`paths`) is whole or not there by itself: it is written at once, when all of it is known.
 """
 
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import IO
+
+from data_pipelines import paths
 
 _SUFFIX = '.tmp'
 # Of Linux's renameat2(2): paths as they are, and the two names change places.
@@ -32,6 +38,12 @@ def replacing(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
     OSError: if it cannot be written; nothing is left behind.
   """
   path = os.fspath(path)
+  if paths.is_remote(path):
+    whole = io.BytesIO() if 'b' in mode else io.StringIO(newline='')
+    yield whole
+    data = whole.getvalue()
+    paths.write_object(path, data.encode() if isinstance(data, str) else data)
+    return
   temporary = _beside(path, _SUFFIX)
   try:
     with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as f:
@@ -60,12 +72,21 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[str]:
   wholly, at any time. Elsewhere there is a moment in which it finds neither; a kill just then leaves the old folder
   beside it as `.<random>.old`, which nothing removes.
 
+  In a bucket the old objects go before the new ones come, those that describe the others (`.json`) last: a kill leaves
+  a part of one of them, never files of both.
+
   Args:
     path: of the folder, which may be there or not; the folder that it is in must exist.
 
   Raises:
     OSError: if it cannot be written; nothing is left behind.
   """
+  if paths.is_remote(path):
+    with tempfile.TemporaryDirectory(prefix='cover_jax-') as filled:
+      yield filled
+      paths.remove(path)
+      paths.upload(filled, os.fspath(path))
+    return
   path = os.path.realpath(path)  # the exchange of a link would leave what it points at as it was
   temporary = _beside(path, _SUFFIX)
   try:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from data_pipelines import paths
 from data_pipelines.contract import UserError
 
 
@@ -85,4 +86,9 @@ def run(command: Callable[[], int | None]) -> int:
     return command() or 0
   except UserError as error:
     print(f'Error: {error}', file=sys.stderr)
+    return 2
+  except OSError as error:
+    if not (told := paths.unreachable(error)):
+      raise
+    print(f'Error: {told}', file=sys.stderr)
     return 2

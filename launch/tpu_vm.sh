@@ -10,7 +10,7 @@
 #   --type=TYPE        v4-N, v5p-N (N TensorCores: twice the chips), v5litepod-N, v6e-N (N chips)
 #   --project=ID       else gcloud's own
 #   --runtime=VERSION  image of the VMs; else the one for JAX on that type
-#   --bucket=NAME      a Cloud Storage bucket to mount as runs/ on every host: --workdir=runs/x lies in it
+#   --bucket=NAME      a Cloud Storage bucket to mount as runs/ on every host: --workdir=runs/x lies in it; --workdir=gs://... needs none
 #   --env=NAME=VALUE   a variable for the training, e.g. TFDS_DATA_DIR=runs/tfds; may be given several times
 #   --spot             cheaper, may be preempted at any time
 #   --direct           ask for the slice at once instead of queueing for it
@@ -249,7 +249,6 @@ case $command in run | train)
         file=${argument#--config=}
         [[ -f $root/${file%%:*} ]] || fail "$argument: there is no file ${file%%:*} in $root."
         ;;
-      --workdir=gs://*) fail "$argument: give --bucket=NAME, which mounts a bucket as runs/, and --workdir=runs/DIR." ;;
     esac
   done
   ;;

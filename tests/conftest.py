@@ -1,6 +1,7 @@
 """Shared set-up: eight fake CPU devices, no network, embedded data built once per session."""
 
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -44,6 +45,33 @@ def embedded_data() -> None:
 
   for name, config in digits_cover.get_config('debug').sources.items():
     open_tfds.open_source(name, config.to_dict() | {'data_dir': None}, 'train')
+
+
+@pytest.fixture(scope='session')
+def bucket_server():
+  """A bucket on this machine; see `benchmarks/bucket_server.py`."""
+  for module in ('gcp_storage_emulator', 'gcsfs'):
+    if importlib.util.find_spec(module) is None:
+      pytest.skip(f"{module} is not installed: pip install '.[test]'")
+  from benchmarks import bucket_server
+
+  with bucket_server.serving() as server, pytest.MonkeyPatch.context() as patch:
+    for name, value in server.environment().items():
+      patch.setenv(name, value)  # before gcsfs is imported
+    yield server
+
+
+@pytest.fixture
+def bucket(bucket_server, monkeypatch):
+  """The path of an empty folder in that bucket, which this process and those that it starts can reach."""
+  from etils.epath import gpath
+
+  monkeypatch.setenv('EPATH_USE_TF', 'false')  # TensorFlow's file system knows the real address only
+  gpath._is_tf_installed.cache_clear()  # it asked the environment once
+  bucket_server.wipe()
+  yield 'gs://tests/folder'
+  monkeypatch.undo()
+  gpath._is_tf_installed.cache_clear()
 
 
 @pytest.fixture(scope='session')

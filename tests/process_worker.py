@@ -21,6 +21,7 @@ from cover_jax.evaluation import classify as evaluation
 from cover_jax.jobs import train as train_job
 from cover_jax.runtime import processes
 from cover_jax.training import loop as training
+from data_pipelines import durable
 from tests import tiny
 
 
@@ -52,7 +53,8 @@ def _train(workdir):
   processes.leave_interrupts()
   processes.gather(state.params)
   matrices = {name: r.confusion_KxK for name, r in results.items()}
-  np.savez(os.path.join(workdir, f'confusion-{processes.jax.process_index()}.npz'), **matrices)
+  with durable.replacing(os.path.join(workdir, f'confusion-{processes.jax.process_index()}.npz')) as f:
+    np.savez(f, **matrices)
 
 
 if __name__ == '__main__':

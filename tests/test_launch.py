@@ -151,7 +151,6 @@ def test_without_a_project_it_ends_at_once(command, tmp_path):
   ('args', 'message'),
   [
     (('run', '--name=a', '--zone=z', '--type=v6e-8', '--', '--config=configs/none.py:x'), 'no file configs/none.py'),
-    (('run', '--name=a', '--zone=z', '--type=v6e-8', '--', '--workdir=gs://b/x'), 'give --bucket=NAME'),
     (('run', '--zone=z', '--type=v6e-8', '--', 'x'), "--name is ''"),
     (('run', '--name=My TPU', '--zone=z', '--type=v6e-8', '--', 'x'), "--name is 'My TPU'"),
     (('run', '--name=a', '--type=v6e-8', '--', 'x'), '--zone is missing'),

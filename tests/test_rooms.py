@@ -34,7 +34,7 @@ def floor(module, files, order):
   room = f'{package}/{rest[0]}' if rest else ''
   if room in order:
     return PACKAGES.index(package), order.index(room)
-  bottom = package == 'data_pipelines' and rest and rest[0] in ('contract', 'declared', 'durable', 'philox')
+  bottom = package == 'data_pipelines' and rest and rest[0] in ('contract', 'declared', 'durable', 'paths', 'philox')
   return PACKAGES.index(package), 1000 if bottom else -1
 
 

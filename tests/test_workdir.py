@@ -119,8 +119,8 @@ def test_workdirs_that_cannot_be(tmp_path):
   for path in ('file', 'file/below'):
     with pytest.raises(UserError, match=r'cannot be written \('):
       workdirs.prepare(str(tmp_path / path))
-  with pytest.raises(UserError, match='is not a folder: mount the bucket'):
-    workdirs.prepare('gs://bucket/x')
+  with pytest.raises(UserError, match='neither a folder nor in a bucket of Google Cloud'):
+    workdirs.prepare('s3://bucket/x')
   workdirs.prepare(str(tmp_path / 'new' / 'one'))
   assert os.listdir(tmp_path / 'new' / 'one') == []
 

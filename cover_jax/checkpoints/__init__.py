@@ -2,9 +2,9 @@
 
 A checkpoint is one tree {'about': JSON text, 'state': TrainState, 'interval': metrics being summed} in
 `<workdir>/checkpoints`; see `contents.py`. One process writes it with `clu.checkpoint`
-(`clu_file.py`), several with Orbax (`orbax_folder.py`); reading finds out which. Either way a killed or
-failed save leaves the previous checkpoint as it was, every bit is checked when it is read, and reading needs no
-TensorFlow.
+(`clu_file.py`), several, or one in a bucket, with Orbax (`orbax_folder.py`); reading finds out which. Either way a
+killed or failed save leaves the previous checkpoint as it was, every bit is checked when it is read, and reading needs
+no TensorFlow.
 
 Which checkpoints a workdir has is told by what lies there. A damaged one is passed over, with a warning, for the newest
 whole one before it; where none is whole nothing is started anew. One that is named itself is taken or refused.
@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from cover_jax.checkpoints import clu_file, orbax_folder
+from cover_jax.checkpoints import bucket, clu_file, orbax_folder
+from cover_jax.checkpoints.bucket import meant as meant
 from cover_jax.checkpoints.clu_file import write as write  # of an export
 from cover_jax.checkpoints.contents import Misfit as Misfit
 from cover_jax.checkpoints.contents import about as about
@@ -34,6 +35,7 @@ from cover_jax.checkpoints.finding import traces as traces
 from cover_jax.checkpoints.finding import unfinished as unfinished
 from cover_jax.checkpoints.saver import Saver as Saver
 from cover_jax.runtime import processes, sharding
+from data_pipelines import paths
 from data_pipelines.contract import SourceInfo, UserError
 
 
@@ -96,7 +98,7 @@ def restore(path: str, template: Mapping[str, Any], placed: Mapping[str, Any], s
     parts = ['state']
   have, want, where = ({p: tree.get(p, {}) for p in parts} for tree in (opened, template, placed))
   fitted = fit(loaded, have, want)
-  if os.path.isdir(found):  # these were shapes
+  if paths.is_folder(found):  # these were shapes
     onto = rename(flax.serialization.to_state_dict(where), {name: position for position, name in names.items()})
     fitted = fit(loaded, rename(reading(found, orbax_folder.read_onto, onto), names), want)
   else:
@@ -141,7 +143,7 @@ def _restore_part(path: str, part: str, template: Any, placed: Any) -> dict[str,
     return None
   loaded = {'about': opened['about'], 'path': found}
   arrays = fit(loaded, opened['state'][part], template)
-  if os.path.isdir(found):  # these were shapes
+  if paths.is_folder(found):  # these were shapes
     where = {'state': {part: flax.serialization.to_state_dict(placed)}}
     arrays = fit(loaded, reading(found, orbax_folder.read_onto, where)['state'][part], template)
   else:
@@ -149,13 +151,13 @@ def _restore_part(path: str, part: str, template: Any, placed: Any) -> dict[str,
   return loaded | {part: arrays}
 
 
-def put_aside(paths: Sequence[str]) -> None:
-  for path in paths:
+def put_aside(checkpoints: Sequence[str]) -> None:
+  for path in checkpoints:
     aside = path + REFUSED
-    while os.path.lexists(aside):
+    while os.path.lexists(aside) or paths.exists(aside):
       aside += REFUSED
     try:
-      os.rename(path, aside)
+      (bucket.move if paths.is_remote(path) else os.rename)(path, aside)
     except OSError as error:
       raise UserError(f'{path} is damaged and cannot be renamed ({error.strerror}): move it away.') from error
     logging.warning('%s is now %s, which nothing here reads or removes.', path, aside)
@@ -163,7 +165,7 @@ def put_aside(paths: Sequence[str]) -> None:
 
 def _open(path: str) -> dict[str, Any]:
   """What is needed to tell whether a checkpoint is whole and fits: of a `.flax` file all, of a folder the shapes."""
-  if not os.path.isdir(path):
+  if not paths.is_folder(path):
     return check_tree(clu_file.read(path))
   orbax_folder.check(path)
   return {**orbax_folder.read_shapes(path), 'about': read_about(path)}

@@ -20,7 +20,7 @@ import flax.serialization
 import msgpack
 from absl import logging
 
-from data_pipelines import durable
+from data_pipelines import durable, paths
 
 SUFFIX = '.flax'
 STAGING = '.saving'
@@ -73,10 +73,10 @@ class Saver:
 
   def _publish(self, staging: str) -> None:
     """Gives what CLU wrote its place, says so in the pointer, and lets the oldest go."""
-    paths = [path for path, _ in _files(staging)]
-    for path in paths:
+    staged = [path for path, _ in _files(staging)]
+    for path in staged:
       durable.flush(path)
-    for path in sorted(paths, key=lambda p: p.endswith(SUFFIX)):  # our own file last: then it is a checkpoint
+    for path in sorted(staged, key=lambda p: p.endswith(SUFFIX)):  # our own file last: then it is a checkpoint
       os.replace(path, os.path.join(self._folder, os.path.basename(path)))
     durable.flush_folder(self._folder)
     numbers = sorted(number for path, number in _files(self._folder) if path.endswith(SUFFIX))[-self._keep :]
@@ -88,7 +88,7 @@ class Saver:
 
 def _files(folder: str) -> list[tuple[str, int]]:
   """(path, number) of each file of a checkpoint."""
-  names = os.listdir(folder) if os.path.isdir(folder) else []
+  names = paths.names(folder)
   return [(os.path.join(folder, m.group()), int(m.group(1))) for m in map(_FILE.fullmatch, names) if m]
 
 
@@ -127,8 +127,8 @@ def kept(folder: str) -> list[str]:
 
 def leftovers(folder: str) -> list[str]:
   """What has no use once there is no checkpoint of this kind any more."""
-  paths = [os.path.join(folder, _POINTER), *(path for path, _ in _files(folder))]
-  return [path for path in paths if os.path.exists(path)]
+  found = [os.path.join(folder, _POINTER), *(path for path, _ in _files(folder))]
+  return [path for path in found if paths.exists(path)]
 
 
 def write(path: str, tree: Mapping[str, Any]) -> None:
@@ -182,9 +182,14 @@ def _stored_digests(f: BinaryIO) -> bytes | None:
 
 def is_whole(path: str) -> bool:
   """Whether a file has an end; only `read` tells whether each bit is what it was."""
-  with open(path, 'rb') as f:
-    if _stored_digests(f):
+  if paths.is_remote(path):
+    size, tail = paths.size(path), 2 * _DIGEST + len(_MARK)
+    if _stored_digests(io.BytesIO(paths.read_span(path, max(0, size - tail), tail))):
       return True
+  else:
+    with open(path, 'rb') as f:
+      if _stored_digests(f):
+        return True
   try:
     read(path)  # of a version before checksums
   except Exception:  # of many classes, by what is wrong
@@ -194,8 +199,7 @@ def is_whole(path: str) -> bool:
 
 def read(path: str) -> dict[str, Any]:
   """{'about': what JSON gives, 'state', 'interval'} as nested dicts of numpy arrays; ValueError if a bit is wrong."""
-  with open(path, 'rb') as f:
-    data = f.read()
+  data = paths.read(path)
   stored = _stored_digests(io.BytesIO(data))
   if stored and stored != _digests(io.BytesIO(data), len(data)):
     raise ValueError('its checksum is wrong: it is not what was written')
@@ -207,7 +211,7 @@ def read(path: str) -> dict[str, Any]:
 
 def read_about(path: str) -> Any:
   """What JSON gives of 'about', reading none of the arrays; ValueError if a bit of it is wrong."""
-  with open(path, 'rb') as f:
+  with paths.open_binary(path) as f:
     text, end = _read_head(f)
     stored = _stored_digests(f)
     f.seek(0)

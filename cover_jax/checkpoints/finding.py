@@ -8,9 +8,10 @@ from typing import Any
 
 from absl import logging
 
-from cover_jax.checkpoints import clu_file, orbax_folder
+from cover_jax.checkpoints import bucket, clu_file, orbax_folder
 from cover_jax.checkpoints.contents import check_about
 from cover_jax.runtime import processes
+from data_pipelines import paths
 from data_pipelines.contract import UserError
 
 FOLDER = 'checkpoints'
@@ -47,14 +48,16 @@ def lie_in(workdir: str) -> bool:
 def traces(workdir: str) -> list[str]:
   """Files of a workdir that are there only once a checkpoint was saved; a kill in the first save leaves none."""
   folder = os.path.join(workdir, FOLDER)
-  names = os.listdir(folder) if os.path.isdir(folder) else []
+  names = paths.names(folder)
   return sorted(os.path.join(folder, n) for n in names if n == 'checkpoint' or n.endswith(REFUSED))
 
 
 def unfinished(workdir: str) -> bool:
   """Whether a save was cut off there before its checkpoint had a name."""
   folder = os.path.join(workdir, FOLDER)
-  return os.path.isdir(folder) and any('.orbax-checkpoint-tmp' in name for name in os.listdir(folder))
+  if paths.is_remote(folder):
+    return bucket.unfinished(folder) is not None
+  return any('.orbax-checkpoint-tmp' in name for name in paths.names(folder))
 
 
 def read_about(path: str) -> dict[str, Any]:
@@ -71,7 +74,8 @@ def step_of(path: str) -> int:
 
 def _itself(path: str) -> str | None:
   """The checkpoint that a path names, if it names one."""
-  named = [p for p in (path, path + clu_file.SUFFIX) if os.path.isfile(p) or orbax_folder.is_whole(p)]
+  path = bucket.meant(path)
+  named = [p for p in (path, path + clu_file.SUFFIX) if paths.is_file(p) or orbax_folder.is_whole(p)]
   # A kill between a file and a folder of one name leaves both: see `Saver.keep`.
   return max(named, key=step_of) if len(named) > 1 else next(iter(named), None)
 
@@ -83,8 +87,9 @@ def lying(path: str) -> list[str]:
     found = [path for paths in numbered for path in paths]
     if all(numbered):  # the run had one process at one time and several at another
       found.sort(key=step_of, reverse=True)
-    names = [n for n in os.listdir(folder) if _NAMED.fullmatch(n)] if os.path.isdir(folder) else []
-    found += sorted((os.path.join(folder, n) for n in names), key=step_of, reverse=True)
+    named = [os.path.join(folder, n) for n in paths.names(folder) if _NAMED.fullmatch(n)]
+    # What is only the name of one that has a number was found.
+    found += sorted((path for path in named if bucket.meant(path) == path), key=step_of, reverse=True)
     if found:
       return found
   return []
@@ -135,7 +140,7 @@ def _is_damage(error: BaseException | None) -> bool:
 
 
 def kind_of(path: str) -> types.ModuleType:
-  return orbax_folder if os.path.isdir(path) else clu_file
+  return orbax_folder if paths.is_folder(path) else clu_file
 
 
 def is_whole(path: str) -> bool:

@@ -8,7 +8,7 @@ from absl import logging
 from cover_jax.checkpoints import clu_file, orbax_folder, put_aside
 from cover_jax.checkpoints.finding import FOLDER, lying, step_of
 from cover_jax.checkpoints.saver import link
-from data_pipelines import durable
+from data_pipelines import durable, paths
 from data_pipelines.contract import UserError
 
 _MARKER = 'went_back.json'
@@ -45,8 +45,8 @@ def go_back(workdir: str, step: int) -> None:
     raise UserError(f'--resume_from={step}: {workdir} has no whole checkpoint of that step; those that it has: {have}.')
   numbered = [path for kind in (clu_file, orbax_folder) for path in kind.kept(folder)]
   if not set(found) & set(numbered):  # kept for good under a name: it gets a number again
-    largest = max((int(n.split('-')[1].split('.')[0]) for n in os.listdir(folder) if n.startswith('ckpt-')), default=0)
-    name = f'ckpt_{step}' if os.path.isdir(found[0]) else f'ckpt-{largest + 1}{clu_file.SUFFIX}'
+    largest = max((int(n.split('-')[1].split('.')[0]) for n in paths.names(folder) if n.startswith('ckpt-')), default=0)
+    name = f'ckpt_{step}' if paths.is_folder(found[0]) else f'ckpt-{largest + 1}{clu_file.SUFFIX}'
     link(found[0], os.path.join(folder, name))
   later = [path for of, path in all_of_them if of > step and path in numbered]
   logging.warning('%s goes back to step %d; %d later checkpoints are moved aside.', workdir, step, len(later))
@@ -61,7 +61,6 @@ def _all(workdir: str) -> list[tuple[int, str]]:
 
 def _marked(marker: str) -> int | None:
   try:
-    with open(marker, encoding='utf-8') as f:
-      return json.load(f)['step']
+    return json.loads(paths.read(marker))['step']
   except (OSError, ValueError, KeyError, TypeError):
     return None

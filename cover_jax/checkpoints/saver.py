@@ -13,10 +13,10 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from cover_jax.checkpoints import clu_file, orbax_folder
+from cover_jax.checkpoints import bucket, clu_file, orbax_folder
 from cover_jax.checkpoints.finding import FOLDER, is_whole, latest, lying, reason
 from cover_jax.runtime import processes
-from data_pipelines import durable
+from data_pipelines import durable, paths
 from data_pipelines.contract import UserError
 
 _BEST = 'best.json'
@@ -52,8 +52,8 @@ class Saver:
       )
     self._folder = os.path.join(workdir, FOLDER)
     self._keep, self._saves = keep, 0
-    self._kind, self._other = _kinds()
-    self._guarded(lambda: os.makedirs(self._folder, exist_ok=True))
+    self._kind, self._other = _kinds(workdir)
+    self._guarded(lambda: paths.make_folder(self._folder))
     if jax.process_index() == 0:
       self._guarded(lambda: _tidy(self._folder))
     if jax.process_count() > 1:
@@ -76,7 +76,7 @@ class Saver:
     if jax.process_index() == 0 and self._saves > self._keep:
       # Enough of this kind are whole: those of a time when the run had another number of processes go.
       for old in self._other.leftovers(self._folder):
-        _remove(old)
+        paths.remove(old)
     return path
 
   def wait(self) -> None:
@@ -86,18 +86,19 @@ class Saver:
   def keep(self, name: str) -> str:
     """Keeps the newest checkpoint for good under a name, replacing one of that name; returns its path.
 
-    Its files are linked where the file system can, so that this takes no time and, at first, no room.
+    Its files are linked where the file system can, so that this takes no time and, at first, no room. In a bucket the
+    name is an object that says which checkpoint it is.
     """
     self.wait()
     newest = latest(os.path.dirname(self._folder))
     target = os.path.join(self._folder, name)
-    if os.path.isdir(newest):
+    if paths.is_folder(newest):
       path, other = target, target + clu_file.SUFFIX
     else:
       path, other = target + clu_file.SUFFIX, target
     if jax.process_index() == 0:
       self._guarded(lambda: link(newest, path))
-      self._guarded(lambda: _remove(other))
+      self._guarded(lambda: paths.remove(other))
     return path
 
   def keep_if_best(self, metric: str, value: float, step: int) -> None:
@@ -122,8 +123,7 @@ class Saver:
     """What `keep_if_best` wrote, or {}."""
     path = os.path.join(self._folder, _BEST)
     try:
-      with open(path, encoding='utf-8') as f:
-        best = json.load(f)
+      best = json.loads(paths.read(path))
       if not isinstance(best['metric'], str) or math.isinf(best['value']):
         raise ValueError(f'it holds {best}')
     except FileNotFoundError:
@@ -148,29 +148,28 @@ class Saver:
       raise UserError(f'Could not save a checkpoint in {self._folder} ({reason(error)}); {kept}.') from error
 
 
-def _kinds() -> tuple[types.ModuleType, types.ModuleType]:
+def _kinds(workdir: str) -> tuple[types.ModuleType, types.ModuleType]:
   """What writes here, and what does not."""
-  return (clu_file, orbax_folder) if jax.process_count() == 1 else (orbax_folder, clu_file)
+  alone = jax.process_count() == 1 and not paths.is_remote(workdir)
+  return (clu_file, orbax_folder) if alone else (orbax_folder, clu_file)
 
 
 def _tidy(folder: str) -> None:
   """Removes what killed savers left half-written."""
+  if paths.is_remote(folder):
+    bucket.tidy(folder)
+    return
   durable.sweep(folder)
   for name in os.listdir(folder):
     if _LEFT.fullmatch(name):
-      _remove(os.path.join(folder, name))
-
-
-def _remove(path: str) -> None:
-  if os.path.isdir(path):
-    shutil.rmtree(path)
-  elif os.path.lexists(path):
-    os.remove(path)
+      paths.remove(os.path.join(folder, name))
 
 
 def link(source: str, target: str) -> None:
   """Makes the target another name of a checkpoint, or a copy of it."""
-  if os.path.isdir(source):
+  if paths.is_remote(target):
+    bucket.give_name(source, target)
+  elif os.path.isdir(source):
     with durable.replacing_folder(target) as folder:
       shutil.copytree(source, folder, copy_function=durable.link, dirs_exist_ok=True)
   else:

@@ -1,18 +1,16 @@
 """The folder of a run: one run writes into it at a time, and what cannot be written is told in one sentence.
 
 Locks are the kernel's (`flock`) on files named `.lock`: they end with the process, however that ends. Where a file
-system has none, that is logged and nothing is locked; gcsfuse has them within one host only.
+system has none, that is logged and nothing is locked; gcsfuse has them within one host only. In a bucket the lock is an
+object (`lease.py`).
 """
 
 import contextlib
-import datetime
 import fcntl
 import json
 import os
 import re
-import shlex
 import socket
-import sys
 import tempfile
 import time
 import uuid
@@ -22,26 +20,33 @@ from typing import IO
 from absl import logging
 
 from cover_jax import checkpoints
+from cover_jax.checkpoints import lease
 from cover_jax.runtime import processes
-from data_pipelines import durable
+from data_pipelines import durable, paths
 from data_pipelines.contract import UserError
 
-LOCK = '.lock'
+LOCK = lease.NAME
 _WORD = '.process-0'  # there only while a run of several processes starts
 _PATIENCE = 40  # seconds
 
 
 def prepare(workdir: str) -> None:
-  """Makes the folder if it is missing.
+  """Makes the folder if it is missing; one in a bucket (`gs://`) needs no making.
 
   Raises:
     UserError: if it is no folder, or cannot be written.
   """
-  if '://' in workdir:
+  if paths.is_remote(workdir) and not workdir.startswith('gs://'):
     raise UserError(
-      f'--workdir={workdir} is not a folder: mount the bucket (gcsfuse), on every host, and name its folder.'
+      f'--workdir={workdir} is neither a folder nor in a bucket of Google Cloud (gs://): checkpoints and locks are '
+      'made for these. Mount it, on every host, and name its folder.'
     )
   try:
+    if paths.is_remote(workdir):
+      probe = os.path.join(workdir, f'.{uuid.uuid4().hex}')
+      durable.write(probe, b'')
+      paths.remove(probe)
+      return
     os.makedirs(workdir, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir):  # it has no name, so a kill leaves none
       pass
@@ -62,10 +67,10 @@ def check_shared(workdir: str) -> None:
   found, deadline = False, time.monotonic() + _PATIENCE
   while not (found := _word(workdir) == told) and time.monotonic() < deadline:
     time.sleep(0.5)
-  seen = processes.gather_texts('' if found else f'{os.path.abspath(workdir)} on {socket.gethostname()}')
+  seen = processes.gather_texts('' if found else f'{paths.absolute(workdir)} on {socket.gethostname()}')
   if word:
     with contextlib.suppress(OSError):
-      os.remove(os.path.join(workdir, _WORD))
+      paths.remove(os.path.join(workdir, _WORD))
   if strangers := [f'{number} ({where})' for number, where in enumerate(seen) if where]:
     raise UserError(
       f'--workdir={workdir} is not one folder: what process 0 wrote there was not found by process '
@@ -85,9 +90,8 @@ def _leave_word(workdir: str) -> str:
 def _word(workdir: str) -> str | None:
   """What process 0 left. The folder is listed first: some file systems then look again for what was not there."""
   try:
-    os.listdir(workdir)
-    with open(os.path.join(workdir, _WORD), encoding='utf-8') as f:
-      return f.read()
+    paths.names(workdir)
+    return paths.read(os.path.join(workdir, _WORD)).decode()
   except (OSError, UnicodeDecodeError):
     return None
 
@@ -109,16 +113,29 @@ def hold(workdir: str) -> Iterator[None]:
       lock.close()
 
 
-def _take(workdir: str) -> IO[str]:
-  """The open lock file, whose closing gives the workdir free."""
+def check_held(workdir: str) -> None:
+  """Raises UserError, in every process, if the workdir is in a bucket and another run took it over meanwhile.
+
+  Every process must call it.
+  """
+  if paths.is_remote(workdir):
+    processes.first(lambda: lease.check(workdir))
+
+
+def _take(workdir: str) -> IO[str] | contextlib.ExitStack:
+  """The open lock, whose closing gives the workdir free."""
   with contextlib.ExitStack() as failed:
+    if paths.is_remote(workdir):
+      with writing(workdir, 'the lock of the workdir'):
+        failed.enter_context(lease.hold(workdir))
+      return failed.pop_all()
     with writing(workdir, 'the lock of the workdir'):
       lock = failed.enter_context(open(os.path.join(workdir, LOCK), 'a+', encoding='utf-8', errors='replace'))
       try:
         locked = _lock(lock, wait=False)
       except BlockingIOError as error:
         raise UserError(
-          f'{workdir} is in use: {_holder(lock)}. Wait for it or stop it, or take another --workdir.'
+          f'{workdir} is in use: {lease.told(_signed(lock))}. Wait for it or stop it, or take another --workdir.'
         ) from error
       _sign(lock)
       if locked:
@@ -131,29 +148,25 @@ def _take(workdir: str) -> IO[str]:
 def _sign(lock: IO[str]) -> None:
   """Says in the lock file who holds it. The file stays: whoever removed it might remove another's."""
   lock.truncate(0)
-  now = datetime.datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')
-  json.dump(
-    {'host': socket.gethostname(), 'pid': os.getpid(), 'since': now, 'command': shlex.join(sys.orig_argv)}, lock
-  )
+  json.dump(lease.signature(), lock)
   lock.flush()
 
 
-def _holder(lock: IO[str]) -> str:
+def _signed(lock: IO[str]) -> str:
   lock.seek(0)
-  try:
-    by = json.loads(lock.read())
-    who = f'process {by["pid"]} on {by["host"]} has been writing into it since {by["since"]} ({by["command"]})'
-  except (ValueError, KeyError, TypeError):  # it has only just taken the lock
-    who = 'another run is writing into it'
-  return ' '.join(who.split())
+  return lock.read()
 
 
 @contextlib.contextmanager
 def turn(folder: str) -> Iterator[None]:
   """Waits for the turn to write into a folder, so that the files of two reports do not mix; makes it if missing.
 
-  What killed processes left half-written there is removed first. For one process of a run.
+  What killed processes left half-written there is removed first. For one process of a run. In a bucket nobody waits:
+  each object of a report is whole, and the last one to write has the last word.
   """
+  if paths.is_remote(folder):
+    yield
+    return
   os.makedirs(folder, exist_ok=True)
   with open(os.path.join(folder, LOCK), 'a', encoding='utf-8') as lock:
     if _lock(lock, wait=True):
@@ -195,8 +208,11 @@ def writing(workdir: str, what: str, kind: type[Exception] = OSError) -> Iterato
   try:
     yield
   except kind as error:
-    newest = checkpoints.latest(workdir)
-    kept = f'the last whole checkpoint is {newest}' if newest else 'there is no checkpoint yet'
+    try:
+      newest = checkpoints.latest(workdir)
+      kept = f'the last whole checkpoint is {newest}' if newest else 'there is no checkpoint yet'
+    except OSError:  # of a bucket that cannot be reached
+      kept = 'its checkpoints cannot be listed now'
     # TensorFlow puts the name of its function before what it says.
     reason = getattr(error, 'strerror', None) or re.sub(r'\{\{.*?\}\} *', '', str(error)) or type(error).__name__
     reason = reason.splitlines()[0]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines import durable
+from data_pipelines import durable, paths
 from data_pipelines.contract import TestSet
 
 BEST = 5  # answers that are kept of each example
@@ -202,17 +202,16 @@ def read_csv(path: str, class_names: Sequence[str]) -> list[Row]:
     OSError, ValueError, KeyError: if it is not there, or is no such file.
   """
   index, found = {name: k for k, name in enumerate(class_names)}, []
-  with open(path, encoding='utf-8', newline='') as f:
-    lines = csv.reader(f)
-    count = (len(next(lines, ())) - 3) // 2
-    if count < 1:
-      raise ValueError('it has no line with the names of columns')
-    for line in lines:
-      example, name, label, *said = line
-      best = tuple((index[said[2 * i]], float(said[2 * i + 1])) for i in range(count))
-      if not all(math.isfinite(p) for _, p in best):
-        raise ValueError(f'a probability of example {example} is no number')
-      found.append(Row(int(example), name, index[label], best))
+  lines = csv.reader(io.StringIO(paths.read(path).decode(), newline=''))
+  count = (len(next(lines, ())) - 3) // 2
+  if count < 1:
+    raise ValueError('it has no line with the names of columns')
+  for line in lines:
+    example, name, label, *said = line
+    best = tuple((index[said[2 * i]], float(said[2 * i + 1])) for i in range(count))
+    if not all(math.isfinite(p) for _, p in best):
+      raise ValueError(f'a probability of example {example} is no number')
+    found.append(Row(int(example), name, index[label], best))
   return found
 
 
@@ -223,11 +222,10 @@ def clips_of(folder: str, name: str, data_sha256: str) -> tuple[dict[int, str], 
   """
   folder = os.path.join(folder, FOLDER, name)
   try:
-    with open(os.path.join(folder, INDEX), encoding='utf-8') as f:
-      about = json.load(f)
+    about = json.loads(paths.read(os.path.join(folder, INDEX)))
     if about['data_sha256'] != data_sha256:
       return {}, {}
-    stems = [os.path.splitext(file) for file in os.listdir(folder)]
+    stems = [os.path.splitext(file) for file in paths.names(folder)]
   except (OSError, ValueError, KeyError, TypeError):
     return {}, {}
   return {int(s): os.path.join(folder, s + end) for s, end in stems if end == '.webp' and s.isdigit()}, about

@@ -22,7 +22,7 @@ from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.settings import MEASURES
 from cover_jax.models.heads import cross_entropy, head_columns, rank_of_label
 from cover_jax.runtime import sharding
-from data_pipelines import durable
+from data_pipelines import durable, paths
 from data_pipelines.contract import SubBatch, TestSet, UserError
 
 REPORT_EVERY = 10.0  # seconds
@@ -300,7 +300,7 @@ def write_report(
   """
   from cover_jax.evaluation import visualise  # matplotlib, which training itself does not need
 
-  os.makedirs(folder, exist_ok=True)
+  paths.make_folder(folder)
   summaries, pictures = {}, {}
   for name, result in results.items():
     class_names = experiment.sources[experiment.source_id(name)].class_names

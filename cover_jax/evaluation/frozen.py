@@ -23,7 +23,7 @@ from cover_jax.experiment.build import Experiment
 from cover_jax.models import encoder as encoders
 from cover_jax.objectives import contrastive
 from cover_jax.runtime import processes, sharding
-from data_pipelines import durable
+from data_pipelines import durable, paths
 from data_pipelines.contract import SubBatch, TestSet, UserError
 from data_pipelines.sources import subsets
 
@@ -110,10 +110,10 @@ def _key(experiment: Experiment, params_sha256: str, split: TestSet, pool: str) 
 
 def _read(path: str, shape: tuple[int, int]) -> Features | None:
   """The features of a file, if it is there and whole."""
-  if not os.path.exists(path):
+  if not paths.exists(path):
     return None
   try:
-    with np.load(path, allow_pickle=False) as stored:
+    with paths.local(path) as file, np.load(file, allow_pickle=False) as stored:
       features = Features(*(stored[field] for field in Features._fields))
     shapes, expected = [x.shape for x in features], [shape, shape[:1], shape[:1]]
     if shapes != expected:

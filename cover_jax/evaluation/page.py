@@ -20,6 +20,7 @@ from cover_jax.evaluation import comparison, curves
 from cover_jax.evaluation.answers import Row
 from cover_jax.evaluation.runs import Head, Run
 from cover_jax.evaluation.significance import wilson
+from data_pipelines import paths
 from data_pipelines.sources import leaks
 
 MOST_BYTES = 15_000_000
@@ -213,8 +214,7 @@ def _rendered(parts: Mapping[str, str], data: dict[str, Any], clips: Sequence[li
 
 def _image(path: str) -> str:
   try:
-    with open(path, 'rb') as f:
-      return base64.b64encode(f.read()).decode()
+    return base64.b64encode(paths.read(path)).decode()
   except OSError:  # another evaluation has just replaced the folder
     return ''
 

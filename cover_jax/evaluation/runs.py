@@ -1,12 +1,14 @@
 """A run as its workdir tells of it: results, answers, clips, metrics, config. No model and no data set is opened."""
 
 import csv
+import io
 import json
 import os
 from typing import Any, NamedTuple
 
 from cover_jax.evaluation import answers
 from cover_jax.training import metrics
+from data_pipelines import paths
 from data_pipelines.contract import UserError
 
 FOLDER = 'evaluation'
@@ -62,8 +64,7 @@ def read(workdir: str) -> Run:
   folder = os.path.join(workdir, FOLDER)
   path = os.path.join(folder, 'report.json')
   try:
-    with open(path, encoding='utf-8') as f:
-      report = json.load(f)
+    report = json.loads(paths.read(path))
     sources = report.pop('sources')
     heads = [_head(folder, name, sources[name]) for name in sorted(sources)]
   except FileNotFoundError as error:
@@ -76,13 +77,13 @@ def read(workdir: str) -> Run:
       f'The evaluation in {folder} cannot be read ({type(error).__name__}: {error}): evaluate the run again with '
       f'`python -m cover_jax.main --config=CONFIG --workdir={workdir} --mode=evaluate`.'
     ) from None
-  name = os.path.basename(os.path.abspath(workdir))
+  name = os.path.basename(paths.absolute(workdir))
   return Run(name, report, heads, metrics.read_jsonl(os.path.join(workdir, metrics.FILE)), _config(workdir))
 
 
 def _head(folder: str, name: str, summary: dict[str, Any]) -> Head:
-  with open(os.path.join(folder, f'per_class_{name}.csv'), encoding='utf-8', newline='') as f:
-    lines = [(line['class'], int(line['examples']), int(line['correct'])) for line in csv.DictReader(f)]
+  table = io.StringIO(paths.read(os.path.join(folder, f'per_class_{name}.csv')).decode(), newline='')
+  lines = [(line['class'], int(line['examples']), int(line['correct'])) for line in csv.DictReader(table)]
   class_names, examples, right = zip(*lines, strict=True)
   rows = answers.read_csv(os.path.join(folder, f'predictions_{name}.csv'), class_names)
   if len(rows) != sum(examples):
@@ -93,8 +94,7 @@ def _head(folder: str, name: str, summary: dict[str, Any]) -> Head:
 
 def _config(workdir: str) -> dict[str, Any]:
   try:
-    with open(os.path.join(workdir, 'config.json'), encoding='utf-8') as f:
-      config = json.load(f)
+    config = json.loads(paths.read(os.path.join(workdir, 'config.json')))
   except (OSError, ValueError):
     return {}
   return config if isinstance(config, dict) else {}

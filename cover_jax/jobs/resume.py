@@ -16,6 +16,7 @@ from cover_jax.experiment import optim
 from cover_jax.experiment.build import Experiment
 from cover_jax.models import encoder as encoders
 from cover_jax.training import metrics
+from data_pipelines import paths
 from data_pipelines.contract import UserError
 
 # Regexes of whole keys that a run may change as it goes on: how long it is, how it is optimised, what it costs, what it
@@ -174,7 +175,7 @@ def _check_folder(workdir: str, config: Mapping[str, Any]) -> None:
   path = os.path.join(workdir, 'config.json')
   before = _config_in(path)
   _check_metrics(workdir, before or config)
-  if not os.path.exists(path):
+  if not paths.exists(path):
     return
   if before is None:
     raise UserError(
@@ -187,8 +188,7 @@ def _check_folder(workdir: str, config: Mapping[str, Any]) -> None:
 def _config_in(path: str) -> dict[str, Any] | None:
   """The config of a run in a file; None if there is none."""
   try:
-    with open(path, encoding='utf-8') as f:
-      config = json.load(f)
+    config = json.loads(paths.read(path))
   except (OSError, ValueError):
     return None
   return config if isinstance(config, dict) and 'streams' in config else None

@@ -10,6 +10,8 @@ import zlib
 import jax
 from absl import logging
 
+from data_pipelines import paths
+
 
 def add_flag(to: argparse.ArgumentParser) -> None:
   """Adds --compilation_cache, whose value is what `keep` takes."""
@@ -42,7 +44,7 @@ def keep(folder: str | None) -> None:
   if folder:
     folder = os.path.expanduser(folder)
     try:
-      os.makedirs(folder, exist_ok=True)
+      paths.make_folder(folder)
     except OSError as error:
       logging.warning('Compiled programs are not kept: %s cannot be made (%s).', folder, error.strerror)
       folder = ''

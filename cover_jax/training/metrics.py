@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
@@ -18,10 +17,12 @@ from clu import metrics as clu_metrics
 
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.runtime import processes
-from data_pipelines import durable
+from cover_jax.training import mirror
+from data_pipelines import durable, paths
 from data_pipelines.contract import SourceInfo, UserError
 
 FILE = 'metrics.jsonl'
+DAMAGED = '.damaged'  # behind its name: what no row could be made of
 TOP1 = ('top1', 'classification_top1')  # the second: of classification in a list of objectives
 Collections = Mapping[str, clu_metrics.Collection]
 
@@ -99,7 +100,7 @@ class Writer:
   `metrics.jsonl` has one object a line: {"step": 100, "train/loss": 1.2, ...}. After a resume the lines past the
   restored step are dropped first, so the file is that of an uninterrupted run; TensorBoard is told to forget its points
   past that step. Lines that are no such object are moved to `metrics.jsonl.damaged`. Where there is nothing to drop or
-  to move, the file is left as it is.
+  to move, the file is left as it is. In a bucket lies a copy of local files (`mirror.py`).
 
   What cannot be written raises a UserError, from the next call at the latest.
   """
@@ -112,12 +113,13 @@ class Writer:
       first_step: the restored step, 0 for a new run.
       tests_again: whether that step is evaluated again, so that its lines of tests are dropped, too.
     """
-    self._workdir, self._file, self._events = workdir, None, None
+    self._workdir, self._file, self._events, self._mirror = workdir, None, None, None
     processes.first(lambda: self._open(first_step, tests_again))
 
   def _open(self, first_step: int, tests_again: bool) -> None:
-    path = os.path.join(self._workdir, FILE)
     with workdirs.writing(self._workdir, FILE):
+      self._mirror = mirror.Mirror(self._workdir, (FILE, FILE + DAMAGED))
+      path = os.path.join(self._mirror.folder, FILE)
       rows = _cut_back(path, first_step, tests_again)
       self._file = open(path, 'ab', buffering=0)  # noqa: SIM115  held for the run
     try:
@@ -126,7 +128,7 @@ class Writer:
       logging.warning('TensorFlow is not installed: metrics go to metrics.jsonl and the log only.')
       return
     with self._writing_events():
-      self._events = _Events(metric_writers.SummaryWriter(self._workdir))
+      self._events = _Events(metric_writers.SummaryWriter(self._mirror.folder))
       # TensorBoard forgets all tags of a step or none: where the tests of this step come again, so must the rest.
       self._events.begin(first_step if tests_again else first_step + 1)
       for row in rows if tests_again else ():
@@ -155,6 +157,7 @@ class Writer:
     if self._events is not None:
       with self._writing_events():
         self._events.write(step, dict(scalars))
+    self._mirror.send_sometimes()
 
   def flush(self) -> None:
     """Returns when the lines of `metrics.jsonl` are on disk, to outlast what is saved after them.
@@ -167,13 +170,24 @@ class Writer:
     if self._events is not None:
       with self._writing_events():
         self._events.flush()
+    self._send()
 
   def close(self) -> None:
-    if self._file is not None:
-      self._file.close()
-    if self._events is not None:
-      with self._writing_events():
-        self._events.close()
+    try:
+      if self._file is not None:
+        self._file.close()
+      if self._events is not None:
+        with self._writing_events():
+          self._events.close()
+      self._send()
+    finally:
+      if self._mirror is not None:
+        self._mirror.close()
+
+  def _send(self) -> None:
+    if self._mirror is not None:
+      with workdirs.writing(self._workdir, 'metrics'):
+        self._mirror.send()
 
   def _writing_events(self) -> contextlib.AbstractContextManager:
     return workdirs.writing(self._workdir, 'TensorBoard events', Exception)  # TensorFlow raises its own
@@ -242,9 +256,9 @@ class _Line(NamedTuple):
 
 def read_jsonl(path: str) -> list[dict[str, Any]]:
   """The rows of a metrics file, [] if there is none; lines that are no rows are left out, and named in the log."""
-  if not os.path.exists(path):
+  if not paths.exists(path):
     return []
-  lines = _lines(pathlib.Path(path).read_bytes())
+  lines = _lines(paths.read(path))
   _report_damage(path, lines, 'left out')
   return [line.row for line in lines if line.row is not None]
 
@@ -278,12 +292,12 @@ def _report_damage(path: str, lines: Sequence[_Line], fate: str) -> None:
 
 def _cut_back(path: str, step: int, tests_again: bool) -> list[dict[str, Any]]:
   """Makes a metrics file that of a run which has come to `step`; returns its rows."""
-  text = pathlib.Path(path).read_bytes() if os.path.exists(path) else b''
+  text = paths.read(path) if os.path.exists(path) else b''
   lines = _lines(text)
   if damaged := [line for line in lines if line.row is None]:
-    beside = path + '.damaged'
+    beside = path + DAMAGED
     _report_damage(path, lines, f'moved to {beside}')
-    earlier = pathlib.Path(beside).read_bytes() if os.path.exists(beside) else b''
+    earlier = paths.read(beside) if os.path.exists(beside) else b''
     durable.write(beside, earlier + _joined(damaged))
   rows = [line for line in lines if line.row is not None]
   if back := [b.number for a, b in itertools.pairwise(rows) if b.row['step'] < a.row['step']]:

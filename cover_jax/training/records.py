@@ -74,6 +74,7 @@ class Records:
     if absurd := finite.diverged(state):
       trouble = f'Loss and gradient are finite, but no network learns with such weights ({", ".join(absurd[:3])})'
       self._stop_at(step, trouble)
+    workdirs.check_held(self._workdir)
     self._writer.flush()
     config = self._experiment.config
     text = checkpoints.about(config.to_dict(), self._experiment.sources, step)

@@ -14,6 +14,7 @@ import numpy as np
 from cover_jax import checkpoints
 from cover_jax.models import encoder as encoders
 from cover_jax.weights.common import Found, Weights, convert, detect
+from data_pipelines import paths
 from data_pipelines.contract import UserError
 
 # Numbers that a file may hold: optimizer states, a tower for text and a head of 21,000 classes are skipped.
@@ -30,8 +31,9 @@ _TANH_GELU = ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast', 'gelu_python_tanh')
 
 def is_own(path: str) -> bool:
   """Whether a path names what this project writes, by its form: a workdir or a `.flax` file."""
-  if os.path.isdir(path):
-    return not os.path.isfile(os.path.join(path, 'model.safetensors'))
+  path = checkpoints.meant(path)
+  if paths.is_folder(path):
+    return not paths.is_file(os.path.join(path, 'model.safetensors'))
   return path.lower().endswith('.flax')
 
 
@@ -55,13 +57,18 @@ def read(path: str, which: str = 'raw', model_size: int | None = None) -> Weight
   """
   if which not in ('raw', 'ema'):
     raise UserError(f'config.init_from.params is {which!r}: expected "raw" or "ema".')
-  if not os.path.exists(path):
-    raise UserError(f'The weights {path} do not exist: give a local path; docs/weights.md says how to fetch files.')
-  if not (os.path.isfile(path) or os.path.isdir(path)):  # a pipe would be waited for
+  try:
+    there = paths.exists(path)
+  except OSError as error:
+    raise UserError(f'The weights {path} cannot be looked for ({error.strerror}).') from error
+  if not there:
+    where = 'a path of your bucket' if paths.is_remote(path) else 'a local path'
+    raise UserError(f'The weights {path} do not exist: give {where}; docs/weights.md says how to fetch files.')
+  if not (paths.is_file(path) or paths.is_folder(path)):  # a pipe would be waited for
     raise UserError(f'{path} is not a regular file: give the path of a file of weights.')
   if is_own(path):
     return _read_own(path, which)
-  if os.path.isdir(path):
+  if paths.is_folder(path):
     path = os.path.join(path, 'model.safetensors')
   extension = os.path.splitext(path)[1].lower()
   if which == 'ema':
@@ -70,7 +77,8 @@ def read(path: str, which: str = 'raw', model_size: int | None = None) -> Weight
   readers |= dict.fromkeys(('.pyth', '.pth', '.pt', '.bin'), _read_torch)
   if extension not in readers:
     raise UserError(f'{path} is of no kind that is known: expected a workdir, .flax, {", ".join(readers)}.')
-  arrays = readers[extension](path, model_size)
+  with paths.local(path) as file:
+    arrays = readers[extension](file, model_size)
   weights = convert(path, arrays, detect(path, arrays))
   return _with_config(weights, os.path.join(os.path.dirname(path), 'config.json'))
 
@@ -162,11 +170,10 @@ def _read_torch(path: str, model_size: int | None) -> dict[str, np.ndarray]:
 def _with_config(weights: Weights, path: str) -> Weights:
   """Adds what a Hugging Face `config.json` beside the weights tells and the weights do not."""
   transformer = weights.model in _HF_FIELDS
-  if not (weights.layout.startswith('Hugging Face') or transformer) or not os.path.exists(path):
+  if not (weights.layout.startswith('Hugging Face') or transformer) or not paths.exists(path):
     return weights
   try:
-    with open(path, encoding='utf-8') as f:
-      config = json.load(f)
+    config = json.loads(paths.read(path))
     names = config.get('id2label') or {}
     class_names = tuple(str(names[str(k)]) for k in range(len(names)))
     num_heads = config.get('num_attention_heads')

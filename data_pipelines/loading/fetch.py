@@ -14,6 +14,7 @@ from data_pipelines.loading.views import Stream, View, label_of, plan, target_of
 from data_pipelines.sources import Source
 
 SEVERAL = 16  # examples that are read by one call from TensorFlow into Python: entering it costs more than the work
+CALLS = 4  # at a time, where clips come from a bucket: 64 requests of some 30 ms each
 
 
 class Example(NamedTuple):
@@ -69,6 +70,11 @@ class Fetch(NamedTuple):
     """Whether some files can only be read forwards, so that examples must be fetched one after the other."""
     return any(source.runs is not None for source in self.sources.values())
 
+  @property
+  def from_afar(self) -> bool:
+    """Whether some clips come over a network."""
+    return any(source.from_afar for source in self.sources.values())
+
 
 def prepare(
   sources: Mapping[int, Source], stream: Stream, make_rng: Callable[[int], np.random.Generator | None], some: Example
@@ -80,7 +86,8 @@ def prepare(
 
 def several(fetch: Fetch, examples: Sequence[Example]) -> list[np.ndarray]:
   """Each of the fields of some examples, [n, ...]."""
-  pool = _pool() if any(source.waits for source in fetch.sources.values()) else None
+  threads = SEVERAL * CALLS if fetch.from_afar else SEVERAL
+  pool = _pool(threads) if any(source.waits for source in fetch.sources.values()) else None
   ahead = {}  # clips of files that are read in order are fetched here, in order, the others that wait beside them
   for i, example in enumerate(examples if pool else ()):
     source = fetch.sources[example.source]
@@ -91,8 +98,8 @@ def several(fetch: Fetch, examples: Sequence[Example]) -> list[np.ndarray]:
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
-  return ThreadPoolExecutor(SEVERAL)
+def _pool(threads: int) -> ThreadPoolExecutor:
+  return ThreadPoolExecutor(threads)
 
 
 def _one(fetch: Fetch, row: Example) -> dict[str, Any]:

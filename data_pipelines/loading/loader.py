@@ -208,7 +208,7 @@ def _dataset(
 
   as_written = tf.autograph.experimental.do_not_convert  # half the time to the first batch is spent otherwise
   dataset = tf.data.Dataset.range(min(-(-count // fetching.SEVERAL), np.iinfo(np.int64).max))
-  parallel = 1 if fetch.in_order else tf.data.AUTOTUNE
+  parallel = 1 if fetch.in_order else fetching.CALLS if fetch.from_afar else tf.data.AUTOTUNE
   dataset = dataset.map(as_written(fetched), num_parallel_calls=parallel, deterministic=True).unbatch()
   decoded = functools.partial(_sub_batch, fetch)
   dataset = dataset.map(as_written(decoded), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -110,7 +110,12 @@ class Source(settings.ClipSettings):
   @property
   def waits(self) -> bool:
     """Whether a clip waits for something else than this thread, so that several should be asked for at a time."""
-    return self.decode is not None or (isinstance(self.frames, FrameIndex) and self.frames.storage.waits)
+    return self.decode is not None or self.from_afar
+
+  @property
+  def from_afar(self) -> bool:
+    """Whether its files lie in a bucket."""
+    return isinstance(self.frames, FrameIndex) and self.frames.storage.waits
 
   @property
   def runs(self) -> tuple[int, ...] | None:

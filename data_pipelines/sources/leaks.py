@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from data_pipelines import paths
 from data_pipelines.contract import UserError
 from data_pipelines.sources import Source, select
-from data_pipelines.storage import reading
 from data_pipelines.storage.layout import FrameIndex
 
 # What a YouTube id looks like. Other names (a number, a file name) mean something within their own dataset only.
@@ -85,7 +85,7 @@ def leave_out(source: Source, excluded: Iterable[str], open_split: Callable[[str
     UserError: the source and the excluded one cannot be compared, the file cannot be read, or nothing is left.
   """
   for entry in excluded:
-    drop = _listed(source, entry) if os.path.isfile(entry) else _shared_with(source, entry, open_split)
+    drop = _listed(source, entry) if paths.is_file(entry) else _shared_with(source, entry, open_split)
     logging.info(
       'Source %s: left out %d of %d training examples, whose original videos are in %s',
       source.name, drop.sum(), len(drop), entry,
@@ -130,8 +130,7 @@ def _shared_with(source: Source, entry: str, open_split: Callable[[str, str], So
 
 def _read_names(path: str) -> np.ndarray:
   try:
-    with open(path, encoding='utf-8', newline='') as f:
-      lines = f.read().splitlines()
+    lines = paths.read(path).decode().splitlines()
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'{path} (an exclude list) cannot be read ({e}); expected UTF-8 text.') from None
   header = next(csv.reader(lines[:1]), [])
@@ -333,7 +332,7 @@ def _same_files(a: FrameIndex, b: FrameIndex) -> list[tuple[int, int]]:
 
 
 def _resolved(file: str) -> str:
-  return file if reading.is_remote(file) else os.path.realpath(file)
+  return file if paths.is_remote(file) else os.path.realpath(file)
 
 
 def _is_copy(a: FrameIndex, i: int, b: FrameIndex, j: int) -> bool:

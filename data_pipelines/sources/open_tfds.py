@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from data_pipelines import paths
 from data_pipelines.clips import settings
 from data_pipelines.contract import UserError
 from data_pipelines.media import compact
 from data_pipelines.sources import Source, mirroring
-from data_pipelines.storage import frame_index, reading
+from data_pipelines.storage import frame_index
 from data_pipelines.storage.layout import FrameIndex
 
 # Fields of a Source and the features that our builders write for them.
@@ -126,7 +127,7 @@ def prepared_builder(name: str, dataset: str, data_dir: str | None):
 
   import data_pipelines.builders  # registers the embedded datasets
 
-  if reading.is_remote(str(data_dir or '')):
+  if paths.is_remote(str(data_dir or '')):
     # TensorFlow reads this much ahead in every file it opens, 64 MB if nobody says otherwise, and a clip opens one.
     os.environ.setdefault('GCS_READ_CACHE_BLOCK_SIZE_MB', '4')
   try:
@@ -137,8 +138,9 @@ def prepared_builder(name: str, dataset: str, data_dir: str | None):
     reason = str(e).strip().splitlines()[0]
     base, _, config = dataset.partition('/')
     if 'BuilderConfig' in reason and (configs := tfds.builder_cls(base).builder_configs):
-      folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-      there = sorted(p.name for p in (folder / base).glob('[!.]*') if p.is_dir())
+      folder = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+      there = [n for n in sorted(paths.names(os.path.join(folder, base))) if not n.startswith('.')]
+      there = [n for n in there if paths.is_folder(os.path.join(folder, base, n))]
       near = difflib.get_close_matches(config, [*there, *configs])
       meant = f' (did you mean {", ".join(near)}?)' if near else ''
       raise UserError(
@@ -160,6 +162,11 @@ def prepared_builder(name: str, dataset: str, data_dir: str | None):
     raise UserError(
       f'Dataset {dataset!r} of source {name!r} is not prepared in {builder.data_dir}: run `{command}` first, or '
       f'correct data_dir.'
+    )
+  if paths.is_remote(str(builder.data_dir)):
+    raise UserError(
+      f'The embedded dataset {dataset!r} of source {name!r} is not in {builder.data_dir}, and it is built on a disk '
+      'only: build it there (leave out data_dir) and copy its folder.'
     )
   version = Path(builder.data_dir)
   try:
@@ -236,9 +243,9 @@ def _select(dataset: str, builder, split: str, frames_key: str) -> tuple[FrameIn
   wanted = {os.path.basename(i.filename) for i in instructions}
   files, lengths = [], []
   for base in splits.values():
-    paths = [os.fspath(p) for p in base.filepaths]
-    if wanted & {os.path.basename(p) for p in paths}:
-      files += paths
+    of_split = [os.fspath(p) for p in base.filepaths]
+    if wanted & {os.path.basename(p) for p in of_split}:
+      files += of_split
       lengths += base.shard_lengths
   pictures = not _is_stored_video(builder.info.features, frames_key)
   index = frame_index.load_or_build(files, frames_key, pictures=pictures)

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 
-from data_pipelines import durable
-from data_pipelines.storage import reading
+from data_pipelines import durable, paths
 
 _KEY, _CHECKSUM = '.key', '.checksum'  # members that are no arrays of the caller's
 
@@ -23,8 +22,8 @@ _KEY, _CHECKSUM = '.key', '.checksum'  # members that are no arrays of the calle
 def load(path: str) -> tuple[str, dict[str, np.ndarray]] | None:
   """(key, arrays) as they were saved; None where there is no such file or, which the log says, none that is whole."""
   try:
-    with reading.open_binary(path) as f:
-      stored = np.load(io.BytesIO(f.read()) if reading.is_remote(path) else f, allow_pickle=False)
+    with io.BytesIO(paths.read(path)) if paths.is_remote(path) else open(path, 'rb') as f:
+      stored = np.load(f, allow_pickle=False)
       arrays = {name: stored[name] for name in stored.files}
     checksum = arrays.pop(_CHECKSUM, None)
     if checksum is None:
@@ -36,8 +35,7 @@ def load(path: str) -> tuple[str, dict[str, np.ndarray]] | None:
   except FileNotFoundError:
     return None
   except Exception as e:  # NumPy and zipfile raise ValueError, BadZipFile, EOFError, NotImplementedError, ...
-    if type(e).__name__ != 'NotFoundError':  # of TensorFlow's file systems
-      logging.warning('%s cannot be read and is made again: %s', path, e)
+    logging.warning('%s cannot be read and is made again: %s', path, e)
     return None
 
 
@@ -45,19 +43,11 @@ def save(path: str, key: str, arrays: dict[str, np.ndarray]) -> None:
   """Writes arrays under names that do not begin with a dot; the folder is made.
 
   Raises:
-    Exception: it cannot be written; a disk raises OSError, TensorFlow's file systems raise their own.
+    OSError: it cannot be written.
   """
   arrays = arrays | {_KEY: np.array(key)}
   arrays[_CHECKSUM] = np.array(_checksum(arrays), np.uint32)
-  if reading.is_remote(path):
-    import tensorflow as tf
-
-    stored = io.BytesIO()
-    np.savez(stored, **arrays)
-    with tf.io.gfile.GFile(path, 'wb') as f:  # objects appear when they are whole
-      f.write(stored.getvalue())
-    return
-  os.makedirs(os.path.dirname(path), exist_ok=True)
+  paths.make_folder(os.path.dirname(path))
   with durable.replacing(path) as f:
     np.savez(f, **arrays)
 
@@ -71,14 +61,14 @@ def _checksum(arrays: dict[str, np.ndarray]) -> int:
 
 
 @contextlib.contextmanager
-def locked(paths: Sequence[str]) -> Iterator[None]:
+def locked(beside: Sequence[str]) -> Iterator[None]:
   """Lets one process at a time into the block, by a lock beside the first of some paths where one can be.
 
   Where there can be none (all are remote or in folders that cannot be written, or their file system has no locks),
   everybody gets in. The lock of a process that dies is free at once. Processes on several hosts wait for each other
   as far as their file system shares locks: NFS does, unless it is mounted with nolock or local_lock.
   """
-  lock = next(filter(None, (_lock(f'{path}.lock') for path in paths if not reading.is_remote(path))), None)
+  lock = next(filter(None, (_lock(f'{path}.lock') for path in beside if not paths.is_remote(path))), None)
   try:
     yield
   finally:

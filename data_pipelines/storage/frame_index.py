@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from data_pipelines import paths
 from data_pipelines.contract import UserError
 from data_pipelines.storage import array_cache, reading
 from data_pipelines.storage.layout import FrameIndex, Malformed, Storage
@@ -38,7 +39,7 @@ def load_or_build(
 
   Args:
     files: TFRecord files (plain or gzipped) or ArrayRecord files of tf.train.Example, in the order of their records;
-      paths with '://' are read through TensorFlow.
+      those in a bucket are read as `data_pipelines.paths` does.
     frames_key: the feature that holds the encoded frames: a video's list or one image.
     cache_dir: where the index is kept; the directory of the files if None. If it cannot be written, the user's
       cache directory ($XDG_CACHE_HOME or ~/.cache) is used; if that cannot either, nothing is kept.
@@ -52,7 +53,7 @@ def load_or_build(
   storage = reading.storage_of(files)
   names = [os.path.basename(f) for f in files]
   digest = hashlib.sha256(json.dumps([frames_key, names]).encode()).hexdigest()[:12]
-  beside = cache_dir or os.path.dirname(files[0] if reading.is_remote(files[0]) else os.path.abspath(files[0]))
+  beside = cache_dir or os.path.dirname(paths.absolute(files[0]))
   home = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'cover_jax')
   # The user's cache serves many datasets, whose files may have equal names.
   caches = [
@@ -75,7 +76,8 @@ def _key(files: Sequence[str], frames_key: str) -> str:
 
   TFRecord files end with a checksum: so a dataset is told from another one of the same names and sizes.
   """
-  stats = [_size_and_time(f) for f in files]
+  with ThreadPoolExecutor(paths.SIDE_BY_SIDE if paths.is_remote(files[0]) else 1) as pool:
+    stats = list(pool.map(_size_and_time, files))
   first = next((i for i, (size, _) in enumerate(stats) if size), None)  # TFDS writes empty shards
   end = b'' if first is None else _end(files[first], stats[first][0])
   names = [os.path.basename(f) for f in files]
@@ -85,25 +87,26 @@ def _key(files: Sequence[str], frames_key: str) -> str:
 def _size_and_time(file: str) -> tuple[int, int]:
   """Copies into object storage get a new time of change: there it is 0."""
   with _refusing(file):
-    if reading.is_remote(file):
-      import tensorflow as tf
-
-      return tf.io.gfile.stat(file).length, 0
+    if paths.is_remote(file):
+      return paths.size(file), 0
     stat = os.stat(file)
     return stat.st_size, stat.st_mtime_ns
 
 
 def _end(file: str, size: int) -> bytes:
-  with _refusing(file), reading.open_binary(file) as f:
-    f.seek(max(size - 8, 0))
-    return f.read(8)
+  with _refusing(file):
+    if paths.is_remote(file):
+      return paths.read_span(file, max(size - 8, 0), 8)
+    with open(file, 'rb') as f:
+      f.seek(max(size - 8, 0))
+      return f.read(8)
 
 
 @contextlib.contextmanager
 def _refusing(file: str) -> Iterator[None]:
   try:
     yield
-  except Exception as e:  # a disk raises OSError, TensorFlow's file systems raise their own
+  except OSError as e:
     reason = (getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0]
     raise UserError(f'Cannot read {file}: {reason}; build the dataset again or correct data_dir.') from None
 
@@ -118,7 +121,7 @@ def _cached(caches: Sequence[str], key: str) -> dict[str, np.ndarray] | None:
 
 def _without_times(key: str, path: str) -> str:
   """The key as it is compared: an index that was copied into object storage with its data stays good."""
-  if not reading.is_remote(path):
+  if not paths.is_remote(path):
     return key
   *others, files = json.loads(key)
   return json.dumps([*others, [file[:2] for file in files]])
@@ -128,7 +131,7 @@ def _keep(caches: Sequence[str], key: str, arrays: dict[str, np.ndarray]) -> Non
   for cache in caches:
     try:
       return array_cache.save(cache, key, arrays)
-    except Exception as e:  # a disk raises OSError, TensorFlow's file systems raise their own
+    except OSError as e:
       logging.warning('The frame index cannot be kept in %s: %s', os.path.dirname(cache), e)
   return None
 

@@ -25,21 +25,18 @@ from typing import IO
 
 import numpy as np
 
+from data_pipelines import paths
+from data_pipelines.paths import is_remote, open_binary
 from data_pipelines.storage import crc32c
 from data_pipelines.storage.layout import MERGED, FrameIndex, Malformed, Records, Storage
 
 READERS = 8  # files that are read at a time where all of them are
 
 
-def is_remote(path: str) -> bool:
-  return '://' in path
-
-
 def storage_of(files: Sequence[str]) -> Storage:
   """Looks at the first file that is not empty; the files of a dataset are of one kind."""
   for file in files:
-    with open_binary(file) as f:
-      head = f.read(2)
+    head = start_of(file, 2)
     if not head:  # TFDS writes empty shards
       continue
     if '.array_record' in os.path.basename(file):
@@ -59,13 +56,12 @@ def storage_of(files: Sequence[str]) -> Storage:
   return Storage(_records, _read_frames)
 
 
-def open_binary(path: str):
-  """A file for reading; a path with '://' goes through TensorFlow's file systems."""
-  if not is_remote(path):
-    return open(path, 'rb')
-  import tensorflow as tf
-
-  return tf.io.gfile.GFile(path, 'rb')
+def start_of(file: str, length: int) -> bytes:
+  """The first bytes of a file."""
+  if is_remote(file):
+    return paths.read_span(file, 0, length)
+  with open(file, 'rb') as f:
+    return f.read(length)
 
 
 # TFRecord framing.
@@ -148,17 +144,8 @@ def _slices(data: bytes, offset: np.ndarray, length: np.ndarray) -> list[bytes]:
 
 def _read_span(index: FrameIndex, record: int, numbers: Sequence[int]) -> list[bytes]:
   # A request to object storage takes tens of milliseconds, about what a few megabytes take: so one for a clip.
-  import tensorflow as tf
-
   offset, length = (x[list(numbers)] for x in index.frames(record))
-  try:
-    with open_binary(index.files[index.shard[record]]) as f:
-      f.seek(int(offset[0]))
-      span = f.read(int(offset[-1] + length[-1] - offset[0]))
-  except tf.errors.OutOfRangeError:  # of seek, behind the end
-    span = b''
-  except tf.errors.OpError as e:
-    raise OSError(e.message) from None
+  span = paths.read_span(index.files[index.shard[record]], int(offset[0]), int(offset[-1] + length[-1] - offset[0]))
   return _slices(span, offset - offset[0], length)
 
 
