@@ -46,6 +46,13 @@ def select(sets: LabelSets, examples: np.ndarray) -> LabelSets:
   return LabelSets(pointer, sets.classes[places])
 
 
+def unique(sets: LabelSets) -> LabelSets:
+  """The same with each class once an example, ascending; int32, whatever the integers were."""
+  pairs = np.unique(np.stack([_owner(sets), sets.classes], axis=1), axis=0)
+  count = np.bincount(pairs[:, 0], minlength=len(sets.pointer) - 1)
+  return LabelSets(np.concatenate([[0], np.cumsum(count, dtype=np.int64)]), pairs[:, 1].astype(np.int32))
+
+
 def counts(sets: LabelSets, num_classes: int) -> np.ndarray:
   """int64 [K]: how many examples have each class."""
   return np.bincount(sets.classes[sets.classes >= 0], minlength=num_classes)
