@@ -1,6 +1,7 @@
 """A run whose stream mixes sources of one label a clip and of several: trained, evaluated, predicted, exported."""
 
 import csv
+import dataclasses
 import functools
 import itertools
 import json
@@ -24,6 +25,7 @@ from cover_jax.runtime.processes import Preempted
 from cover_jax.training import loop as training
 from cover_jax.training import metrics
 from cover_jax.training import step as stepping
+from cover_jax.weights import initialise
 from data_pipelines.contract import UserError
 from data_pipelines.loading import arrays
 from data_pipelines.sources import label_sets, subsets
@@ -209,3 +211,15 @@ def test_few_labels_are_nested_and_show_every_class():
   assert (label_sets.counts(label_sets.select(sets, small), 9) > 0).all()
   few = subsets.few_labels(sources()[1], 0.2)
   assert few.labelled_N.all() and few.num_examples < 22
+
+
+def test_a_class_that_a_mapped_head_lacks_starts_as_a_new_head_does(trained):
+  workdir = trained[0]
+  run, mesh, _, _ = build(1, init_from__path=str(workdir), init_from__heads={'tags': 'tags'})
+  renamed = dataclasses.replace(run.sources[1], class_names=(*TAGS[:5], 'new'))
+  run = dataclasses.replace(run, sources=(run.sources[0], renamed))
+  optimizer, _ = stepping.make_optimizer(run)
+  head = initialise.start(run, optimizer, mesh, state_shardings(run, optimizer, mesh)[1]).params['heads']['tags']
+  saved = checkpoints.load(str(workdir))['state']['params']['heads']['tags']
+  np.testing.assert_array_equal(head['bias'][:5], saved['bias'][:5])
+  assert head['bias'][5] == pytest.approx(-np.log(5)) and not np.any(head['kernel'][:, 5])

@@ -102,14 +102,12 @@ class Head(nn.Module):
   Attributes:
     classes: K.
     kind: (name, value) of its options, of which 'name' is one of `KINDS`.
-    prior: the probability that a sigmoid gives each class at the start; 0.5 leaves the bias at zero. Of a head of
-      several labels it is 1 / K, so that its loss begins where that of a softmax does, near log K, and not at K log 2
-      (ours; a prior in the bias is of Lin et al. 2017, "Focal Loss", section 4.1).
+    bias: what that of every class starts at; see `Heads.first_bias`.
   """
 
   classes: int
   kind: tuple[tuple[str, Any], ...]
-  prior: float = 0.5
+  bias: float = 0.0
 
   @nn.compact
   def __call__(self, encoded: Encoded) -> jax.Array:
@@ -122,7 +120,7 @@ class Head(nn.Module):
     zeros = nn.initializers.zeros
     kernel_init = nn.with_logical_partitioning(zeros, ('embed', 'classes'))
     kernel_DxK = self.param('kernel', kernel_init, (feature_BxD.shape[-1], self.classes))
-    bias_init = nn.with_logical_partitioning(nn.initializers.constant(_logit(self.prior)), ('classes',))
+    bias_init = nn.with_logical_partitioning(nn.initializers.constant(self.bias), ('classes',))
     bias_K = self.param('bias', bias_init, (self.classes,))
     return feature_BxD.astype(jnp.float32) @ kernel_DxK + bias_K
 
@@ -150,21 +148,24 @@ class Heads(nn.Module):
     if not self.class_counts:
       return jnp.zeros((len(encoded.feature_BxD), 0))
     kinds = dict(self.kinds)
-    prior = lambda name, count: 1 / max(count, 2) if name in self.several_labels else 0.5
     logits = [
-      Head(count, kinds.get(name, (('name', 'linear'),)), prior(name, count), name=name)(encoded)
+      Head(count, kinds.get(name, (('name', 'linear'),)), self.first_bias(name), name=name)(encoded)
       for name, count in self.class_counts
     ]
     return jnp.concatenate(logits, axis=-1)
+
+  def first_bias(self, name: str) -> float:
+    """What the biases of a head start at: 0; of several labels such that each class has the probability 1 / K.
+
+    So its loss begins where that of a softmax does, near log K, and not at K log 2 (ours; a prior in the bias is of Lin
+    et al. 2017, "Focal Loss", section 4.1).
+    """
+    return -float(np.log(max(dict(self.class_counts)[name] - 1, 1))) if name in self.several_labels else 0.0
 
   def only(self, *names: str) -> 'Heads':
     """Those of the heads that have these names, in this order."""
     counts = dict(self.class_counts)
     return self.clone(class_counts=tuple((name, counts[name]) for name in names if name in counts))
-
-
-def _logit(probability: float) -> float:
-  return float(np.log(probability) - np.log1p(-probability))
 
 
 def is_labelled(label_B: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:
