@@ -93,7 +93,7 @@ class SeveralResult:
       'classes_without_positives': [self.class_names[k] for k in np.flatnonzero(~judged_K)],
       'labels_an_example': float(self.positives_K.sum() / self.examples),
       'chance': float(np.mean(self.chance_K[judged_K])),
-      'protocol': self.protocol.replace('softmax averaged', 'sigmoid averaged'),
+      'protocol': self.protocol,
       'data_sha256': self.fingerprint,
     }
 

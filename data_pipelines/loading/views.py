@@ -126,7 +126,7 @@ def protocol(source: Source, stream: Stream) -> str:
   shown = '' if source.test_crop_fraction == 1 else f' of {source.test_crop_fraction:.4g} of the short side'
   parts.append(f'{height}x{width}{shown}')
   if source.test_clips * source.test_crops > 1:
-    parts.append('softmax averaged')
+    parts.append(f'{"softmax" if source.labels is None else "sigmoid"} averaged')
   return ', '.join(parts)
 
 
