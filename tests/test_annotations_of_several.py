@@ -151,6 +151,7 @@ def test_what_is_built_is_what_the_lists_say(built, capsys):
 
 
 def folder_of(root, text, name='train.txt', classes=None):
+  root.mkdir(parents=True, exist_ok=True)
   for stem in ('a', 'b b', 'c'):
     write(root / f'{stem}.mp4', 3)
   (root / name).write_text(text)

@@ -188,6 +188,8 @@ def test_a_checkpoint_knows_how_many_labels_and_refuses_another_data_set(trained
   with pytest.raises(ValueError, match="'boxes' labels, which this version does not know"):
     check_about(about)
   assert 'labels' not in about['sources'][0]  # a file of one label is as it was
+  kinds = [export.to_huggingface(loaded, head)[1].get('problem_type') for head in ('acts', 'tags')]
+  assert kinds == [None, 'multi_label_classification']
 
 
 def test_a_label_that_the_head_lacks_ends_the_run(trained, tmp_path):

@@ -170,7 +170,12 @@ def _of_lists(root: Path, paths: dict[str, Path], extensions: Collection[str], h
     labels_of = lambda row: () if row.label is None else (row.label,)
     rows = {split: [lists.SeveralRow(r.line, r.path, labels_of(r)) for r in parsed] for split, parsed in read.items()}
   names = _class_names(root, extensions)
-  each = {s: [lists.Row(r.line, r.path, label) for r in parsed for label in r.labels] for s, parsed in rows.items()}
+  # Among names of several labels, -1 stands for an unlabelled file all the same.
+  none = {'-1'} if how_many == 'several' else set()
+  each = {
+    s: [lists.Row(r.line, r.path, label) for r in parsed for label in r.labels if label not in none]
+    for s, parsed in rows.items()
+  }
   lists.check_labels(paths, each, names)
   labels = {row.label for parsed in each.values() for row in parsed}
   if numbered := all(re.fullmatch(r'-1|\d{1,9}', label) for label in labels):
@@ -183,7 +188,7 @@ def _of_lists(root: Path, paths: dict[str, Path], extensions: Collection[str], h
         )
       names = tuple(str(i) for i in range(largest + 1))
   elif names is None:
-    names = tuple(sorted(labels - {'-1'} if how_many == 'several' else labels))
+    names = tuple(sorted(labels))
   index = {name: i for i, name in enumerate(names)}
   splits = {}
   video_id = _names_of_files(root)
