@@ -47,7 +47,7 @@ class Compared(NamedTuple):
 
 
 def compare(first: Run, second: Run) -> list[Compared]:
-  """Compares every head that both runs have, example by example.
+  """Compares every head of one label an example that both runs have, example by example.
 
   Examples are the same where the test splits are (`data_sha256`), by their number; else where they have one name and
   one true class.
