@@ -21,7 +21,6 @@ from cover_jax.experiment import settings, wire
 from cover_jax.experiment.state import create, state_shardings
 from cover_jax.jobs.train import sample_predictions
 from cover_jax.runtime import sharding
-from cover_jax.runtime.processes import Preempted
 from cover_jax.training import loop as training
 from cover_jax.training import metrics
 from cover_jax.training import step as stepping
@@ -99,7 +98,7 @@ def test_eight_devices_are_one(trained):
 def test_a_resumed_run_is_bit_equal(trained, tmp_path):
   run, mesh, batches, _ = build(1)
   asked = itertools.count(1)
-  with pytest.raises(Preempted):
+  with pytest.raises(training.Preempted):
     training.train(run, batches, str(tmp_path), mesh, stop=lambda: next(asked) == 3)
   resumed = training.train(run, batches, str(tmp_path), mesh)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed.params), jax.device_get(trained[2].params))
@@ -217,7 +216,7 @@ def test_few_labels_are_nested_and_show_every_class():
 
 def test_a_class_that_a_mapped_head_lacks_starts_as_a_new_head_does(trained):
   workdir = trained[0]
-  run, mesh, _, _ = build(1, init_from__path=str(workdir), init_from__heads={'tags': 'tags'})
+  run, mesh, _, _ = build(1, init_from__path=str(workdir), init_from__heads__tags='tags')
   renamed = dataclasses.replace(run.sources[1], class_names=(*TAGS[:5], 'new'))
   run = dataclasses.replace(run, sources=(run.sources[0], renamed))
   optimizer, _ = stepping.make_optimizer(run)
