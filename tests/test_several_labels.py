@@ -21,7 +21,7 @@ from data_pipelines import contract
 from data_pipelines.contract import SourceInfo
 from data_pipelines.loading import arrays
 from data_pipelines.loading.views import Stream
-from data_pipelines.sources import content, fingerprint, label_sets, select
+from data_pipelines.sources import content, fingerprint, label_sets, select, sizes
 
 SOURCES = ('tags', 'unlabelled', 'acts', 'digits', 'more')
 COUNTS = (('acts', 3), ('tags', 6), ('more', 4), ('digits', 5))
@@ -247,6 +247,11 @@ def test_a_mirrored_clip_has_the_mirrored_labels_and_no_side_without_the_other_i
       seen.setdefault(int(example), set()).add(tuple(labels.tolist()))
   assert seen[0] == {(1, 0, 1, 0), (0, 1, 1, 0)}
   assert seen[3] == {(0, 0, 0, 1)} and seen[4] == {(1, 1, 1, 1)} and seen[1] == {(0,) * 4} and seen[2] == {(-1,) * 4}
+
+
+def test_a_plan_knows_how_many_labels_a_published_data_set_has():
+  infos = [sizes.info(name, sizes.PUBLISHED[name]) for name in ('kinetics/400', 'charades/v1')]
+  assert [s.labels for s in infos] == ['one', 'several'] and contract.label_width(infos) == 157
 
 
 def test_labels_are_part_of_what_examples_are():

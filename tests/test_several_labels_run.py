@@ -19,6 +19,7 @@ from cover_jax.evaluation import classify, comparison, page, runs
 from cover_jax.experiment import build as experiments
 from cover_jax.experiment import settings, wire
 from cover_jax.experiment.state import create, state_shardings
+from cover_jax.jobs import frozen
 from cover_jax.jobs.train import sample_predictions
 from cover_jax.runtime import sharding
 from cover_jax.training import loop as training
@@ -83,9 +84,12 @@ def test_eight_devices_are_one(trained):
   run, mesh, batches, tests = build(8)
   optimizer, _ = stepping.make_optimizer(run)
   state = create(run, optimizer, mesh, state_shardings(run, optimizer, mesh)[1])
-  step = stepping.compile_step(run, optimizer, mesh)
-  for batch in itertools.islice(batches(0), 4):
-    state, _ = step(state, sharding.to_global(batch, mesh))
+  given = [sharding.to_global(batch, mesh) for batch in itertools.islice(batches(0), 4)]
+  with sharding.use(mesh, run.config.logical_axis_rules):
+    step = stepping.jit_step(run, optimizer, mesh).lower(state, given[0]).compile()
+    assert 'all-reduce' in (text := step.as_text()) and 'all-gather' not in text  # labels stay where their clips are
+    for batch in given:
+      state, _ = step(state, batch)
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4)
   jax.tree.map(close, jax.device_get(state.params), jax.device_get(trained[2].params))
   found = classify.make_evaluate(run, {'tags': tests['tags']}, mesh)(state.params)['tags']
@@ -189,6 +193,14 @@ def test_a_checkpoint_knows_how_many_labels_and_refuses_another_data_set(trained
   assert 'labels' not in about['sources'][0]  # a file of one label is as it was
   kinds = [export.to_huggingface(loaded, head)[1].get('problem_type') for head in ('acts', 'tags')]
   assert kinds == [None, 'multi_label_classification']
+
+
+def test_frozen_protocols_say_which_sources_they_leave_out(trained, capsys):
+  _, run, _, tests, _ = trained
+  assert list(frozen._with_one_label(run, tests)) == ['acts']
+  assert 'of one label a clip: tags' in capsys.readouterr().out
+  with pytest.raises(UserError, match=r'All tested sources \(tags\) have several labels'):
+    frozen._with_one_label(run, {'tags': tests['tags']})
 
 
 def test_a_label_that_the_head_lacks_ends_the_run(trained, tmp_path):
