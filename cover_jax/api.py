@@ -117,8 +117,9 @@ class Model:
       top: classes to give for each head; all of a head that has fewer.
 
     Returns:
-      {head: [(class name, probability), ...]}, best first; a list of them for a batch. A file of which only the
-      first part can be decoded is judged by that part, with a warning.
+      {head: [(class name, probability), ...]}, best first; a list of them for a batch. The probabilities of a head add
+      up to 1, or each is for itself where its source has several labels a clip. A file of which only the first part
+      can be decoded is judged by that part, with a warning.
 
     Raises:
       UserError: if the array is not as described, the file cannot be read, or the model has no heads.
@@ -286,7 +287,9 @@ class Model:
         logits_BxK = self.experiment.heads.apply({'params': params['heads']}, encoded)
         split = jnp.split(logits_BxK, ends[:-1], axis=1)
         by_name = zip(counts, split, strict=True)
-        probabilities = {name: jax.nn.softmax(logits) for name, logits in by_name if name in self.heads}
+        several = self.experiment.heads.several_labels
+        kind = lambda name: jax.nn.sigmoid if name in several else jax.nn.softmax
+        probabilities = {name: kind(name)(logits) for name, logits in by_name if name in self.heads}
       return {'feature': encoded.feature_BxD.astype(jnp.float32), 'probabilities': probabilities}
 
     return forward

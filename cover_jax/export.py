@@ -91,7 +91,12 @@ def to_huggingface(
     encoder['time_embedding'] = resize_time_embedding(np.asarray(encoder['time_embedding']), stream.num_frames)
   arrays = huggingface.to_hf_timesformer(encoder, chosen['heads'][head])
   class_names = experiment.sources[experiment.source_id(head)].class_names
-  return arrays, _hf_config(model, stream, class_names), _hf_preprocessor(experiment.config, stream.size[0])
+  config = _hf_config(model, stream, class_names)
+  if head in experiment.heads.several_labels:
+    config['problem_type'] = (
+      'multi_label_classification'  # sigmoids, not a softmax, are what its logits were trained for
+    )
+  return arrays, config, _hf_preprocessor(experiment.config, stream.size[0])
 
 
 def _named_head(loaded: Mapping[str, Any], chosen: Mapping[str, Any], head: str | None) -> str:

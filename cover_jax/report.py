@@ -38,7 +38,9 @@ def run(options: argparse.Namespace) -> None:
   else:
     second = runs.read(options.run2)
     compared = comparison.compare(first, second)
-    print(comparison.table(compared, options.run, options.run2))
+    if compared:
+      print(comparison.table(compared, options.run, options.run2))
+    print(comparison.table_of_several(first, second), end='')
     name, text = f'compared_with_{first.name[:200]}.html', page.of_two(first, second, compared)
   output = options.output or os.path.join(options.run2 or options.run, runs.FOLDER, name)
   try:

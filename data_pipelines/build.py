@@ -33,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
   to.add_argument('--fps', type=float, help='frames a second; 0: as they are')
   to.add_argument('--jpeg_quality', type=int, help='1 to 95')
   to.add_argument('--storage', choices=('jpeg', 'mp4'), help='of videos; mp4: less disk, slower to read')
+  what = 'several: lists have `path label label ...` lines (video_folder and image_folder)'
+  to.add_argument('--labels', choices=('one', 'several'), help=what)
   to.add_argument('--workers', type=int, help='processes that decode; one a CPU core')
   to.add_argument('--max_examples_per_split', type=int, help='a random part of each split, for a trial')
   to.add_argument('--beam', nargs='+', metavar='OPTION', help="Beam's pipeline options: runner=DirectRunner ...")
@@ -55,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.dataset,
     options.data_dir,
     options.name,
-    {k: v for k in ('short_side', 'fps', 'jpeg_quality', 'storage') if (v := getattr(options, k)) is not None},
+    {
+      k: v for k in ('short_side', 'fps', 'jpeg_quality', 'storage', 'labels') if (v := getattr(options, k)) is not None
+    },
   )
   builder.workers = options.workers
   if builder.is_prepared():
@@ -74,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
   print(f'{builder.info.full_name} is in {builder.data_dir}')
 
 
-def make_builder(dataset: str, data_dir: str | None, name: str | None, stored: dict[str, float]):
+def make_builder(dataset: str, data_dir: str | None, name: str | None, stored: dict[str, float | str]):
   """The builder of a dataset.
 
   Args:
     dataset: builder/config.
     data_dir: of TFDS.
     name: of a variant; None: the config as it is, or a new one of that name.
-    stored: how frames are stored, where that differs from the config.
+    stored: how frames are stored, and how many labels an example has, where that differs from the config.
 
   Raises:
     UserError: there is no such builder or config, a variant has no name of its own, or `data_dir` is no folder.
@@ -103,6 +107,10 @@ def make_builder(dataset: str, data_dir: str | None, name: str | None, stored: d
   if config not in configs and not (free and config and name is None):
     choice = f'{builder}/<a name of your own>' if free else ', '.join(f'{builder}/{c}' for c in configs)
     raise UserError(f'{dataset!r} is not a dataset of {builder}; expected {choice}.')
+  if 'labels' in stored and not free:
+    raise UserError(
+      f'--labels is for folders of your own; {dataset} has the labels that its annotations say: leave it out.'
+    )
   if config in configs and name is None and stored:
     raise UserError(
       f'{dataset} with {", ".join(f"{k}={v}" for k, v in stored.items())} is a variant: give it a name of its own '

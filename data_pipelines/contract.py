@@ -8,12 +8,19 @@ A *batch* is a nested dict of host arrays, one sub-batch per stream:
     {stream: {
         'views':      {name: uint8 [B, T, H, W, 3]}   the clips; one, 'clip', unless the objective names others
         'targets':    {name: {view: array [B, ...]}}  what the objective asked to know of each clip; see `TARGETS`
-        'label':      int32 [B]              class index within the example's own source; -1 if unlabelled
+        'label':      int32 [B]              class index within the example's own source; -1 if unlabelled, or if its
+                                             source has several labels an example
+        'labels':     int8  [B, K]           of a source that has several: 1 for a class that the example has, 0 for one
+                                             that it has not, -1 where nobody knows: all of an unlabelled example, and
+                                             all behind the source's own classes; all -1 for other sources
         'source':     int32 [B]              index into the run's list of sources
         'mask':       bool  [B]              False for padding (only evaluation pads); label and ids are -1 there
         'example_id': int32 [B]              index of the example within its source split
         'video_id':   int32 [B]              which original video it was cut from, within its source split
     }}
+
+'labels' is there where a source of the stream has several labels an example; K is `label_width` of the stream's
+sources. An example that has none of the classes is labelled, too: its row is of zeros.
 
 `shapes` says this once, for whoever needs it before there is a batch. On several processes each holds its own
 contiguous rows of the global sub-batch.
@@ -41,6 +48,9 @@ TARGETS: Mapping[str, tuple[Callable[[int], tuple[int, ...]], type]] = {
   'flip': (lambda length: (), np.bool_),  # whether it is mirrored
 }
 
+# How many labels an example of a source has: what kind of head judges it.
+LABELS = ('one', 'several')
+
 # (number of frames of the video, rng or None for the deterministic test clip)
 # -> {view name: int frame numbers [T]}. An objective that needs several clips
 # of one video passes its own; the loader decodes the union of the frames once.
@@ -57,6 +67,7 @@ class SourceInfo:
     num_examples: examples in the training split.
     class_names: in label order; empty for an unlabelled source.
     fps: frames a second of its stored videos; 0 where they differ or nobody knows.
+    labels: of an example, of `LABELS`: 'one' class, or 'several', from none to all of them.
   """
 
   name: str
@@ -64,6 +75,7 @@ class SourceInfo:
   num_examples: int
   class_names: tuple[str, ...]
   fps: float = 0.0
+  labels: str = 'one'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +114,17 @@ class UserError(Exception):
   """
 
 
+def label_width(sources: Sequence[SourceInfo]) -> int:
+  """K of the 'labels' of a stream of these sources; 0 where it has no such entry."""
+  return max((len(s.class_names) for s in sources if s.labels == 'several'), default=0)
+
+
 def shapes(
-  batch_size: int, view_lengths: Mapping[str, int], size: tuple[int, int], targets: Sequence[str] = ()
+  batch_size: int,
+  view_lengths: Mapping[str, int],
+  size: tuple[int, int],
+  targets: Sequence[str] = (),
+  labels: int = 0,
 ) -> dict[str, Any]:
   """The sub-batch's tree with (shape, dtype) in place of each array.
 
@@ -112,11 +133,13 @@ def shapes(
     view_lengths: {view: T}.
     size: (H, W) in pixels.
     targets: of `TARGETS`.
+    labels: of `label_width`.
   """
   of_target = lambda shape, dtype: {v: ((batch_size, *shape(n)), np.dtype(dtype)) for v, n in view_lengths.items()}
   return {
     'views': {v: ((batch_size, n, *size, 3), np.dtype(np.uint8)) for v, n in view_lengths.items()},
     'targets': {name: of_target(*TARGETS[name]) for name in targets},
     **dict.fromkeys(('label', 'source', 'example_id', 'video_id'), ((batch_size,), np.dtype(np.int32))),
+    **({'labels': ((batch_size, labels), np.dtype(np.int8))} if labels else {}),
     'mask': ((batch_size,), np.dtype(np.bool_)),
   }

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from data_pipelines import durable, flags, sources
 from data_pipelines.contract import UserError
 from data_pipelines.media import still_images
-from data_pipelines.sources import Source, open_tfds
+from data_pipelines.sources import Source, label_sets, open_tfds
 from data_pipelines.storage import reading
 from data_pipelines.storage.layout import Malformed
 
@@ -64,9 +64,13 @@ def describe(source: Source, all_classes: bool = False) -> list[str]:
   lines.append(f'  {frames} frames of {width} x {height} pixels{rate}')
   if source.video_names is not None:
     lines.append(f'  {len(np.unique(source.video_names)):,} original videos')
-  unlabelled = int(np.sum(source.label < 0))
+  unlabelled = int(np.sum(~source.labelled_N))
   if unlabelled:
     lines.append(f'  {unlabelled:,} without a label')
+  if source.labels is not None:
+    count = np.diff(source.labels.pointer)[source.labelled_N]
+    mean = count.mean() if len(count) else 0
+    lines.append(f'  {mean:.3g} labels an example; {np.sum(count == 0):,} have none of the classes')
   if source.class_names:
     lines += [f'  {line}' for line in _classes(source, all_classes)]
   return lines
@@ -78,7 +82,10 @@ def _span(values: np.ndarray) -> str:
 
 
 def _classes(source: Source, every: bool) -> list[str]:
-  count = np.bincount(source.label[source.label >= 0], minlength=len(source.class_names))
+  classes = len(source.class_names)
+  count = np.bincount(source.label[source.label >= 0], minlength=classes)
+  if source.labels is not None:
+    count = label_sets.counts(source.labels, classes)
   order = np.argsort(-count, kind='stable')
   lines = [
     f'{np.sum(count > 0)} of {len(count)} classes have examples, {_span(count)} each, median {np.median(count):g}'
@@ -200,12 +207,11 @@ def _strip(frames: Sequence[Image.Image], caption: str, height: int) -> Image.Im
 
 
 def _caption(source: Source, example: int) -> str:
-  label = int(source.label[example])
   name = str(example) if source.ids is None else source.ids[example].decode('utf-8', 'replace')
   told = [
     source.name,
     name,
-    source.class_names[label] if label >= 0 else 'no label',
+    _labels(source, example),
     f'{source.width[example]} x {source.height[example]}',
   ]
   if source.modality == 'video':
@@ -215,6 +221,13 @@ def _caption(source: Source, example: int) -> str:
   # In one line: file names have line breaks, and the names of other people's classes may be surrogates.
   shown = (name.encode('utf-8', 'replace').decode()[:_LONGEST_NAME] for name in told)
   return ''.join(c if c.isprintable() else ' ' for c in ' | '.join(shown))
+
+
+def _labels(source: Source, example: int) -> str:
+  if not source.labelled_N[example]:
+    return 'no label'
+  labels = source.label[[example]] if source.labels is None else label_sets.of(source.labels, example)
+  return ', '.join(source.class_names[label] for label in labels) or 'none of the classes'
 
 
 def _report(found: dict[str, tuple[int, list[str]]]) -> int:

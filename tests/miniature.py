@@ -26,13 +26,13 @@ class Item(NamedTuple):
 
   Attributes:
     id, video_id: as the reader should give them.
-    label: index of the class; -1 if unlabelled.
+    label: index of the class; -1 if unlabelled. Of several labels all of them, ascending.
     state: 'whole', 'missing' or 'corrupt'.
   """
 
   id: str
   video_id: str
-  label: int
+  label: int | tuple[int, ...]
   state: str
 
 
@@ -168,6 +168,49 @@ def hmdb51(media: Path, root: Path, split: int = 1) -> Miniature:
   return made
 
 
+def charades(media: Path, root: Path) -> Miniature:
+  """Tables of intervals, with CRLF, quoted scripts that hold commas, and clips without an action."""
+  header = 'id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length'
+  actions = (
+    ('c092 11.90 21.20;c147 0.00 12.60', (92, 147)),
+    ('', ()),
+    ('c156 0.00 3.00;c000 2.50 9.10;c156 5.00 6.00', (0, 156)),
+    ('c011 0.00 30.42', (11,)),
+  )
+  made = {}
+  for split in ('train', 'test'):
+    rows, items = [header], []
+    for i, state in enumerate(_PLAN[split]):
+      name, (written, labels) = f'{split[:2].upper()}{i}Q9', actions[i % 4]
+      script = '"A person sits, then ""eats"" something."'
+      rows.append(f'{name},HR43,Kitchen,6,7,Yes,{script},food;table,"Sits; eats, drinks",{written},30.42')
+      _place(media, state, i, root / 'Charades_v1_480' / f'{name}.mp4')
+      items.append(Item(name, name, labels, state))
+    _write(root / f'Charades/Charades_v1_{split}.csv', '\r\n'.join(rows) + '\r\n')
+    made[split] = items
+  _write(root / 'Charades/Charades_v1_classes.txt', ''.join(f'c{i:03d} Doing thing {i}\n' for i in range(157)))
+  return made
+
+
+def multi_moments_in_time(media: Path, root: Path, version: str = 'v1') -> Miniature:
+  """Rows of a file and the numbers of its classes; there is no public test split."""
+  count = {'v1': 313, 'v2': 292}[version]
+  made = {}
+  for split, folder in (('train', 'training'), ('validation', 'validation')):
+    rows, items = [], []
+    for i, state in enumerate(_PLAN[split]):
+      labels = ((0, count - 1), (7,), (3, 150, 200))[i % 3]
+      stem = f'0-3-6-2-9-1-2-6-1460{i}{split}_5'
+      rows.append(f'{stem}.mp4,{",".join(map(str, reversed(labels)))}\n')
+      _place(media, state, i, root / f'videos/{stem}.mp4')
+      items.append(Item(stem, stem.removesuffix('_5'), labels, state))
+    _write(root / f'{folder}Set.csv', ''.join(rows))
+    made[split] = items
+  if version == 'v2':
+    _write(root / 'moments_categories.txt', ''.join(f'thing {i},{i}\n' for i in range(count)))
+  return made
+
+
 def folder(media: Path, root: Path, files: tuple[str, ...] = _VIDEOS) -> Miniature:
   """`<split>/<class>/<file>`: a user's own videos. What is missing cannot be known here."""
   made = {}
@@ -201,4 +244,11 @@ DATASETS: dict[str, Callable[[Path, Path], Miniature]] = {
   'hmdb51/split1': hmdb51,
   'hmdb51/split2': lambda media, root: hmdb51(media, root, 2),
   'hmdb51/split3': lambda media, root: hmdb51(media, root, 3),
+}
+
+# The same, of clips with several labels.
+OF_SEVERAL: dict[str, Callable[[Path, Path], Miniature]] = {
+  'charades/v1': charades,
+  'multi_moments_in_time/v1': multi_moments_in_time,
+  'multi_moments_in_time/v2': lambda media, root: multi_moments_in_time(media, root, 'v2'),
 }

@@ -231,6 +231,36 @@ MUTATIONS = {
     '(logits_BxK > true_Bx1)',
     'test_heads.py::test_a_broken_model_is_never_right',
   ),
+  'several labels reach another head': Mutation(
+    'cover_jax/models/heads.py',
+    '(label_BxK >= 0) & _own_columns(logits_BxK, source_B, columns)',
+    'label_BxK >= 0',
+    'test_several_labels.py::test_gradient_of_a_head_comes_from_its_own_samples_alone',
+  ),
+  'a class that nobody knows is a no': Mutation(
+    'cover_jax/models/heads.py',
+    'jnp.sum(entropy_BxK, axis=-1, where=known_BxK)',
+    'jnp.sum(entropy_BxK, axis=-1)',
+    'test_several_labels.py::test_the_loss_is_the_sum_of_the_own_classes_binary_cross_entropies[0.0]',
+  ),
+  'no label is not known': Mutation(
+    'data_pipelines/sources/label_sets.py',
+    'if -1 not in classes:',
+    'if -1 not in classes and len(classes):',
+    'test_several_labels.py::test_batches_say_every_label_and_tell_none_from_unknown',
+  ),
+  'each of equal scores is a threshold': Mutation(
+    'cover_jax/evaluation/average_precision.py',
+    'np.append(score_N[1:] != score_N[:-1], True)',
+    'np.ones(len(score_N), bool)',
+    'test_average_precision.py::test_average_precision_is_that_of_scikit_learn[0]',
+  ),
+  'labels are averaged over views before the sigmoid': Mutation(
+    'cover_jax/evaluation/scoring.py',
+    'yes_BxK - jax.nn.logsumexp(jax.nn.log_sigmoid(-views_BxVxK), axis=1)',
+    'jnp.mean(views_BxVxK, axis=1)',
+    'test_several_labels_run.py::test_evaluation_prediction_export_and_report_say_the_same',
+  ),
   # From the config to the run.
   'device augmentation dropped': Mutation(
     'cover_jax/experiment/build.py',

@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from data_pipelines.builders import digits_drawing as drawing
 from data_pipelines.builders import digits_rendering as rendering
 from data_pipelines.contract import UserError
 
@@ -77,13 +78,13 @@ def test_shapes_and_lengths(config):
 
 
 def test_the_scans_of_the_splits_are_disjoint_and_stratified():
-  per_split = {s: rendering.scan_numbers(s) for s in rendering.SPLITS}
+  per_split = {s: drawing.scan_numbers(s) for s in rendering.SPLITS}
   everything = np.concatenate([np.concatenate(numbers) for numbers in per_split.values()])
   np.testing.assert_array_equal(np.sort(everything), np.arange(1797))
   assert [len(n) for n in per_split['test']] == [35] * 10
   assert [len(n) for n in per_split['validation']] == [28] * 10
   assert min(len(n) for n in per_split['train']) >= 110
-  targets = rendering.load_digits().target
+  targets = drawing.load_digits().target
   for numbers in per_split.values():
     for digit in range(10):
       assert set(targets[numbers[digit]]) == {digit}
@@ -92,15 +93,15 @@ def test_the_scans_of_the_splits_are_disjoint_and_stratified():
 @pytest.mark.parametrize('config', CONFIGS)
 def test_a_split_is_drawn_from_its_own_scans_only(config, monkeypatch):
   asked = []
-  original = rendering.scan_numbers
-  monkeypatch.setattr(rendering, 'scan_numbers', lambda split: asked.append(split) or original(split))
+  original = drawing.scan_numbers
+  monkeypatch.setattr(drawing, 'scan_numbers', lambda split: asked.append(split) or original(split))
   rendering.render(config, 'test', 3)
   assert set(asked) == {'test'}
 
 
 def test_evaluation_of_digits_shows_each_scan_once():
   for split in ('validation', 'test'):
-    n_scans = sum(map(len, rendering.scan_numbers(split)))
+    n_scans = sum(map(len, drawing.scan_numbers(split)))
     assert rendering.num_examples('digits', split) == n_scans
 
 

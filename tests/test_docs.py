@@ -376,6 +376,8 @@ def test_page_on_data_sets_is_run(media, tmp_path, monkeypatch):
     'moments': miniature.moments_in_time,
     'ucf101': miniature.ucf101,
     'hmdb51': miniature.hmdb51,
+    'multi_moments': miniature.multi_moments_in_time,
+    'charades': miniature.charades,
   }.items():
     make(media, tmp_path / 'data' / folder)
   assert len(run_page('docs/datasets.md', tmp_path, monkeypatch)) >= 9

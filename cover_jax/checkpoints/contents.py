@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import LABELS, SourceInfo, UserError
 
 # What is learnt, and the average of it; the rest of a state may hold integers.
 _PARAMETERS = ('params', 'ema')
@@ -30,6 +30,7 @@ def about(config: Mapping[str, Any], sources: tuple[SourceInfo, ...], step: int)
       'num_examples': s.num_examples,
       'class_names': list(s.class_names),
       'fps': s.fps,
+      **({'labels': s.labels} if s.labels != 'one' else {}),
     }
     for s in sources
   ]
@@ -47,7 +48,14 @@ def sources_of(loaded: Mapping[str, Any], names: Sequence[str] | None = None) ->
     UserError: for a name that it does not have.
   """
   known = {
-    s['name']: SourceInfo(s['name'], s['modality'], s['num_examples'], tuple(s['class_names']), s.get('fps', 0.0))
+    s['name']: SourceInfo(
+      s['name'],
+      s['modality'],
+      s['num_examples'],
+      tuple(s['class_names']),
+      s.get('fps', 0.0),
+      s.get('labels', 'one'),
+    )
     for s in loaded['about']['sources']
   }
   names = list(known) if names is None else names
@@ -73,6 +81,8 @@ def check_about(read: Any) -> dict[str, Any]:
       isinstance(names, list) and all(isinstance(n, str) for n in names), f'its source {name!r} has no class names'
     )
     _expect(isinstance(source.get('fps', 0.0), int | float), f'its source {name!r} has {source.get("fps")!r} fps')
+    labels = source.get('labels', 'one')
+    _expect(labels in LABELS, f'its source {name!r} has {labels!r} labels, which this version does not know')
   return read
 
 
@@ -209,6 +219,11 @@ def check_sources(loaded: Mapping[str, Any], sources: tuple[SourceInfo, ...]) ->
         f'The source {source.name!r} has {len(source.class_names)} classes now but its head in '
         f'{loaded["path"]} has {len(saved.class_names)}, or their names differ: '
         'use the data set version that the checkpoint was trained on, or start a new --workdir.'
+      )
+    if saved.labels != source.labels:
+      raise UserError(
+        f'The source {source.name!r} has {source.labels} label(s) an example now, and its head in {loaded["path"]} was '
+        f'trained for {saved.labels}: use the data set that the checkpoint was trained on, or start a new --workdir.'
       )
 
 

@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from cover_jax.evaluation import answers as answering
+from cover_jax.evaluation import scoring, several_labels
 from cover_jax.evaluation.answers import Answers
+from cover_jax.evaluation.several_labels import SeveralResult
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.settings import MEASURES
 from cover_jax.models.heads import cross_entropy, head_columns, rank_of_label
@@ -29,6 +31,18 @@ REPORT_EVERY = 10.0  # seconds
 
 # {source: its test split}; see `data_pipelines/contract.py`.
 TestSets = Mapping[str, TestSet]
+
+# The columns of the table, of every kind of head: (measure, heading, width, form).
+_COLUMNS = (
+  ('top1', 'top-1', 8, '.1%'),
+  ('top5', 'top-5', 8, '.1%'),
+  ('mean_class_accuracy', 'class acc', 11, '.1%'),
+  ('mAP', 'mAP', 8, '.1%'),
+  ('precision_at_1', 'P@1', 8, '.1%'),
+  ('precision_at_5', 'P@5', 8, '.1%'),
+  ('chance', 'chance', 8, '.1%'),
+  ('loss', 'loss', 8, '.3f'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +112,25 @@ class SourceResult:
     }
 
 
-def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Callable[[Any], dict[str, SourceResult]]:
+Results = Mapping[str, SourceResult | SeveralResult]
+
+
+class Kind(NamedTuple):
+  """How heads of a kind are judged (`SourceInfo.labels`): `several_labels.py` explains each."""
+
+  zero_totals: Callable[[int], Any]
+  eval_step: Callable[[Experiment, str, Mesh], Callable[[Any, Any, Any], Any]]
+  result: Callable[..., Any]
+  write: Callable[..., tuple[dict[str, Any], dict[str, Callable[[], Any]]]]
+
+
+def _kind(experiment: Experiment, name: str) -> Kind:
+  if experiment.sources[experiment.source_id(name)].labels == 'several':
+    return Kind(several_labels.zero_totals, several_labels.eval_step, several_labels.result, several_labels.write)
+  return Kind(_zero_totals, _eval_step, _result, _write)
+
+
+def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
   """Makes `evaluate(params) -> {source: result}`, which runs every test set through its own source's head.
 
   Args:
@@ -110,14 +142,15 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
     A function of the run's parameters (raw or averaged, on the mesh), compiled once a source; its results are
     the same on every process. It raises UserError for a test set without a labelled example.
   """
-  steps = {name: _eval_step(experiment, name, mesh) for name in test_sets}
+  steps = {name: _kind(experiment, name).eval_step(experiment, name, mesh) for name in test_sets}
 
-  def evaluate(params: Any) -> dict[str, SourceResult]:
+  def evaluate(params: Any) -> dict[str, Any]:
     return {name: _run(name, params) for name in test_sets}
 
   def _run(name, params):
     # Placed as the step returns them, or it would be traced and compiled a second time.
-    zero = _zero_totals(len(experiment.sources[experiment.source_id(name)].class_names))
+    kind = _kind(experiment, name)
+    zero = kind.zero_totals(len(experiment.sources[experiment.source_id(name)].class_names))
     totals = sharding.put(zero, sharding.replicated(mesh))
     given, waiting = [], None
     with sharding.use(mesh, experiment.config.logical_axis_rules):
@@ -127,21 +160,25 @@ def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Ca
         # One batch ahead of the devices, or the report would be of what was only asked.
         given += [jax.device_get(before)] if before is not None else []
     totals, last = jax.device_get((totals, waiting))
-    count = int(totals['confusion'].sum())
-    if count == 0:
-      raise UserError(f'config.sources.{name}.test holds no labelled example: nothing to evaluate.')
-    return SourceResult(
-      confusion_KxK=totals['confusion'].astype(np.int64),
-      loss=float(totals['loss']) / count,
-      top5_correct=int(totals['top5']),
-      protocol=test_sets[name].protocol,
-      missing=test_sets[name].missing,
-      missing_wrong=experiment.config.eval_missing == 'wrong',
-      fingerprint=test_sets[name].fingerprint,
-      answers=answering.collect([*given, last]),
-    )
+    return kind.result(totals, [*given, last], experiment, name, test_sets[name])
 
   return evaluate
+
+
+def _result(totals, given, experiment: Experiment, name: str, test_set: TestSet) -> SourceResult:
+  count = int(totals['confusion'].sum())
+  if count == 0:
+    raise UserError(f'config.sources.{name}.test holds no labelled example: nothing to evaluate.')
+  return SourceResult(
+    confusion_KxK=totals['confusion'].astype(np.int64),
+    loss=float(totals['loss']) / count,
+    top5_correct=int(totals['top5']),
+    protocol=test_set.protocol,
+    missing=test_set.missing,
+    missing_wrong=experiment.config.eval_missing == 'wrong',
+    fingerprint=test_set.fingerprint,
+    answers=answering.collect(given),
+  )
 
 
 def reported(name: str, test_set: TestSet, mesh: Mesh) -> Iterator[SubBatch]:
@@ -203,49 +240,43 @@ def _eval_step(experiment: Experiment, name: str, mesh: Mesh) -> Callable[[Any, 
 
 
 def _log_probabilities(experiment: Experiment, name: str, params: Any, clip_BxVxTxHxWx3: jax.Array) -> jax.Array:
-  """f32 [B, K]: the logarithm of the class probabilities averaged over the V views.
-
-  At most `config.eval_batch_size` clips (or B, where that is more) are in the encoder at once: memory does not grow
-  with the number of views.
-  """
-  heads = experiment.heads.only(name)
-  batch, count = clip_BxVxTxHxWx3.shape[:2]
-
-  def log_probabilities(clip_NxTxHxWx3):
-    encoded = experiment.encode(params['encoder'], clip_NxTxHxWx3)
-    return jax.nn.log_softmax(heads.apply({'params': params['heads']}, encoded))
-
-  if batch * count <= experiment.config.eval_batch_size:
-    folded = log_probabilities(clip_BxVxTxHxWx3.reshape(batch * count, *clip_BxVxTxHxWx3.shape[2:]))
-    views_BxVxK = folded.reshape(batch, count, -1)
-  else:
-    views_BxVxK = jnp.moveaxis(jax.lax.map(log_probabilities, jnp.moveaxis(clip_BxVxTxHxWx3, 1, 0)), 0, 1)
+  """f32 [B, K]: the logarithm of the class probabilities averaged over the V views."""
+  count = clip_BxVxTxHxWx3.shape[1]
+  views_BxVxK = scoring.views(experiment, name, params, clip_BxVxTxHxWx3, jax.nn.log_softmax)
   return jax.nn.logsumexp(views_BxVxK, axis=1) - jnp.log(count)
 
 
 def predict(experiment: Experiment, params: Any, name: str, clip_BxVxTxHxWx3: Any) -> jax.Array:
   """Class probabilities f32 [B, K] under one source's head, averaged over the V views of uint8 [B, V, T, H, W, 3]."""
-  run = jax.jit(lambda params, clip: jnp.exp(_log_probabilities(experiment, name, params, clip)))
+
+  @jax.jit
+  def run(params, clip):
+    if name in experiment.heads.several_labels:
+      return jax.nn.sigmoid(scoring.log_odds(scoring.views(experiment, name, params, clip)))
+    return jnp.exp(_log_probabilities(experiment, name, params, clip))
+
   return run(params, clip_BxVxTxHxWx3)
 
 
-def table(results: Mapping[str, SourceResult]) -> str:
-  """The results as text, one source a line."""
+def table(results: Results) -> str:
+  """The results as text, one source a line; a measure that its kind of head does not have is left blank."""
   counts = {name: _count(result) for name, result in results.items()}
   wide = max([len('examples'), *map(len, counts.values())])
-  header = f'{"source":<16}{"top-1":>8}{"top-5":>8}{"class acc":>11}{"chance":>8}{"loss":>8}  '
+  summaries = {name: result.summary() for name, result in results.items()}
+  columns = [column for column in _COLUMNS if any(column[0] in s for s in summaries.values())]
+  header = f'{"source":<16}{"".join(f"{heading:>{width}}" for _, heading, width, _ in columns)}  '
   header += f'{"examples":>{wide}}  protocol'
   lines = [header, '-' * len(header)]
-  for name, result in results.items():
-    s = result.summary()
-    lines.append(
-      f'{name:<16}{s["top1"]:>8.1%}{s["top5"]:>8.1%}{s["mean_class_accuracy"]:>11.1%}{s["chance"]:>8.1%}'
-      f'{s["loss"]:>8.3f}  {counts[name]:>{wide}}  {s["protocol"]}'
-    )
+  for name, s in summaries.items():
+    cells = (f'{format(s[m], form) if m in s else "":>{width}}' for m, _, width, form in columns)
+    lines.append(f'{name:<16}{"".join(cells)}  {counts[name]:>{wide}}  {s["protocol"]}')
+    if without := s.get('classes_without_positives'):
+      lines.append(f'{"":<16}  {len(without)} of {s["classes"]} classes have no example, so are not in mAP: '
+                   f'{", ".join(without[:5])}{", ..." if len(without) > 5 else ""}')  # fmt: skip
   return '\n'.join(lines)
 
 
-def _count(result: SourceResult) -> str:
+def _count(result: SourceResult | SeveralResult) -> str:
   if not result.missing:
     return f'{result.examples:,}'
   treated = 'the missing wrong' if result.missing_wrong else 'the missing left out'
@@ -260,21 +291,23 @@ def most_confused(confusion_KxK: np.ndarray, count: int = 20) -> list[tuple[int,
   return [(true, predicted, int(off_KxK[true, predicted])) for true, predicted in pairs if off_KxK[true, predicted]]
 
 
-def scalars(results: Mapping[str, SourceResult]) -> dict[str, float]:
+def scalars(results: Results) -> dict[str, float]:
   """The results as metrics: 'test/<source>/<measure>'."""
-  return {f'test/{name}/{m}': r.summary()[m] for name, r in results.items() for m in MEASURES}
+  every = {m for measures in MEASURES.values() for m in measures}
+  return {f'test/{name}/{m}': s for name, r in results.items() for m, s in r.summary().items() if m in every}
 
 
-def check_keep_best(keep_best: str, test_sets: TestSets) -> None:
+def check_keep_best(keep_best: str, experiment: Experiment, test_sets: TestSets) -> None:
   """Raises a UserError if `config.keep_best` names none of the `scalars` that evaluations of these sets give."""
-  names = [f'test/{name}/{m}' for name in test_sets for m in MEASURES]
+  labels = {source.name: source.labels for source in experiment.sources}
+  names = [f'test/{name}/{m}' for name in test_sets for m in MEASURES[labels[name]]]
   if keep_best and keep_best not in names:
     known = f'one of {", ".join(names)}' if names else "'', since no source has a test split with labels"
     raise UserError(f'config.keep_best is {keep_best!r}: expected {known}.')
 
 
 def write_report(
-  results: Mapping[str, SourceResult],
+  results: Results,
   experiment: Experiment,
   folder: str,
   *,
@@ -283,7 +316,8 @@ def write_report(
   last: Mapping[str, Callable[[], Any]] | None = None,
 ) -> str:
   """Writes `report.json`, and of each source `per_class_<source>.csv`, `predictions_<source>.csv` and
-  `confusion_<source>.png`, into a folder; and `clips/`, see `answers.write_clips`.
+  `confusion_<source>.png` (of several labels `precision_recall_<source>.png`), into a folder; and `clips/`, see
+  `answers.write_clips`.
 
   Args:
     results: of `evaluate`.
@@ -303,41 +337,49 @@ def write_report(
   paths.make_folder(folder)
   summaries, pictures = {}, {}
   for name, result in results.items():
+    names = test_sets[name].names() if test_sets else ()
     class_names = experiment.sources[experiment.source_id(name)].class_names
-    with durable.replacing(os.path.join(folder, f'per_class_{name}.csv'), 'w') as f:
-      rows = csv.writer(f)
-      rows.writerow(['class', 'examples', 'correct', 'accuracy', 'most confused with'])
-      for k, class_name in enumerate(class_names):
-        row_K = result.confusion_KxK[k]
-        others_K = np.where(np.arange(len(row_K)) == k, 0, row_K)
-        worst = class_names[int(np.argmax(others_K))] if others_K.any() else ''
-        accuracy = f'{row_K[k] / row_K.sum():.4f}' if row_K.any() else ''
-        rows.writerow([class_name, int(row_K.sum()), int(row_K[k]), accuracy, worst])
-    if result.answers is not None:
-      names = test_sets[name].names() if test_sets else ()
-      answering.write_csv(result.answers, class_names, names, os.path.join(folder, f'predictions_{name}.csv'))
-    pairs = most_confused(result.confusion_KxK)
-    worst = [
-      {'true': class_names[t], 'predicted': class_names[p], 'times': n, 'share': n / int(result.confusion_KxK[t].sum())}
-      for t, p, n in pairs
-    ]
-    summaries[name] = result.summary() | {'most_confused': worst}
-    pictures[f'confusion_{name}.png'] = functools.partial(
-      visualise.confusion_matrix,
-      result.confusion_KxK,
-      class_names,
-      pairs,
-      f'{name}: top-1 {result.top1:.1%}',
-      os.path.join(folder, f'confusion_{name}.png'),
-    )
+    summaries[name], drawn = _kind(experiment, name).write(result, name, names, folder, class_names)
+    pictures |= drawn
   path = os.path.join(folder, 'report.json')
   text = json.dumps(_rounded({**about, 'sources': summaries}), indent=2, sort_keys=True, ensure_ascii=False)
   durable.write(path, text + '\n')
   if test_sets:
-    given = {name: result.answers for name, result in results.items() if result.answers is not None}
+    given = {n: r.answers for n, r in results.items() if isinstance(r, SourceResult) and r.answers is not None}
     pictures[answering.FOLDER] = lambda: answering.write_clips(given, test_sets, folder)
   visualise.each(pictures | dict(last or {}))  # what cannot be drawn costs no number
   return path
+
+
+def _write(result: SourceResult, name: str, names: Sequence[str], folder: str, class_names: Sequence[str]):
+  from cover_jax.evaluation import visualise
+
+  with durable.replacing(os.path.join(folder, f'per_class_{name}.csv'), 'w') as f:
+    rows = csv.writer(f)
+    rows.writerow(['class', 'examples', 'correct', 'accuracy', 'most confused with'])
+    for k, class_name in enumerate(class_names):
+      row_K = result.confusion_KxK[k]
+      others_K = np.where(np.arange(len(row_K)) == k, 0, row_K)
+      worst = class_names[int(np.argmax(others_K))] if others_K.any() else ''
+      accuracy = f'{row_K[k] / row_K.sum():.4f}' if row_K.any() else ''
+      rows.writerow([class_name, int(row_K.sum()), int(row_K[k]), accuracy, worst])
+  if result.answers is not None:
+    answering.write_csv(result.answers, class_names, names, os.path.join(folder, f'predictions_{name}.csv'))
+  pairs = most_confused(result.confusion_KxK)
+  worst = [
+    {'true': class_names[t], 'predicted': class_names[p], 'times': n, 'share': n / int(result.confusion_KxK[t].sum())}
+    for t, p, n in pairs
+  ]
+  picture = f'confusion_{name}.png'
+  draw = functools.partial(
+    visualise.confusion_matrix,
+    result.confusion_KxK,
+    class_names,
+    pairs,
+    f'{name}: top-1 {result.top1:.1%}',
+    os.path.join(folder, picture),
+  )
+  return result.summary() | {'most_confused': worst}, {picture: draw}
 
 
 def params_sha256(params: Any) -> str:

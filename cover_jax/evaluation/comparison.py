@@ -47,7 +47,7 @@ class Compared(NamedTuple):
 
 
 def compare(first: Run, second: Run) -> list[Compared]:
-  """Compares every head that both runs have, example by example.
+  """Compares every head of one label an example that both runs have, example by example.
 
   Examples are the same where the test splits are (`data_sha256`), by their number; else where they have one name and
   one true class.
@@ -57,7 +57,7 @@ def compare(first: Run, second: Run) -> list[Compared]:
   """
   others = {head.name: head for head in second.heads}
   shared = [head for head in first.heads if head.name in others]
-  if not shared:
+  if not shared and not table_of_several(first, second):
     raise UserError(
       f'{first.name} has the heads {", ".join(h.name for h in first.heads)}, {second.name} has '
       f'{", ".join(others)}: none is in both, so there is nothing to compare; name two runs that share a source.'
@@ -110,6 +110,19 @@ def _verdict(pairs: list[tuple[Row, Row]]) -> Verdict:
   second = sum(b.right for _, b in pairs)
   both = sum(a.right and b.right for a, b in pairs)
   return Verdict(len(pairs), first, second, first - both, second - both, mcnemar(first - both, second - both))
+
+
+def table_of_several(first: Run, second: Run) -> str:
+  """mAP of the heads of several labels that both runs have, as text, '' for none: no test of chance is made of it."""
+  others = {head.name: head.summary for head in second.several}
+  lines = []
+  for head in first.several:
+    if (other := others.get(head.name)) is None:
+      continue
+    same = head.summary['data_sha256'] == other['data_sha256']
+    on = f'on the same {other["examples"]:,} examples' if same else 'on other examples: not comparable'
+    lines.append(f'{head.name}: mAP {head.summary["mAP"]:.1%} (first), {other["mAP"]:.1%} (second), {on}')
+  return ''.join(f'{line}\n' for line in lines)
 
 
 def table(compared: list[Compared], first: str, second: str) -> str:

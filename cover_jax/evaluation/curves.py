@@ -47,8 +47,8 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
       loss.append(Line('/'.join(parts[1:3]), points))
     elif parts[0] == 'train' and len(parts) == 4 and parts[3] == 'top1':
       top1.append(Line('/'.join(parts[1:3]), points))
-    elif parts[0] == 'test' and len(parts) == 3 and parts[2] == 'top1':
-      tests.append(Line(parts[1], points, dots=True))
+    elif parts[0] == 'test' and len(parts) == 3 and parts[2] in ('top1', 'mAP'):
+      tests.append(Line(parts[1] + ' (mAP)' * (parts[2] == 'mAP'), points, dots=True))
     elif key == 'learning_rate':
       rate.append(Line('learning rate', points))
     elif key == 'train/gradient_norm':

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from cover_jax.evaluation import comparison, curves
 from cover_jax.evaluation.answers import Row
-from cover_jax.evaluation.runs import Head, Run
+from cover_jax.evaluation.runs import Head, Run, SeveralHead
 from cover_jax.evaluation.significance import wilson
 from data_pipelines import paths
 from data_pipelines.sources import leaks
@@ -32,10 +32,15 @@ def of_run(run: Run) -> str:
   """The page of a run, at most 15 MB: clips that do not go into it are counted, and left out."""
   heads = [_head_data(head) for head in run.heads]
   clips = [_ordered([_clip(row, head.clips.get(row.example)) for row in head.rows]) for head in run.heads]
-  tables = _table(
-    ['head', 'top-1', '95 % interval', 'top-5', 'class accuracy', 'chance', 'loss', 'examples', 'protocol'],
-    [_summary(head) for head in run.heads],
+  tables = (
+    ''
+    if run.several and not run.heads
+    else _table(
+      ['head', 'top-1', '95 % interval', 'top-5', 'class accuracy', 'chance', 'loss', 'examples', 'protocol'],
+      [_summary(head) for head in run.heads],
+    )
   )
+  tables += _several(run.several)
   about = f'Step {run.report.get("step")}, {run.report.get("params")} parameters.'
   parts = {
     'title': html.escape(run.name),
@@ -83,6 +88,30 @@ def _summary(head: Head) -> list[str]:
   count = f'{s["examples"]:,}' + (f' of {s["expected"]:,}' if s['expected'] > s['examples'] else '')
   shares = (f'{s["top1"]:.1%}', f'{low:.1%} to {high:.1%}', f'{s["top5"]:.1%}', f'{s["mean_class_accuracy"]:.1%}')
   return [head.name, *shares, f'{s["chance"]:.1%}', f'{s["loss"]:.3f}', count, s['protocol']]
+
+
+def _several(heads: Sequence[SeveralHead]) -> str:
+  """The heads of several labels an example, and the classes of each, folded up."""
+  if not heads:
+    return ''
+  header = ['head of several labels', 'mAP', 'P@1', 'P@5', 'chance', 'loss', 'examples', 'labels each', 'protocol']
+  parts = [_table(header, [_several_summary(head) for head in heads])]
+  for head in heads:
+    percent = lambda share: '' if share is None else f'{share:.1%}'
+    rows = [[name, f'{count:,}', percent(share), percent(ap)] for name, count, share, ap in head.rows]
+    table = _table(['class', 'examples', 'share of all', 'average precision'], rows)
+    without = len(head.summary['classes_without_positives'])
+    note = f', {without:,} without an example, so not in mAP' if without else ''
+    said = html.escape(f'Classes of {head.name}: {len(rows):,}{note}')
+    parts.append(f'<details><summary>{said}</summary>{table}</details>')
+  return ''.join(parts)
+
+
+def _several_summary(head: SeveralHead) -> list[str]:
+  s = head.summary
+  count = f'{s["examples"]:,}' + (f' of {s["expected"]:,}' if s['expected'] > s['examples'] else '')
+  shares = (f'{s[key]:.1%}' for key in ('mAP', 'precision_at_1', 'precision_at_5', 'chance'))
+  return [head.name, *shares, f'{s["loss"]:.3f}', count, f'{s["labels_an_example"]:.2f}', s['protocol']]
 
 
 def _verdict(c: comparison.Compared) -> list[str]:
@@ -183,7 +212,8 @@ def _fingerprints(runs: Sequence[Run]) -> str:
   for run in runs:
     of = f' of {run.name}' if len(runs) > 1 else ''
     rows.append([f'parameters{of}', str(run.report.get('params_sha256', 'unknown'))])
-    rows += [[f'test examples of {head.name}{of}', head.summary['data_sha256']] for head in run.heads]
+    tested = [*run.heads, *run.several]
+    rows += [[f'test examples of {head.name}{of}', head.summary['data_sha256']] for head in tested]
     if run.report.get('leaks'):
       rows.append([f'leaks{of}', leaks.sentence(run.report['leaks'])])
   return _table(['SHA-256 of', 'is'], rows)

@@ -129,6 +129,8 @@ def _pass(
     place_B = number * size + jax.process_index() * rows + np.arange(rows)
     mask_B = place_B < source.num_examples  # behind it the next pass begins
     ids = {name: np.where(mask_B, batch[name], -1) for name in ('label', 'example_id', 'video_id')}
+    if 'labels' in batch:
+      ids['labels'] = np.where(mask_B[:, None], batch['labels'], np.int8(-1))
     return {**batch, **ids, 'mask': mask_B, 'source': np.where(mask_B, np.int32(index), -1).astype(np.int32)}
 
   def once() -> Iterator[Mapping[str, Any]]:

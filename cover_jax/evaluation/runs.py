@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -37,15 +38,30 @@ class Head(NamedTuple):
   about_clips: dict[str, Any]
 
 
+class SeveralHead(NamedTuple):
+  """What a head of several labels an example does on its source's test split.
+
+  Attributes:
+    name: of the source.
+    summary: what `report.json` says of it.
+    rows: of each class its name, examples that have it, their share, and average precision; None where there is none.
+  """
+
+  name: str
+  summary: dict[str, Any]
+  rows: list[tuple[str, int, float, float | None]]
+
+
 class Run(NamedTuple):
   """An evaluated run.
 
   Attributes:
     name: of its folder.
     report: of `report.json`, without its sources.
-    heads: in the order of their names.
+    heads: of one label an example, in the order of their names.
     metrics: lines of `metrics.jsonl`; [] where there is none.
     config: of `config.json`; {} where there is none.
+    several: the heads of several labels an example.
   """
 
   name: str
@@ -53,6 +69,7 @@ class Run(NamedTuple):
   heads: list[Head]
   metrics: list[dict[str, Any]]
   config: dict[str, Any]
+  several: list[SeveralHead] = []  # noqa: RUF012  never changed
 
 
 def read(workdir: str) -> Run:
@@ -66,7 +83,9 @@ def read(workdir: str) -> Run:
   try:
     report = json.loads(paths.read(path))
     sources = report.pop('sources')
-    heads = [_head(folder, name, sources[name]) for name in sorted(sources)]
+    several = [name for name in sorted(sources) if sources[name].get('labels') == 'several']
+    heads = [_head(folder, name, sources[name]) for name in sorted(sources) if name not in several]
+    of_several = [_several_head(folder, name, sources[name]) for name in several]
   except FileNotFoundError as error:
     raise UserError(
       f'{error.filename} is not there: name the workdir of a run, and evaluate it with '
@@ -78,7 +97,8 @@ def read(workdir: str) -> Run:
       f'`python -m cover_jax.main --config=CONFIG --workdir={workdir} --mode=evaluate`.'
     ) from None
   name = os.path.basename(paths.absolute(workdir))
-  return Run(name, report, heads, metrics.read_jsonl(os.path.join(workdir, metrics.FILE)), _config(workdir))
+  lines = metrics.read_jsonl(os.path.join(workdir, metrics.FILE))
+  return Run(name, report, heads, lines, _config(workdir), of_several)
 
 
 def _head(folder: str, name: str, summary: dict[str, Any]) -> Head:
@@ -90,6 +110,17 @@ def _head(folder: str, name: str, summary: dict[str, Any]) -> Head:
     raise ValueError(f'of {name}, {len(rows)} predictions are there for {sum(examples)} examples')
   clips, about = answers.clips_of(folder, name, summary['data_sha256'])
   return Head(name, summary, class_names, examples, right, rows, clips, about)
+
+
+def _several_head(folder: str, name: str, summary: dict[str, Any]) -> SeveralHead:
+  per_class = csv.DictReader(
+    io.StringIO(paths.read(os.path.join(folder, f'per_class_{name}.csv')).decode(), newline='')
+  )
+  rows = [
+    (line['class'], int(line['positives']), float(line['share']), float(line['average precision'] or 'nan'))
+    for line in per_class
+  ]
+  return SeveralHead(name, summary, [(*row[:3], None if math.isnan(row[3]) else row[3]) for row in rows])
 
 
 def _config(workdir: str) -> dict[str, Any]:

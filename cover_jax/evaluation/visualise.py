@@ -107,6 +107,23 @@ def confusion_matrix(
   _save(figure, path)
 
 
+def precision_recall(curves: Mapping[str, Any], title: str, path: str) -> None:
+  """Draws precision against recall.
+
+  Args:
+    curves: {name of a class: its `average_precision.Curve`}.
+    title: above the picture.
+    path: PNG to write.
+  """
+  figure, axes = plt.subplots(figsize=(7, 5), layout='constrained')
+  for name, curve in curves.items():
+    axes.step(curve.recall_S, curve.precision_S, where='pre', label=_drawn(name, 40))
+  axes.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02), title=_drawn(title, _TITLE))
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  _save(figure, path)
+
+
 def _drawn(name: str, most: int = 32) -> str:
   """A name of the user's as it is drawn: in one line, cut in its middle, of characters that fonts may have."""
   # Bytes of a file name that are no text; line breaks and other control characters.
@@ -117,7 +134,7 @@ def _drawn(name: str, most: int = 32) -> str:
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
-  """Draws loss and top-1 of every source against the step.
+  """Draws loss and top-1 (on the test split of several labels: mAP) of every source against the step.
 
   Args:
     rows: lines of `metrics.jsonl`: 'train/<stream>/<source>/<measure>' and 'test/<source>/<measure>'. Of several values
@@ -140,14 +157,14 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
       left.plot(steps, values, label=_drawn(source), color=colour)
     elif parts[0] == 'train' and len(parts) == 4 and parts[3] in TOP1:
       middle.plot(steps, values, label=_drawn(source), color=colour)
-    elif parts[0] == 'test' and len(parts) == 3 and parts[2] == 'top1':
+    elif parts[0] == 'test' and len(parts) == 3 and parts[2] in ('top1', 'mAP'):
       middle.plot(steps, values, 'o', color=colour, markeredgecolor='black')
     elif key == 'learning_rate':
       right.plot(steps, values, color='black', label='learning rate')
     elif key == 'train/gradient_norm':
       right.plot(steps, np.asarray(values) * 1e-3, color='grey', alpha=0.6, label='gradient norm / 1000')
   left.set(title='training loss', xlabel='step')
-  middle.set(title='top-1: line in training, dot on test', xlabel='step', ylim=(0, 1))
+  middle.set(title='top-1: line in training, dot (top-1 or mAP) on test', xlabel='step', ylim=(0, 1))
   right.set(title='optimizer', xlabel='step')
   for axes in (left, middle, right):
     axes.grid(alpha=0.3)
@@ -160,8 +177,8 @@ def predictions(examples: Sequence[Mapping[str, Any]], path: str) -> None:
   """Draws one clip a row as a strip of frames, with the true and the predicted classes.
 
   Args:
-    examples: each with 'clip' uint8 [T, H, W, 3], 'source', 'label' (class name; None for an unlabelled example) and
-      'predicted', a list of (class name, probability), best first.
+    examples: each with 'clip' uint8 [T, H, W, 3], 'source', 'label' (class name, or a tuple of any number of them; None
+      for an unlabelled example) and 'predicted', a list of (class name, probability), best first.
     path: PNG to write.
   """
   columns = max(len(e['clip']) for e in examples)
@@ -175,9 +192,11 @@ def predictions(examples: Sequence[Mapping[str, Any]], path: str) -> None:
       axes.imshow(frame)
     best = example['predicted'][0][0]
     label = example['label']
-    colour = 'black' if label is None else 'darkgreen' if best == label else 'firebrick'
+    labels = label if isinstance(label, tuple) else (label,)
+    colour = 'black' if label is None else 'darkgreen' if best in labels else 'firebrick'
     lines = [f'{_drawn(name)}  {probability:.0%}' for name, probability in example['predicted'][:2]]
-    text = f'{_drawn(example["source"])}: {"no label" if label is None else _drawn(label)}\n' + '\n'.join(lines)
+    true = 'no label' if label is None else _drawn(', '.join(labels) or 'none of the classes')
+    text = f'{_drawn(example["source"])}: {true}\n' + '\n'.join(lines)
     row[columns].text(0, 0.5, text, va='center', fontsize=8, color=colour, transform=row[columns].transAxes)
   figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.08)
   _save(figure, path)

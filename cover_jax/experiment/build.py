@@ -21,7 +21,7 @@ from cover_jax.models.encoder import Encoded, Encoder
 from cover_jax.models.heads import Heads
 from cover_jax.objectives import several
 from data_pipelines.clips import affine
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import SourceInfo, UserError, label_width
 from data_pipelines.loading import mixture
 
 # Frames of a video in which every view has room. How long the views are does not depend on it.
@@ -75,6 +75,10 @@ class Experiment:
   def view_lengths(self, stream: str) -> dict[str, int]:
     """{view: T of its clips} of a stream's batches."""
     return _view_lengths(self.objectives[stream], self.streams[stream])
+
+  def label_width(self, stream: str) -> int:
+    """K of the 'labels' of a stream's batches; see `contract.label_width`."""
+    return label_width([self.sources[i] for i in self.streams[stream].sources])
 
   def encoded_clips(self, stream: str) -> dict[str, tuple[int, int, int]]:
     """{clip: (frames, height, width)} that the encoder sees of an example."""
@@ -132,7 +136,9 @@ def _heads(config: ml_collections.ConfigDict, sources: Sequence[SourceInfo]) -> 
   counts = tuple((s.name, len(s.class_names)) for s in sources if s.class_names)
   if unlabelled := sorted(set(options['only']) - {name for name, _ in counts}):
     raise UserError(f'config.heads.only names {unlabelled[0]!r}, which has no classes, so no head: remove it.')
-  return Heads(counts, tuple((name, kind(name)) for name, _ in counts if kind(name) != (('name', 'linear'),)))
+  several_labels = tuple(s.name for s in sources if s.class_names and s.labels == 'several')
+  kinds = tuple((name, kind(name)) for name, _ in counts if kind(name) != (('name', 'linear'),))
+  return Heads(counts, kinds, several_labels)
 
 
 def build(

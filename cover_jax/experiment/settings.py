@@ -61,7 +61,11 @@ def _is_axis_rule(value: Any) -> bool:
   return value[1] is None or all(isinstance(axis, str) and axis in sharding.AXES for axis in axes)
 
 
-MEASURES = ('top1', 'top5', 'mean_class_accuracy', 'loss')  # of a source's test split, as metrics
+# Of a source's test split, as metrics: by how many labels an example has (`SourceInfo.labels`).
+MEASURES = {
+  'one': ('top1', 'top5', 'mean_class_accuracy', 'loss'),
+  'several': ('mAP', 'precision_at_1', 'precision_at_5', 'loss'),
+}
 
 RUN = {
   # Of the order of the data, the initial weights and the augmentation.
@@ -333,7 +337,9 @@ def _check_together(values: Mapping[str, Any]) -> None:
   if values['eval_params'] == 'ema' and not values['ema_decay']:
     raise UserError('config.eval_params is "ema" but config.ema_decay is 0, so there is no average: set one of them.')
   tested = [n for n, source in values['sources'].items() if source['test'] and source.get('label_key', '') is not None]
-  best = [f'test/{name}/{measure}' for name in tested for measure in MEASURES]
+  # Which kind a source is only its data set tells: `classify.check_keep_best`.
+  measures = dict.fromkeys(m for of_kind in MEASURES.values() for m in of_kind)
+  best = [f'test/{name}/{measure}' for name in tested for measure in measures]
   if values['keep_best'] and values['keep_best'] not in best:
     choices = f'one of {", ".join(best)}' if best else "'', since no source is tested"
     raise UserError(f'config.keep_best is {values["keep_best"]!r}: expected {choices}.')

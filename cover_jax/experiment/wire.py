@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from cover_jax.experiment.build import Experiment
 from cover_jax.runtime import sharding
+from data_pipelines import contract
 from data_pipelines.contract import BatchIterator, TestSet, UserError
 from data_pipelines.loading import arrays, loader, views
 from data_pipelines.sources import Source, select
@@ -57,6 +58,7 @@ def training_streams(experiment: Experiment) -> dict[str, views.Stream]:
       one_source_a_step=experiment.config.mixture.one_source_a_step,
       views=experiment.objectives[name].views,
       targets=experiment.objectives[name].targets,
+      label_width=experiment.label_width(name),
       rand_augment=stream.rand_augment,
     )
     for name, stream in experiment.streams.items()
@@ -84,7 +86,9 @@ def test_set(experiment: Experiment, source: Source, mesh: Mesh | None = None) -
   part, parts = sharding.data_part(mesh) if mesh else (0, 1)
   multiple = sharding.batch_divisor(mesh) if mesh else 1
   examples = views.examples_per_step(source, experiment.config.eval_batch_size, multiple)
-  stream = views.Stream(plan.sources, plan.num_frames, plan.size, examples)
+  stream = views.Stream(
+    plan.sources, plan.num_frames, plan.size, examples, label_width=contract.label_width([source.info])
+  )
   read = arrays.array_eval_batches if source.in_memory else loader.eval_batches
   how = {'process_index': part, 'process_count': parts}
   return views.make_test_set(

@@ -1,7 +1,6 @@
 """`--mode=evaluate`: the newest checkpoint of a workdir on every source's test split."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -58,7 +57,7 @@ def chosen_params(config: ml_collections.ConfigDict, current: state.TrainState) 
 
 def report(
   experiment: Experiment,
-  results: Mapping[str, evaluation.SourceResult],
+  results: evaluation.Results,
   tests: evaluation.TestSets,
   params: Any,
   workdir: str,

@@ -35,6 +35,7 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
   experiment, _, tests = open_experiment(config, mesh)
   if not tests:
     raise UserError('No source of config.sources has labels and a test split: there is nothing to judge features on.')
+  tests = _with_one_label(experiment, tests)
   options = config.frozen.to_dict()
   encoder = _frozen_encoder(experiment, workdir, mesh)
   sha256 = evaluation.params_sha256(processes.gather(encoder))
@@ -73,6 +74,20 @@ def judge_frozen(config: ml_collections.ConfigDict, workdir: str) -> None:
   print(f'Report and neighbours: {path}, {picture}')
   with workdirs.writing(workdir, 'the neighbours'), workdirs.turn(folder):
     visualise.each({picture: neighbours})  # last: what cannot be drawn costs no number
+
+
+def _with_one_label(experiment: Experiment, tests: evaluation.TestSets) -> evaluation.TestSets:
+  """The test sets that the protocols are for; says which are left out."""
+  of_one = {n: t for n, t in tests.items() if experiment.sources[experiment.source_id(n)].labels == 'one'}
+  left = ', '.join(name for name in tests if name not in of_one)
+  if not of_one:
+    raise UserError(
+      f'All tested sources ({left}) have several labels a clip: the frozen protocols are of one label. Train a head on '
+      "the frozen encoder (config.optimizer.learning_rate_rules=(('encoder/', 0.0), ('.*', 1.0))) and evaluate it."
+    )
+  if left and jax.process_index() == 0:
+    print(f'Left out, since the frozen protocols are of one label a clip: {left}')
+  return of_one
 
 
 def _frozen_encoder(experiment: Experiment, workdir: str, mesh: Mesh) -> Any:

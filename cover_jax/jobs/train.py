@@ -22,7 +22,7 @@ from cover_jax.jobs.opening import open_experiment
 from cover_jax.runtime import processes, sharding
 from cover_jax.training import loop as training
 from cover_jax.training import metrics
-from data_pipelines.contract import SourceInfo
+from data_pipelines.contract import SourceInfo, SubBatch
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, *, resume_from: int | None = None) -> None:
@@ -46,14 +46,14 @@ def _train(config: ml_collections.ConfigDict, workdir: str, changes: Sequence[st
   mesh = sharding.make_mesh(config.mesh)
   experiment, data, tests = open_experiment(config, mesh)
   resume.say_rate(workdir, experiment, changes)
-  evaluation.check_keep_best(config.keep_best, tests)
+  evaluation.check_keep_best(config.keep_best, experiment, tests)
   for name, stream in experiment.streams.items():
     members = ', '.join(_size(experiment.sources[i]) for i in stream.sources)
     logging.info(
       'Stream %s: %d examples a step, loss weight %.4f: %s', name, stream.batch_size, stream.loss_weight, members
     )
 
-  results: dict[str, evaluation.SourceResult] = {}
+  results: dict[str, Any] = {}  # `evaluation.Results`
   stop = processes.watch_preemption()
   watched = {
     name: dataclasses.replace(test, batches=training.stoppable(test.batches, stop)) for name, test in tests.items()
@@ -101,6 +101,13 @@ def _finish(experiment, final, results, tests, workdir) -> None:
   print(f'TensorBoard:         tensorboard --logdir {workdir}')
 
 
+def _label(batch: SubBatch, row: int, class_names: Sequence[str]) -> str | tuple[str, ...] | None:
+  """The class of an example, the tuple of its classes where its source has several, None for an unlabelled one."""
+  if 'labels' in batch and (batch['labels'][row] >= 0).any():
+    return tuple(class_names[k] for k in np.flatnonzero(batch['labels'][row] == 1))
+  return class_names[batch['label'][row]] if batch['label'][row] >= 0 else None
+
+
 def sample_predictions(
   experiment: Experiment, params: Any, tests: evaluation.TestSets, count: int = 3
 ) -> list[dict[str, Any]]:
@@ -112,9 +119,9 @@ def sample_predictions(
     clips = batch['views']['clip']
     probabilities = np.asarray(evaluation.predict(experiment, params, name, clips[:count]))
     middle = clips.shape[1] // 2  # of the views
-    shown = zip(clips[:, middle], batch['label'], batch['mask'], probabilities, strict=False)
-    for clip, label, _, p_K in (row for row in shown if row[2]):
+    for row in np.flatnonzero(batch['mask'][:count]):
+      p_K = probabilities[row]
       best = [(class_names[k], float(p_K[k])) for k in np.argsort(-p_K, kind='stable')[:5]]
-      true = class_names[label] if label >= 0 else None
-      samples.append({'clip': clip, 'source': name, 'label': true, 'predicted': best})
+      label = _label(batch, row, class_names)
+      samples.append({'clip': clips[row, middle], 'source': name, 'label': label, 'predicted': best})
   return samples

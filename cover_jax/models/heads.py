@@ -3,6 +3,10 @@
 A batch mixes samples of several sources. All heads score every sample, side by side in one matrix of logits,
 and each sample is then judged within the columns of its own source only: arithmetic on static shapes, no
 branch on data, and the gradient of the other heads is exactly zero.
+
+What a sample is judged by stands in the batch, an entry for each kind of head: 'label' for a softmax over the classes,
+'labels' for several labels a clip. A sample of another kind of source is unlabelled there (-1) and gives exactly 0. A
+further kind of head is a further entry and a further such loss; `classification` adds them up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cover_jax.models.encoder import Count, Encoded
 from cover_jax.models.pooling import AttentiveBlock, AttentivePooling
@@ -97,10 +102,12 @@ class Head(nn.Module):
   Attributes:
     classes: K.
     kind: (name, value) of its options, of which 'name' is one of `KINDS`.
+    bias: what that of every class starts at; see `Heads.first_bias`.
   """
 
   classes: int
   kind: tuple[tuple[str, Any], ...]
+  bias: float = 0.0
 
   @nn.compact
   def __call__(self, encoded: Encoded) -> jax.Array:
@@ -113,7 +120,8 @@ class Head(nn.Module):
     zeros = nn.initializers.zeros
     kernel_init = nn.with_logical_partitioning(zeros, ('embed', 'classes'))
     kernel_DxK = self.param('kernel', kernel_init, (feature_BxD.shape[-1], self.classes))
-    bias_K = self.param('bias', nn.with_logical_partitioning(zeros, ('classes',)), (self.classes,))
+    bias_init = nn.with_logical_partitioning(nn.initializers.constant(self.bias), ('classes',))
+    bias_K = self.param('bias', bias_init, (self.classes,))
     return feature_BxD.astype(jnp.float32) @ kernel_DxK + bias_K
 
 
@@ -127,10 +135,12 @@ class Heads(nn.Module):
   Attributes:
     class_counts: (name, K) of each head.
     kinds: (name, kind) of heads that are not linear; see `Head`.
+    several_labels: names of heads whose sources have several labels an example: each class is asked for itself.
   """
 
   class_counts: tuple[tuple[str, int], ...]
   kinds: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+  several_labels: tuple[str, ...] = ()
 
   @nn.compact
   def __call__(self, encoded: Encoded) -> jax.Array:
@@ -139,9 +149,18 @@ class Heads(nn.Module):
       return jnp.zeros((len(encoded.feature_BxD), 0))
     kinds = dict(self.kinds)
     logits = [
-      Head(count, kinds.get(name, (('name', 'linear'),)), name=name)(encoded) for name, count in self.class_counts
+      Head(count, kinds.get(name, (('name', 'linear'),)), self.first_bias(name), name=name)(encoded)
+      for name, count in self.class_counts
     ]
     return jnp.concatenate(logits, axis=-1)
+
+  def first_bias(self, name: str) -> float:
+    """What the biases of a head start at: 0; of several labels such that each class has the probability 1 / K.
+
+    So its loss begins where that of a softmax does, near log K, and not at K log 2 (ours; a prior in the bias is of Lin
+    et al. 2017, "Focal Loss", section 4.1).
+    """
+    return -float(np.log(max(dict(self.class_counts)[name] - 1, 1))) if name in self.several_labels else 0.0
 
   def only(self, *names: str) -> 'Heads':
     """Those of the heads that have these names, in this order."""
@@ -150,8 +169,12 @@ class Heads(nn.Module):
 
 
 def is_labelled(label_B: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:
-  """Bool [B]: the sample has a label (>= 0) and its source has a head here."""
-  return (label_B >= 0) & (_of_source(columns.count, source_B) > 0)
+  """Bool [B]: the sample has a label (>= 0) and its source has a head here.
+
+  Of labels [B, M] in a sub-batch ('labels'): whether anything is known of them.
+  """
+  known_B = label_B >= 0 if label_B.ndim == 1 else (label_B >= 0).any(axis=-1)
+  return known_B & (_of_source(columns.count, source_B) > 0)
 
 
 def masked_logits(logits_BxK: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:
@@ -191,6 +214,56 @@ def cross_entropy(
   return jnp.where(is_labelled(label_B, source_B, columns), loss_B, 0)
 
 
+def sigmoid_cross_entropy(
+  logits_BxK: jax.Array,
+  labels_BxM: jax.Array,
+  source_B: jax.Array,
+  columns: HeadColumns,
+  *,
+  label_smoothing: float = 0.0,
+) -> jax.Array:
+  """Binary cross-entropy of each sample, summed over the classes of its own source's head.
+
+  A sum, so that a logit's gradient is (probability - target), as it is under a softmax, however many classes there are.
+
+  Args:
+    logits_BxK: float, as `Heads` gives them.
+    labels_BxM: int8, a sub-batch's 'labels': 1, 0 or, where nobody knows, -1.
+    source_B: int32, index into the run's list of sources.
+    columns: of `head_columns`.
+    label_smoothing: the share s of the target that is spread evenly over all classes: (1 - s) * label + s / classes.
+
+  Returns:
+    Float32 [B]; exactly 0, with zero gradient, for a sample of which no class is known (an unlabelled one, one of a
+    source with one label an example) or without a head here, and NaN for a label that its head does not have.
+  """
+  known_BxK, label_BxK = _in_columns(logits_BxK, labels_BxM, source_B, columns)
+  count_B = _of_source(columns.count, source_B)
+  target_BxK = (1 - label_smoothing) * label_BxK + label_smoothing / jnp.maximum(count_B, 1)[:, None]
+  logits_BxK = jnp.where(known_BxK, logits_BxK.astype(jnp.float32), 0)
+  entropy_BxK = optax.sigmoid_binary_cross_entropy(logits_BxK, target_BxK)
+  loss_B = jnp.sum(entropy_BxK, axis=-1, where=known_BxK)
+  strange_BxM = (labels_BxM >= 0) & (jnp.arange(labels_BxM.shape[-1]) >= count_B[:, None])
+  loss_B = jnp.where(strange_BxM.any(axis=-1), jnp.nan, loss_B)
+  return jnp.where(is_labelled(labels_BxM, source_B, columns), loss_B, 0)
+
+
+def rank_of_best_label(
+  logits_BxK: jax.Array, labels_BxM: jax.Array, source_B: jax.Array, columns: HeadColumns
+) -> jax.Array:
+  """`rank_of_label` of that one of a sample's labels which its head scores highest; the arguments as above.
+
+  Returns:
+    Int32 [B]; the largest int32 for a sample without a label, or of whose labels a logit is NaN.
+  """
+  known_BxK, label_BxK = _in_columns(logits_BxK, labels_BxM, source_B, columns)
+  is_label_BxK = known_BxK & (label_BxK > 0)
+  # Of equal logits the lower class is first.
+  best_B = jnp.argmax(jnp.where(is_label_BxK, logits_BxK.astype(jnp.float32), -jnp.inf), axis=-1)
+  label_B = best_B - _of_source(columns.start, source_B)
+  return rank_of_label(logits_BxK, jnp.where(is_label_BxK.any(axis=-1), label_B, -1), source_B, columns)
+
+
 def rank_of_label(logits_BxK: jax.Array, label_B: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:
   """Rank of the true class among the classes of the sample's own head: 0 is best, so top-k means rank < k.
 
@@ -223,6 +296,17 @@ def _own_columns(logits_BxK: jax.Array, source_B: jax.Array, columns: HeadColumn
   count_Bx1 = _of_source(columns.count, source_B)[:, None]
   column_K = jnp.arange(logits_BxK.shape[-1])
   return (column_K >= start_Bx1) & (column_K < start_Bx1 + count_Bx1)
+
+
+def _in_columns(
+  logits_BxK: jax.Array, labels_BxM: jax.Array, source_B: jax.Array, columns: HeadColumns
+) -> tuple[jax.Array, jax.Array]:
+  """A sub-batch's 'labels' as the logits lie: (bool [B, K], what is known; float32 [B, K], 1 where it is a label)."""
+  class_BxK = jnp.arange(logits_BxK.shape[-1]) - _of_source(columns.start, source_B)[:, None]
+  of_class = {'mode': 'fill', 'fill_value': -1}
+  label_BxK = jnp.take_along_axis(labels_BxM, jnp.maximum(class_BxK, 0), axis=-1, **of_class)
+  known_BxK = (label_BxK >= 0) & _own_columns(logits_BxK, source_B, columns)
+  return known_BxK, (label_BxK > 0).astype(jnp.float32)
 
 
 def _label_column(logits_BxK: jax.Array, label_B: jax.Array, source_B: jax.Array, columns: HeadColumns) -> jax.Array:

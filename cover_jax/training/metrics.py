@@ -83,12 +83,12 @@ def compute(collections: Mapping[str, Collections]) -> dict[str, float]:
 
 
 def summary(scalars: Mapping[str, float]) -> str:
-  """One line: the total loss, and of each source its loss and, where there is one, its top-1."""
+  """One line: the total loss, and of each source its loss and, where there is one, its top-1 (in tests: or mAP)."""
   parts = [f'loss {scalars["train/loss"]:.4f}'] if 'train/loss' in scalars else []
   for key, loss in scalars.items():
     where = key.split('/')  # train/<stream>/<source>/loss, test/<source>/loss
     if where[-1] == 'loss' and len(where) == {'train': 4, 'test': 3}.get(where[0]):
-      top1 = [scalars[k] for name in TOP1 if (k := key.removesuffix('loss') + name) in scalars]
+      top1 = [scalars[k] for name in (*TOP1, 'mAP') if (k := key.removesuffix('loss') + name) in scalars]
       split = 'test ' if where[0] == 'test' else ''
       parts.append(f'{split}{where[-2]} {loss:.3f}' + (f' ({top1[0]:.1%})' if top1 else ''))
   return ' | '.join(parts)

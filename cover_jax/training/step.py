@@ -139,7 +139,13 @@ def abstract_batch(experiment: Experiment) -> dict[str, dict[str, jax.ShapeDtype
   """The shapes and dtypes of a global batch; see `data_pipelines/contract.py`."""
   abstract = lambda shape_dtype: jax.ShapeDtypeStruct(*shape_dtype)
   batch = {
-    name: contract.shapes(s.batch_size, experiment.view_lengths(name), s.size, experiment.objectives[name].targets)
+    name: contract.shapes(
+      s.batch_size,
+      experiment.view_lengths(name),
+      s.size,
+      experiment.objectives[name].targets,
+      experiment.label_width(name),
+    )
     for name, s in experiment.streams.items()
   }
   return jax.tree.map(abstract, batch, is_leaf=lambda x: isinstance(x, tuple))

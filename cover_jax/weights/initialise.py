@@ -79,6 +79,7 @@ def start(
       class_names={s.name: s.class_names for s in experiment.sources},
       temporal_attention=options.temporal_attention,
       heads=options.heads.to_dict(),
+      first_bias={name: experiment.heads.first_bias(name) for name, _ in experiment.heads.class_counts},
     )
     if jax.process_index() == 0:
       logging.info('\n%s', table(rows, weights))
@@ -95,6 +96,7 @@ def seed(
   class_names: Mapping[str, Sequence[str]],
   temporal_attention: str = 'copy',
   heads: Mapping[str, str] | None = None,
+  first_bias: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Any], list[Row]]:
   """Replaces parameters by those of a file.
 
@@ -109,8 +111,9 @@ def seed(
       starts it. `temporal_fc` is zero then, but the identity for 'zero': of two zero factors in a row neither ever
       gets a gradient.
     heads: {our head: head of the file}: takes the columns of the classes that both know by the same name, and starts
-      the others at zero. A head that the file names as we do, with the same classes, is kept anyway; others of the
-      file are dropped.
+      the others as `first_bias` says. A head that the file names as we do, with the same classes, is kept anyway;
+      others of the file are dropped.
+    first_bias: {our head: what the bias of a class starts at}; 0 for others, as all of their kernel does.
 
   Returns:
     (the same tree, with float32 numpy arrays where something came from the file or was derived from it, and the
@@ -144,7 +147,7 @@ def seed(
     rows.append(Row(f'encoder/{name}', shape, found.name if found else '', found.shape if found else None, action))
     if value is not None:
       values[f'encoder/{name}'] = value
-  head_values, head_rows = _heads(params['heads'], weights, class_names, heads or {})
+  head_values, head_rows = _heads(params['heads'], weights, class_names, heads or {}, first_bias or {})
   values |= head_values
   others = checkpoints.flatten(params.get('objectives', {}))
   rows += [*head_rows, *(Row(f'objectives/{n}', tuple(x.shape), '', None, 'fresh') for n, x in others.items())]
@@ -284,7 +287,11 @@ def _derived(
 
 
 def _heads(
-  params: Mapping[str, Any], weights: Weights, class_names: Mapping[str, Sequence[str]], mapped: Mapping[str, str]
+  params: Mapping[str, Any],
+  weights: Weights,
+  class_names: Mapping[str, Sequence[str]],
+  mapped: Mapping[str, str],
+  first_bias: Mapping[str, float],
 ) -> tuple[dict[str, np.ndarray], list[Row]]:
   """Heads that are kept or mapped, and rows for all heads of the model and of the file."""
   for ours, theirs in mapped.items():
@@ -314,17 +321,21 @@ def _heads(
         rows.append(Row(f'heads/{ours}/{part}', shape, '', None, 'fresh'))
         continue
       found = weights.heads[theirs][part]
+      first = first_bias.get(ours, 0.0) if part == 'bias' else 0.0
       if '/' in part:
         value, common = found.array, len(class_names[ours])
       else:
-        value, common = _columns(found.array, names[theirs], class_names[ours], f'{weights.path}: {found.name!r}')
+        where = f'{weights.path}: {found.name!r}'
+        value, common = _columns(found.array, names[theirs], class_names[ours], where, first)
       if value.shape != shape:
         raise UserError(
           f'{weights.path}: {found.name!r} gives heads/{ours}/{part} the shape {value.shape}, not {shape}.'
         )
       values[f'heads/{ours}/{part}'] = value
       used.add(theirs)
-      action = 'loaded' if same else f'loaded: {common} of {len(class_names[ours])} classes by name, the others zero'
+      others = f'{first:.3g}' if first else 'zero'
+      mapping = f'loaded: {common} of {len(class_names[ours])} classes by name, the others {others}'
+      action = 'loaded' if same else mapping
       rows.append(Row(f'heads/{ours}/{part}', shape, found.name, found.shape, action))
   for head, parts in weights.heads.items():
     if head not in used:
@@ -333,12 +344,14 @@ def _heads(
   return values, rows
 
 
-def _columns(array: np.ndarray, theirs: Sequence[str], ours: Sequence[str], where: str) -> tuple[np.ndarray, int]:
-  """Columns [..., K] of our classes from [..., K'] of theirs by name, zero for a class that they lack; how many."""
+def _columns(
+  array: np.ndarray, theirs: Sequence[str], ours: Sequence[str], where: str, first: float
+) -> tuple[np.ndarray, int]:
+  """Columns [..., K] of our classes from [..., K'] of theirs by name, `first` for one that they lack; how many."""
   if array.shape[-1] != len(theirs):
     raise UserError(f'{where} has {array.shape[-1]} classes, but {len(theirs)} names are given for them.')
   column = {name: k for k, name in enumerate(theirs)}
-  value = np.zeros((*array.shape[:-1], len(ours)), np.float32)
+  value = np.full((*array.shape[:-1], len(ours)), first, np.float32)
   both = [k for k, name in enumerate(ours) if name in column]
   value[..., both] = array[..., [column[ours[k]] for k in both]]
   return value, len(both)

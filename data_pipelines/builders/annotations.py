@@ -211,7 +211,7 @@ def moments_in_time(manual_dir: str | os.PathLike, version: str) -> Listing:
   folder = scan(manual_dir, lambda parent, stem: f'{parent}/{stem}')
   classes = _Classes(official_names(f'moments_in_time_{version}'))
   if path := folder.text('moments_categories[.]txt', 'category_momentsv[12][.]txt'):
-    classes = _categories(path, len(classes.names), version)
+    classes = categories(path, len(classes.names), version)
   splits = {}
   for split, file in (('train', 'trainingSet[.]csv'), ('validation', 'validationSet[.]csv')):
     if path := folder.text(file):
@@ -225,13 +225,13 @@ def moments_in_time(manual_dir: str | os.PathLike, version: str) -> Listing:
           raise bad_line(path, line, f'the folder {shown(match[1])} is one class and {shown(cells[1])} another')
         name = f'{match[1]}/{match[2]}'
         video = folder.video(name, *_SPLITS[split])
-        clips.append(Clip(name, _moments_video(match[2]), video, label, f'{path.name}:{line}'))
+        clips.append(Clip(name, moments_video(match[2]), video, label, f'{path.name}:{line}'))
       check_clips(clips, path)
       splits[split] = clips
   return Listing(classes.names, some(splits, folder, 'trainingSet.csv or validationSet.csv'))
 
 
-def _categories(path: Path, expected: int, version: str) -> _Classes:
+def categories(path: Path, expected: int, version: str) -> _Classes:
   names: dict[int, str] = {}
   for line, text in read_lines(path):
     name, comma, index = text.rpartition(',')
@@ -248,7 +248,7 @@ def _categories(path: Path, expected: int, version: str) -> _Classes:
   return _Classes(names[i] for i in range(expected))
 
 
-def _moments_video(stem: str) -> str:
+def moments_video(stem: str) -> str:
   video = re.sub(r'_[0-9]+$', '', stem)
   return video[3:] if video.startswith('yt-') and _YOUTUBE_ID.fullmatch(video[3:]) else video
 

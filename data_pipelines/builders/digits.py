@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from data_pipelines.builders import digits_drawing as drawing
 from data_pipelines.builders import digits_rendering as rendering
 
 
@@ -21,7 +22,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
       'No test scan is ever used for training.',
       features=tfds.features.FeaturesDict(
         {
-          'image': tfds.features.Image(shape=(rendering.SIZE, rendering.SIZE, 3), encoding_format='jpeg'),
+          'image': tfds.features.Image(shape=(drawing.SIZE, drawing.SIZE, 3), encoding_format='jpeg'),
           'label': tfds.features.ClassLabel(names=rendering.class_names('digits')),
         }
       ),

@@ -9,27 +9,22 @@ pixels on every machine. The four configs stand for the four datasets of CoVeR, 
   motions  SSv2               motion (16, in 8 pairs), whatever the digit                         560
   moments  Moments in Time    event (10), on clutter, with noise, seen by a moving camera        2400
 
-Positions are complex numbers: x to the right, y downwards, in pixels of the frame, so that a direction is
-exp(i*angle) and a positive angle turns clockwise.
-
 The scans are those of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998. The
-motions are worded after the templates of Something-Something (arXiv:1706.04261). All else is our choice.
+motions are worded after the templates of Something-Something (arXiv:1706.04261). All else is our choice. How they are
+drawn: `digits_drawing.py`.
 """
 
 import functools
 import io
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
+from data_pipelines.builders import digits_drawing as drawing
 from data_pipelines.contract import UserError
 
 HOMEPAGE = 'https://scikit-learn.org/stable/modules/generated/sklearn.datasets.load_digits.html'
-SIZE = 32  # pixels, height and width of a frame
 SPLITS = ('train', 'validation', 'test')
 
 ACTIONS = ('slides', 'spins', 'pulses')
@@ -89,18 +84,6 @@ class Example:
   digits: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _Sprite:
-  """A scan drawn in one colour along a path. A number stands for an [n] array that does not change."""
-
-  mask_8x8: np.ndarray
-  colour_3: np.ndarray
-  centre_n: np.ndarray | complex  # x + iy, pixels
-  size_n: np.ndarray | float  # side of the scan, pixels
-  angle_n: np.ndarray | float = 0.0  # radians, clockwise
-  opacity_n: np.ndarray | float = 1.0
-
-
 def class_names(config: str) -> tuple[str, ...]:
   """Names of the classes of 'digits', 'objects', 'motions' or 'moments'; UserError for any other config."""
   if config not in _CLASS_NAMES:
@@ -116,20 +99,6 @@ def num_examples(config: str, split: str) -> int:
   return _NUM_EXAMPLES[config][split]
 
 
-@functools.cache
-def scan_numbers(split: str) -> tuple[np.ndarray, ...]:
-  """For each digit, which of the 1,797 scans a split owns: 35 for test, 28 for validation, the others for train.
-
-  The scans lie in the order of their writers, so each digit's scans are first put into a fixed random order.
-  """
-  numbers = []
-  for digit in range(10):
-    of_digit = np.flatnonzero(_load_scans()[1] == digit)
-    of_digit = of_digit[np.argsort(_stream('scans', 'all', digit).random_raw(len(of_digit)), kind='stable')]
-    numbers.append({'test': of_digit[:35], 'validation': of_digit[35:63], 'train': of_digit[63:]}[split])
-  return tuple(numbers)
-
-
 def render(config: str, split: str, index: int) -> Example:
   """Renders example `index` of a split; UserError for an unknown config or split, IndexError beyond the last."""
   n_examples, n_classes = num_examples(config, split), len(class_names(config))
@@ -138,14 +107,14 @@ def render(config: str, split: str, index: int) -> Example:
   label, repeat = index % n_classes, index // n_classes
   match config:
     case 'digits':
-      return _render_digit(label, repeat, split, _stream(config, split, index))
+      return _render_digit(label, repeat, split, drawing.stream(config, split, index))
     case 'objects':
-      return _render_object(label, split, _stream(config, split, index))
+      return _render_object(label, split, drawing.stream(config, split, index))
     case 'motions':
       # Every motion sees the same digits equally often.
       return render_motion(label, repeat % 10, split, index)
     case _:
-      return _render_moment(label, split, _stream(config, split, index))
+      return _render_moment(label, split, drawing.stream(config, split, index))
 
 
 def encode_jpeg(frame_HxWx3: np.ndarray) -> bytes:
@@ -155,99 +124,21 @@ def encode_jpeg(frame_HxWx3: np.ndarray) -> bytes:
   return buffer.getvalue()
 
 
-# ---- Randomness: raw Philox bits, the only part of NumPy's generators that never changes between versions.
-
-
-def _stream(config: str, split: str, index: int) -> np.random.Philox:
-  return np.random.Philox(key=np.array([zlib.crc32(f'{config}/{split}'.encode()), index], np.uint64))
-
-
-def _uniform(bits: np.random.Philox, low: float = 0.0, high: float = 1.0) -> float:
-  return low + (high - low) * (bits.random_raw() >> 11) * 2.0**-53
-
-
-def _uniforms(bits: np.random.Philox, low: float, high: float, *shape: int) -> np.ndarray:
-  raw = bits.random_raw(int(np.prod(shape))).reshape(shape) >> np.uint64(11)
-  return low + (high - low) * raw * 2.0**-53
-
-
-def _choice(bits: np.random.Philox, options: Sequence) -> object:
-  return options[bits.random_raw() % len(options)]
-
-
-def _direction(bits: np.random.Philox) -> complex:
-  return np.exp(1j * _uniform(bits, 0, 2 * np.pi))
-
-
-def _colour(bits: np.random.Philox) -> np.ndarray:
-  """A bright tint."""
-  return _uniforms(bits, 0.55, 1.0, 3)
-
-
-def _backdrop(bits: np.random.Philox) -> np.ndarray:
-  """A plain dim colour, as one pixel that broadcasts to a frame."""
-  return _uniforms(bits, 0.02, 0.25, 1, 1, 1, 3)
-
-
-# ---- Drawing.
-
-
-@functools.cache
-def _load_scans() -> tuple[np.ndarray, np.ndarray]:
-  scans = load_digits()
-  # The pen's grey edge counts as ink: strokes stay solid when enlarged.
-  return np.minimum(scans.images / 16 * 1.3, 1.0), scans.target
-
-
-def _scan(digit: int, split: str, bits: np.random.Philox) -> np.ndarray:
-  return _load_scans()[0][_choice(bits, scan_numbers(split)[digit])]
-
-
-def _warp(mask_nx8x8: np.ndarray, centre_n, size_n, angle_n, extent: int = SIZE) -> np.ndarray:
-  """Places 8x8 masks (one, or one for each frame) by a similarity, bilinearly: float [n, extent, extent]."""
-  pixel = np.arange(extent) + 0.5
-  pixel_HxW = pixel + 1j * pixel[:, None]
-  centre_n, scale_n = np.broadcast_arrays(centre_n, 8 / np.asarray(size_n) * np.exp(-1j * np.asarray(angle_n)))
-  local_nxHxW = (pixel_HxW - np.reshape(centre_n, (-1, 1, 1))) * np.reshape(scale_n, (-1, 1, 1))
-  # One row of zeros all around, to which everything outside the mask is clipped.
-  padded = np.pad(np.reshape(mask_nx8x8, (-1, 8, 8)), ((0, 0), (1, 1), (1, 1)))
-  x = np.clip(local_nxHxW.real + 4.5, 0, 8.999999)
-  y = np.clip(local_nxHxW.imag + 4.5, 0, 8.999999)
-  column, row = x.astype(np.int64), y.astype(np.int64)
-  x, y = x - column, y - row
-  corner = 100 * np.arange(len(padded))[:, None, None] + 10 * row + column
-  flat = padded.reshape(-1)
-  upper = flat[corner] * (1 - x) + flat[corner + 1] * x
-  lower = flat[corner + 10] * (1 - x) + flat[corner + 11] * x
-  return upper * (1 - y) + lower * y
-
-
-def _film(n: int, backdrop: np.ndarray, sprites: Sequence[_Sprite], noise: float, bits: np.random.Philox) -> np.ndarray:
-  """Paints sprites over a backdrop, in order, adds grey noise in [-noise, noise]; uint8 [n, 32, 32, 3]."""
-  canvas = np.broadcast_to(backdrop, (n, SIZE, SIZE, 3)).copy()
-  for sprite in sprites:
-    ink_nxHxW = _warp(sprite.mask_8x8, np.broadcast_to(sprite.centre_n, n), sprite.size_n, sprite.angle_n)
-    ink_nxHxWx1 = (ink_nxHxW * np.reshape(sprite.opacity_n, (-1, 1, 1)))[..., None]
-    canvas += ink_nxHxWx1 * (sprite.colour_3 - canvas)
-  canvas += _uniforms(bits, -noise, noise, n, SIZE, SIZE, 1)
-  return np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
-
-
 # ---- digits.
 
 
 def _render_digit(digit: int, repeat: int, split: str, bits: np.random.Philox) -> Example:
   """Goes through the scans of the split in turn, so that each is seen equally often."""
-  numbers = scan_numbers(split)[digit]
-  scan = _load_scans()[0][numbers[repeat % len(numbers)]]
-  sprite = _Sprite(
+  numbers = drawing.scan_numbers(split)[digit]
+  scan = drawing.load_scans()[0][numbers[repeat % len(numbers)]]
+  sprite = drawing.Sprite(
     mask_8x8=scan,
-    colour_3=_colour(bits),
-    centre_n=complex(_uniform(bits, 14, 18), _uniform(bits, 14, 18)),
-    size_n=_uniform(bits, 22, 27),
-    angle_n=_uniform(bits, -0.12, 0.12),
+    colour_3=drawing.colour(bits),
+    centre_n=complex(drawing.uniform(bits, 14, 18), drawing.uniform(bits, 14, 18)),
+    size_n=drawing.uniform(bits, 22, 27),
+    angle_n=drawing.uniform(bits, -0.12, 0.12),
   )
-  return Example(_film(1, _backdrop(bits), [sprite], 0.06, bits), digit, (digit,))
+  return Example(drawing.film(1, drawing.backdrop(bits), [sprite], 0.06, bits), digit, (digit,))
 
 
 # ---- objects.
@@ -255,19 +146,19 @@ def _render_digit(digit: int, repeat: int, split: str, bits: np.random.Philox) -
 
 def _render_object(label: int, split: str, bits: np.random.Philox) -> Example:
   digit, action = divmod(label, len(ACTIONS))
-  n = _choice(bits, range(12, 25, 2))
+  n = drawing.choice(bits, range(12, 25, 2))
   u_n = np.arange(n) / (n - 1)  # time, 0 to 1
-  size, angle = _uniform(bits, 13, 17), _uniform(bits, -0.15, 0.15)
-  centre = complex(_uniform(bits, 13, 19), _uniform(bits, 13, 19))
+  size, angle = drawing.uniform(bits, 13, 17), drawing.uniform(bits, -0.15, 0.15)
+  centre = complex(drawing.uniform(bits, 13, 19), drawing.uniform(bits, 13, 19))
   match ACTIONS[action]:
     case 'slides':
-      centre = centre + _uniform(bits, 14, 20) * _direction(bits) * (u_n - 0.5)
+      centre = centre + drawing.uniform(bits, 14, 20) * drawing.direction(bits) * (u_n - 0.5)
     case 'spins':
-      angle = angle + _choice(bits, (-1, 1)) * _uniform(bits, 1.0, 1.5) * 2 * np.pi * u_n
+      angle = angle + drawing.choice(bits, (-1, 1)) * drawing.uniform(bits, 1.0, 1.5) * 2 * np.pi * u_n
     case 'pulses':
-      size = size + 5 * np.sin(2 * np.pi * (_uniform(bits, 1.5, 2.5) * u_n + _uniform(bits)))
-  sprite = _Sprite(_scan(digit, split, bits), _colour(bits), centre, size, angle)
-  return Example(_film(n, _backdrop(bits), [sprite], 0.05, bits), label, (digit,))
+      size = size + 5 * np.sin(2 * np.pi * (drawing.uniform(bits, 1.5, 2.5) * u_n + drawing.uniform(bits)))
+  sprite = drawing.Sprite(drawing.scan(digit, split, bits), drawing.colour(bits), centre, size, angle)
+  return Example(drawing.film(n, drawing.backdrop(bits), [sprite], 0.05, bits), label, (digit,))
 
 
 # ---- motions.
@@ -283,13 +174,13 @@ def render_motion(label: int, digit: int, split: str, index: int) -> Example:
   frames of 8 (or 4) segments also sees the same frames of both: for that, no length is a multiple of 8, where
   reversal would move the middles by a frame.
   """
-  bits = _stream('motions', split, index)
-  n = _choice(bits, (12, 14, 18, 20, 22))
-  other_digit = _choice(bits, range(10))
-  masks = [_scan(digit, split, bits), _scan(other_digit, split, bits)]
+  bits = drawing.stream('motions', split, index)
+  n = drawing.choice(bits, (12, 14, 18, 20, 22))
+  other_digit = drawing.choice(bits, range(10))
+  masks = [drawing.scan(digit, split, bits), drawing.scan(other_digit, split, bits)]
   pair, is_second = divmod(label, 2)
   sprites = _motion_sprites(pair, n, masks, bits)
-  frames = _film(n, _backdrop(bits), sprites, 0.05, bits)
+  frames = drawing.film(n, drawing.backdrop(bits), sprites, 0.05, bits)
   if is_second:
     frames = frames[_second_order(pair, n)]
   return Example(frames, label, (digit, other_digit)[: 1 + (pair in _TWO_DIGITS)])
@@ -310,37 +201,37 @@ def _second_order(pair: int, n: int) -> np.ndarray:
   return np.roll(np.arange(n), -n // 2) if pair == _PRETENDING else np.arange(n)[::-1]
 
 
-def _motion_sprites(pair: int, n: int, masks: list[np.ndarray], bits: np.random.Philox) -> list[_Sprite]:
+def _motion_sprites(pair: int, n: int, masks: list[np.ndarray], bits: np.random.Philox) -> list[drawing.Sprite]:
   """The canonical video of a pair, the one of class 2 * pair, as sprites."""
   u_n = np.arange(n) / (n - 1)  # time, 0 to 1
-  size = _uniform(bits, 12, 15)
-  jitter = complex(_uniform(bits, -3, 3), _uniform(bits, -3, 3))
+  size = drawing.uniform(bits, 12, 15)
+  jitter = complex(drawing.uniform(bits, -3, 3), drawing.uniform(bits, -3, 3))
   centre = 16 + 16j + jitter
-  first, second = (functools.partial(_Sprite, mask, _colour(bits)) for mask in masks)
-  side = _choice(bits, (1, 1j, -1, -1j))
+  first, second = (functools.partial(drawing.Sprite, mask, drawing.colour(bits)) for mask in masks)
+  side = drawing.choice(bits, (1, 1j, -1, -1j))
   match MOTIONS[2 * pair]:
     case 'Moving something from left to right':
-      return [first(centre + _uniform(bits, 16, 20) * (u_n - 0.5), size)]
+      return [first(centre + drawing.uniform(bits, 16, 20) * (u_n - 0.5), size)]
     case 'Moving something down':
-      return [first(centre + _uniform(bits, 16, 20) * (u_n - 0.5) * 1j, size)]
+      return [first(centre + drawing.uniform(bits, 16, 20) * (u_n - 0.5) * 1j, size)]
     case 'Approaching something with your camera':
-      return [first(centre, _uniform(bits, 7, 10) * _uniform(bits, 2.4, 3.0) ** u_n)]
+      return [first(centre, drawing.uniform(bits, 7, 10) * drawing.uniform(bits, 2.4, 3.0) ** u_n)]
     case 'Turning something clockwise':
-      arc = _uniform(bits, 1.1, 1.6) * np.pi
-      return [first(centre, size, _uniform(bits, 0, 2 * np.pi) + arc * u_n)]
+      arc = drawing.uniform(bits, 1.1, 1.6) * np.pi
+      return [first(centre, size, drawing.uniform(bits, 0, 2 * np.pi) + arc * u_n)]
     case 'Covering something with something':
       # A digit on a card slides over a digit at rest. The card hides it whole.
-      path = centre + side * _uniform(bits, 16, 20) * (1 - u_n)
-      card = _Sprite(np.ones((8, 8)), _uniforms(bits, 0.3, 0.5, 3), path, size + 3)
+      path = centre + side * drawing.uniform(bits, 16, 20) * (1 - u_n)
+      card = drawing.Sprite(np.ones((8, 8)), drawing.uniforms(bits, 0.3, 0.5, 3), path, size + 3)
       return [second(centre, size), card, first(path, size)]
     case 'Moving something out of view':
-      return [first(centre + side * _uniform(bits, 24, 28) * u_n, size)]
+      return [first(centre + side * drawing.uniform(bits, 24, 28) * u_n, size)]
     case 'Pretending to move something out of view':
       out_and_back_n = (1 - np.cos(2 * np.pi * np.arange(n) / n)) / 2
-      return [first(centre + side * _uniform(bits, 14, 17) * out_and_back_n, size)]
+      return [first(centre + side * drawing.uniform(bits, 14, 17) * out_and_back_n, size)]
     case _:
-      axis = _direction(bits)
-      distance_n = _uniform(bits, 10, 12) * (1 - u_n) + _uniform(bits, 3, 4) * u_n
+      axis = drawing.direction(bits)
+      distance_n = drawing.uniform(bits, 10, 12) * (1 - u_n) + drawing.uniform(bits, 3, 4) * u_n
       return [
         first(centre - axis * distance_n, size - 3),
         second(centre + axis * distance_n, size - 3),
@@ -351,47 +242,47 @@ def _motion_sprites(pair: int, n: int, masks: list[np.ndarray], bits: np.random.
 
 
 def _render_moment(label: int, split: str, bits: np.random.Philox) -> Example:
-  n = _choice(bits, range(12, 25, 2))
-  digits = tuple(_choice(bits, range(10)) for _ in range(4))
+  n = drawing.choice(bits, range(12, 25, 2))
+  digits = tuple(drawing.choice(bits, range(10)) for _ in range(4))
   u_n = np.arange(n) / (n - 1)
   # The camera drifts and trembles; it carries the clutter and the actors along.
-  drift = _uniform(bits, 0, 5) * _direction(bits)
-  tremble_nx2 = _uniforms(bits, -0.5, 0.5, n, 2)
+  drift = drawing.uniform(bits, 0, 5) * drawing.direction(bits)
+  tremble_nx2 = drawing.uniforms(bits, -0.5, 0.5, n, 2)
   camera_n = drift * (u_n - 0.5) + tremble_nx2 @ np.array([1, 1j])
   path_Axn, opacity_n = _event(EVENTS[label], u_n, bits)
-  size = _uniform(bits, 9, 12) if len(path_Axn) <= 2 else _uniform(bits, 7, 9)
+  size = drawing.uniform(bits, 9, 12) if len(path_Axn) <= 2 else drawing.uniform(bits, 7, 9)
   sprites = [
-    _Sprite(
-      _scan(digit, split, bits),
-      _colour(bits),
+    drawing.Sprite(
+      drawing.scan(digit, split, bits),
+      drawing.colour(bits),
       path_n + camera_n,
       size,
-      _uniform(bits, -0.4, 0.4),
-      opacity_n * _uniform(bits, 0.8, 1.0),
+      drawing.uniform(bits, -0.4, 0.4),
+      opacity_n * drawing.uniform(bits, 0.8, 1.0),
     )
     for digit, path_n in zip(digits, path_Axn, strict=False)  # an event has 1, 2 or 4 actors
   ]
-  frames = _film(n, _clutter(camera_n, split, bits), sprites, 0.15, bits)
+  frames = drawing.film(n, _clutter(camera_n, split, bits), sprites, 0.15, bits)
   return Example(frames, label, digits[: len(path_Axn)])
 
 
 def _event(event: str, u_n: np.ndarray, bits: np.random.Philox) -> tuple[np.ndarray, np.ndarray]:
   """Paths complex [actors, n] and opacity [n] of an event, before the camera moves."""
   n = len(u_n)
-  centre = complex(_uniform(bits, 13, 19), _uniform(bits, 13, 19))
-  axis, turn = _direction(bits), _choice(bits, (-1, 1))
-  reach = _uniform(bits, 9, 12)
+  centre = complex(drawing.uniform(bits, 13, 19), drawing.uniform(bits, 13, 19))
+  axis, turn = drawing.direction(bits), drawing.choice(bits, (-1, 1))
+  reach = drawing.uniform(bits, 9, 12)
   opacity_n = np.ones(n)
   quarter_turns = 1j ** np.arange(4)[:, None]
   match event:
     case 'crossing':  # past each other, side by side
-      lane = 1j * axis * _uniform(bits, 2.5, 4)
+      lane = 1j * axis * drawing.uniform(bits, 2.5, 4)
       offset = np.stack([axis * reach * (2 * u_n - 1) + lane, -axis * reach * (2 * u_n - 1) - lane])
     case 'chasing':  # one behind the other
       lead_n = axis * reach * (2.2 * u_n - 1.1)
       offset = np.stack([lead_n + axis * 4.5, lead_n - axis * 4.5])
     case 'orbiting':  # one around the other
-      around_n = axis * reach * 0.85 * np.exp(turn * 2j * np.pi * _uniform(bits, 1.0, 1.5) * u_n)
+      around_n = axis * reach * 0.85 * np.exp(turn * 2j * np.pi * drawing.uniform(bits, 1.0, 1.5) * u_n)
       offset = np.stack([around_n, np.zeros(n)])
     case 'colliding':  # bounce off each other
       away_n = axis * (3.5 + reach * np.abs(2 * u_n - 1))
@@ -405,32 +296,34 @@ def _event(event: str, u_n: np.ndarray, bits: np.random.Philox) -> tuple[np.ndar
       around_n = axis * 0.75 * reach * np.exp(1j * half_turn_n)
       offset = np.stack([around_n, -around_n])
     case 'falling':  # faster and faster
-      offset = (_uniform(bits, -4, 4) + 1j * (24 * u_n**2 - 12))[None]
+      offset = (drawing.uniform(bits, -4, 4) + 1j * (24 * u_n**2 - 12))[None]
     case 'blinking':
-      period = _uniform(bits, 0.3, 0.5)
-      opacity_n = ((u_n / period + _uniform(bits)) % 1 < 0.5).astype(float)
+      period = drawing.uniform(bits, 0.3, 0.5)
+      opacity_n = ((u_n / period + drawing.uniform(bits)) % 1 < 0.5).astype(float)
       offset = np.zeros((1, n), complex)
     case _:  # shaking, to and fro
-      offset = (3.5 * axis * np.sin(2 * np.pi * (_uniform(bits, 2.5, 3.5) * u_n + _uniform(bits))))[None]
+      offset = (3.5 * axis * np.sin(2 * np.pi * (drawing.uniform(bits, 2.5, 3.5) * u_n + drawing.uniform(bits))))[None]
   return centre + offset, opacity_n
 
 
 def _clutter(camera_n: np.ndarray, split: str, bits: np.random.Philox) -> np.ndarray:
   """A backdrop of scattered pieces of other scans that moves with the camera: float [n, 32, 32, 3]."""
   margin, pieces = 6, 14
-  extent = SIZE + 2 * margin
+  extent = drawing.SIZE + 2 * margin
   cut = np.zeros((pieces, 8, 8))
   for p in range(pieces):
     y, x = bits.random_raw() % 5, bits.random_raw() % 5
-    cut[p, y : y + 4, x : x + 4] = _scan(_choice(bits, range(10)), split, bits)[y : y + 4, x : x + 4]
-  place = _uniforms(bits, 0, extent, pieces, 2) @ np.array([1, 1j])
-  ink = _warp(cut, place, _uniforms(bits, 10, 18, pieces), _uniforms(bits, 0, 2 * np.pi, pieces), extent)
-  wide = _backdrop(bits)[0] + (ink[..., None] * _uniforms(bits, 0.1, 0.45, pieces, 1, 1, 3)).sum(axis=0)
-  frames = np.empty((len(camera_n), SIZE, SIZE, 3))
+    cut[p, y : y + 4, x : x + 4] = drawing.scan(drawing.choice(bits, range(10)), split, bits)[y : y + 4, x : x + 4]
+  place = drawing.uniforms(bits, 0, extent, pieces, 2) @ np.array([1, 1j])
+  ink = drawing.warp(
+    cut, place, drawing.uniforms(bits, 10, 18, pieces), drawing.uniforms(bits, 0, 2 * np.pi, pieces), extent
+  )
+  wide = drawing.backdrop(bits)[0] + (ink[..., None] * drawing.uniforms(bits, 0.1, 0.45, pieces, 1, 1, 3)).sum(axis=0)
+  frames = np.empty((len(camera_n), drawing.SIZE, drawing.SIZE, 3))
   for frame, camera in zip(frames, camera_n, strict=True):
     left, top = margin - camera.real, margin - camera.imag
     x, y = int(left), int(top)
-    window = wide[y : y + SIZE + 1, x : x + SIZE + 1]
+    window = wide[y : y + drawing.SIZE + 1, x : x + drawing.SIZE + 1]
     window = window[:, :-1] + (left - x) * (window[:, 1:] - window[:, :-1])
     frame[...] = window[:-1] + (top - y) * (window[1:] - window[:-1])
   return frames

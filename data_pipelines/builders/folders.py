@@ -15,7 +15,7 @@ from data_pipelines.contract import UserError
 _MOST_CLASSES = 100_000  # of numbers alone: every number below the largest is a class
 
 
-def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Listing:
+def list_folder(manual_dir: Path, extensions: Collection[str], kind: str, labels: str = 'one') -> Listing:
   """Lists a folder in whichever of these layouts it is:
 
       train.txt, val.csv, ...         a list for each split, of `path label` lines
@@ -35,6 +35,8 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
     manual_dir: the folder.
     extensions: of the files that count, in lower case: {'.mp4', ...}.
     kind: 'video' or 'image', for messages.
+    labels: of a file: 'one'; or 'several', which lists alone can say, in `path label label ...` lines. A path alone has
+      none of the classes then, and the label -1 stands for an unlabelled file.
 
   Returns:
     The listing; `left_over` has the other files of class folders, `unlisted` what no list names.
@@ -49,8 +51,13 @@ def list_folder(manual_dir: Path, extensions: Collection[str], kind: str) -> Lis
   known = {*paths.values(), lists.class_names_file(manual_dir)} - {None}
   files = sorted(_walk(manual_dir))
   lists.refuse_others(manual_dir, files, known, extensions)
+  if labels == 'several' and not paths:
+    raise UserError(
+      f'{manual_dir} has no list (train.txt, val.csv, ...), and folders cannot say several labels of a file: write '
+      'lists of `path label label ...` lines, or leave out --labels=several.'
+    )
   if paths:
-    listing = _of_lists(manual_dir, paths, extensions)
+    listing = _of_lists(manual_dir, paths, extensions, labels)
     listing = listing._replace(unlisted=_unlisted(manual_dir, files, listing, extensions))
   else:
     found = [parts for parts in files if lists.has_extension(parts[-1], extensions)]
@@ -155,11 +162,22 @@ def _of_folders(root: Path, found: list[tuple[str, ...]], names: tuple[str, ...]
   return Listing(class_names, splits)
 
 
-def _of_lists(root: Path, paths: dict[str, Path], extensions: Collection[str]) -> Listing:
-  rows = {split: lists.read(path, extensions) for split, path in paths.items()}
+def _of_lists(root: Path, paths: dict[str, Path], extensions: Collection[str], how_many: str) -> Listing:
+  if how_many == 'several':
+    rows = {split: lists.read_several(path, extensions) for split, path in paths.items()}
+  else:
+    read = {split: lists.read(path, extensions) for split, path in paths.items()}
+    labels_of = lambda row: () if row.label is None else (row.label,)
+    rows = {split: [lists.SeveralRow(r.line, r.path, labels_of(r)) for r in parsed] for split, parsed in read.items()}
   names = _class_names(root, extensions)
-  lists.check_labels(paths, rows, names)
-  labels = {row.label for parsed in rows.values() for row in parsed if row.label is not None}
+  # Among names of several labels, -1 stands for an unlabelled file all the same.
+  none = {'-1'} if how_many == 'several' else set()
+  each = {
+    s: [lists.Row(r.line, r.path, label) for r in parsed for label in r.labels if label not in none]
+    for s, parsed in rows.items()
+  }
+  lists.check_labels(paths, each, names)
+  labels = {row.label for parsed in each.values() for row in parsed}
   if numbered := all(re.fullmatch(r'-1|\d{1,9}', label) for label in labels):
     if names is None:
       largest = max((int(label) for label in labels), default=-1)
@@ -176,12 +194,13 @@ def _of_lists(root: Path, paths: dict[str, Path], extensions: Collection[str]) -
   video_id = _names_of_files(root)
   for split, path in paths.items():
     clips = []
-    for line, name, label in rows[split]:
-      number = -1 if label is None else int(label) if numbered else index.get(label, len(names))
-      if number >= len(names):
+    for line, name, of_file in rows[split]:
+      numbers = [-1 if label == '-1' else int(label) if numbered else index.get(label, len(names)) for label in of_file]
+      if unknown := [label for label, number in zip(of_file, numbers, strict=True) if number >= len(names)]:
         raise bad_line(
-          path, line, f'label {label!r} is none of the {len(names)} classes', 'Correct it, or the list of classes.'
+          path, line, f'label {unknown[0]!r} is none of the {len(names)} classes', 'Correct it, or the list of classes.'
         )
+      number = tuple(sorted(numbers)) if how_many == 'several' else (*numbers, -1)[0]
       if os.path.normpath(name).split(os.sep)[0] == os.pardir:
         raise bad_line(
           path, line, f'{shown(name)} leads out of --manual_dir', 'Write the path of such a file from / on.'
@@ -192,7 +211,13 @@ def _of_lists(root: Path, paths: dict[str, Path], extensions: Collection[str]) -
       found = next((f for f in spellings if os.path.isfile(f)), None)
       clips.append(Clip(_text(name), video_id(found or file), found, number, f'{path.name}:{line}'))
     splits[split] = clips
-  return Listing(names, splits)
+  return Listing(names, splits, notes=_notes(splits) if how_many == 'several' else ())
+
+
+def _notes(splits: dict[str, list[Clip]]) -> tuple[str, ...]:
+  count = lambda clips, label: f'{sum(c.label == label for c in clips):,}'
+  of = lambda clips: f'of {len(clips):,} files {count(clips, ())} have none of the classes'
+  return tuple(f'{split}: {of(clips)}, {count(clips, (-1,))} are unlabelled' for split, clips in splits.items())
 
 
 def _class_names(root: Path, extensions: Collection[str]) -> tuple[str, ...] | None:

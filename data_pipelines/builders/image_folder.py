@@ -25,4 +25,4 @@ class ImageFolder(MediaBuilder):
   DESCRIPTION = 'Images in a folder for each class, or in list files.'
 
   def _list(self, manual_dir: Path) -> Listing:
-    return folders.list_folder(manual_dir, IMAGE_EXTENSIONS, 'image')
+    return folders.list_folder(manual_dir, IMAGE_EXTENSIONS, 'image', self.builder_config.labels)

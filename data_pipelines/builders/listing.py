@@ -42,14 +42,15 @@ class Clip(NamedTuple):
     video_id: the original video that the clip was cut from: the YouTube id, the group of UCF101; of one's own files
       the path.
     path: of the file; None where the annotations list the clip and no file is there.
-    label: index into the class names; -1 if unlabelled.
+    label: index into the class names; -1 if unlabelled. Where clips have several (`media.MediaConfig.labels`), those,
+      ascending, each once: () if it has none of the classes, (-1,) if unlabelled.
     line: where the annotations list it, 'trainlist01.txt:12'; '' where a folder is the annotation.
   """
 
   id: str
   video_id: str
   path: str | None
-  label: int
+  label: int | tuple[int, ...]
   line: str
 
 
@@ -62,6 +63,7 @@ class Listing(NamedTuple):
     left_over: paths of files in class folders that are of no kind that is read.
     empty: folders among those of classes that hold nothing, and links to others of them.
     unlisted: paths of files that could be examples and that no list names.
+    notes: what else is to be said of the annotations, a line each.
   """
 
   class_names: tuple[str, ...]
@@ -69,6 +71,7 @@ class Listing(NamedTuple):
   left_over: tuple[str, ...] = ()
   unlisted: tuple[str, ...] = ()
   empty: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 class Folder(NamedTuple):

@@ -304,6 +304,62 @@ def read(path: Path, extensions: Collection[str]) -> list[Row]:
   )
 
 
+class SeveralRow(NamedTuple):
+  """A line of a list of several labels: its number, the path that it has, and the labels; there may be none."""
+
+  line: int
+  path: str
+  labels: tuple[str, ...]
+
+
+def read_several(path: Path, extensions: Collection[str]) -> list[SeveralRow]:
+  """What a list of `path label label ...` lines says; a path alone has none of the classes.
+
+  Args:
+    path: of the list.
+    extensions: of the files that it may name.
+
+  Raises:
+    UserError: a line does not begin with a path, or has a label twice.
+  """
+  for separator in _SEPARATORS:
+    rows = _without_heading(_table(path, separator)) if separator != ' ' else _words_of_lines(path, extensions)
+    if rows and all(has_extension(cells[0], extensions) for _, cells in rows):
+      break
+  else:
+    lines = read_lines(path)
+    n, text = next((row for row in lines[1:] if not _begins_with_path(row[1], extensions)), lines[0])
+    raise bad_line(
+      path,
+      n,
+      f'{text[:80]!r} is not `path label label ...`, with tabs, commas, semicolons or spaces between throughout',
+      f'Expected one path ({some_of(extensions)}) and any number of labels.',
+    )
+  found = []
+  for n, cells in rows:
+    labels = tuple(composed(label) for label in cells[1:] if label)
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+      raise bad_line(path, n, f'label {twice!r} comes twice', 'Expected each label of a clip once.')
+    if '-1' in labels and len(labels) > 1:
+      raise bad_line(path, n, 'label -1, for an unlabelled clip, stands beside others', 'Remove it, or the others.')
+    found.append(SeveralRow(n, cells[0], labels))
+  return found
+
+
+def _words_of_lines(path: Path, extensions: Collection[str]) -> list[tuple[int, list[str]]]:
+  """(line, [path, label, ...]) of lines with spaces, which a path may have, too: it ends with the first ending."""
+  rows = []
+  for n, text in read_lines(path):
+    words = text.split()
+    end = next((i for i, word in enumerate(words, 1) if has_extension(word, extensions)), 0)
+    rows.append((n, [text if not end else ' '.join(words[:end]), *words[end:]]))
+  return _without_heading(rows)
+
+
+def _begins_with_path(text: str, extensions: Collection[str]) -> bool:
+  return any(has_extension(unquoted(text.split(s)[0]), extensions) for s in _SEPARATORS)
+
+
 def _culprit(path: Path, extensions: Collection[str]) -> tuple[int, str] | None:
   """The first row, of a table whose other rows are all a path or a path and a label, that is neither."""
   for separator in _SEPARATORS[:3]:

@@ -47,12 +47,14 @@ class MediaConfig(tfds.core.BuilderConfig):
     jpeg_quality: 1 to 95.
     storage: of videos; 'jpeg': every frame a JPEG, read fast; 'mp4': one small video each, a seventh of the disk and
       several times the CPU a clip (`data_pipelines.media.compact`).
+    labels: of an example: 'one', or 'several', from none to all of the classes.
   """
 
   short_side: int = 256
   fps: float = 0
   jpeg_quality: int = 85
   storage: str = 'jpeg'
+  labels: str = 'one'
 
 
 class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registration=True):
@@ -87,16 +89,22 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
 
   def _info(self) -> tfds.core.DatasetInfo:
     # Without names, those of the listing are set when it is built, and TFDS reads them back from then on.
-    features = shards.features(self.MODALITY, self._class_names(), self.builder_config.storage)
+    config = self.builder_config
+    features = shards.features(self.MODALITY, self._class_names(), config.storage, config.labels)
     return tfds.core.DatasetInfo(
       builder=self,
       description=self.DESCRIPTION,
       features=tfds.features.FeaturesDict(features),
-      supervised_keys=(self.MODALITY, 'label'),
+      supervised_keys=(self.MODALITY, shards.LABEL_KEY[config.labels]),
       homepage=self.HOMEPAGE,
       license=self.LICENSE,
       metadata=tfds.core.MetadataDict(),
     )
+
+  @property
+  def _label(self) -> tfds.features.ClassLabel:
+    feature = self.info.features[shards.LABEL_KEY[self.builder_config.labels]]
+    return feature if self.builder_config.labels == 'one' else feature.feature
 
   @property
   def unfinished(self) -> Path:
@@ -112,7 +120,7 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
       rest = f'; {failed:,} are not, see {self.data_path / FAILURES}' if failed else ''
       print(f'{split}: {expected - failed:,} of {expected:,} examples are in the data{rest}')
     if expected_by_split := self.info.metadata.get('expected'):
-      classes = self.info.features['label'].num_classes
+      classes = self._label.num_classes
       missing = '' if expected_by_split.keys() & (SPLITS - {'train', 'training'}) else '; there is no split to test on'
       print(f'{classes:,} classes{missing}' if classes else f'No classes: the examples have no labels{missing}')
     for line in self.info.metadata.get('left_over', []):
@@ -129,12 +137,12 @@ class MediaBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registratio
     if not config.manual_dir:
       raise UserError(f'{self.name} is built from files of your own: name their folder with --manual_dir.')
     listing = self._list(Path(config.manual_dir).expanduser().absolute())
-    _check(self.name, listing)
+    _check(self.name, listing, self.builder_config.labels)
     for split, count in self._official_counts().items():
       if split in listing.splits and (listed := len(listing.splits[split])) != count:
         print(f'{split}: your annotations list {listed:,} clips; the official ones list {count:,}.')
-    if self.info.features['label'].num_classes is None:
-      self.info.features['label'].names = list(listing.class_names)
+    if self._label.num_classes is None:
+      self._label.names = list(listing.class_names)
     if (most := config.max_examples_per_split) is not None:
       listed = {s: [clip for _, clip in shards.ordered(clips)[:most]] for s, clips in listing.splits.items()}
       listing = listing._replace(splits=listed)
@@ -236,7 +244,7 @@ def _settings(modality: str, config: MediaConfig) -> Settings:
   return Settings(modality, **{key: getattr(config, key) for key in _STORED})
 
 
-def _check(name: str, listing: Listing) -> None:
+def _check(name: str, listing: Listing, labels: str) -> None:
   """Raises UserError where the engine could not keep its promises."""
   if not listing.splits:
     raise UserError(f'{name} has no split: its annotations list nothing.')
@@ -259,7 +267,8 @@ def _check(name: str, listing: Listing) -> None:
         both = f' ({lines[clip.id]} and {clip.line})' if clip.line else ''
         raise UserError(f'Split {split!r} of {name} has two clips named {clip.id!r}{both}: remove one of them.')
       lines[clip.id] = clip.line
-      if not -1 <= clip.label < len(listing.class_names):
+      of_clip = (clip.label,) if labels == 'one' else clip.label
+      if not all(-1 <= label < len(listing.class_names) for label in of_clip):
         raise UserError(
           f'Clip {clip.id!r} of {name} ({clip.line}) has label {clip.label}; expected -1 to '
           f'{len(listing.class_names) - 1}.'
@@ -267,7 +276,7 @@ def _check(name: str, listing: Listing) -> None:
 
 
 def _left_over(listing: Listing) -> list[str]:
-  """Lines on the files that are not read, on folders that have no other, and on files that no list names."""
+  """Lines on the files that are not read, on folders that have no other, on files that no list names, and notes."""
   lines = []
   if listing.unlisted:
     count, first = len(listing.unlisted), listing.unlisted[0]
@@ -278,7 +287,7 @@ def _left_over(listing: Listing) -> list[str]:
   if listing.empty:
     more = f' and {len(listing.empty) - 5:,} more' if len(listing.empty) > 5 else ''
     lines.append(f'Not a class, since it is empty or a link to another: {", ".join(listing.empty[:5])}{more}')
-  return [line.encode('utf-8', 'backslashreplace').decode() for line in lines]
+  return [line.encode('utf-8', 'backslashreplace').decode() for line in [*lines, *listing.notes]]
 
 
 def _of_other_endings(listing: Listing) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from data_pipelines.builders import digits_drawing as drawing
 from data_pipelines.builders import digits_rendering as rendering
 
 
@@ -36,7 +37,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
       'to 24 frames. No test scan is ever used for training.',
       features=tfds.features.FeaturesDict(
         {
-          'video': tfds.features.Video(shape=(None, rendering.SIZE, rendering.SIZE, 3), encoding_format='jpeg'),
+          'video': tfds.features.Video(shape=(None, drawing.SIZE, drawing.SIZE, 3), encoding_format='jpeg'),
           'label': tfds.features.ClassLabel(names=rendering.class_names(self.builder_config.name)),
         }
       ),

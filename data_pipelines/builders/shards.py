@@ -62,11 +62,16 @@ class Outcome(NamedTuple):
   stamps: list[list[int] | None]
 
 
-def features(modality: str, class_names: Sequence[str] | None, storage: str = 'jpeg') -> dict[str, Any]:
+LABEL_KEY = {'one': 'label', 'several': 'labels'}  # the feature, by how many labels an example has
+
+
+def features(
+  modality: str, class_names: Sequence[str] | None, storage: str = 'jpeg', labels: str = 'one'
+) -> dict[str, Any]:
   """The TFDS features of an example; without class names, their number is open, too."""
-  text = tfds.features.Text
+  text, label = tfds.features.Text, tfds.features.ClassLabel(names=class_names)
   names = {
-    'label': tfds.features.ClassLabel(names=class_names),
+    LABEL_KEY[labels]: label if labels == 'one' else tfds.features.Sequence(label),
     'id': text(),
     'video_id': text(),
     'file_sha256': text(),
@@ -116,7 +121,7 @@ def write_spec(shard: str, clips: Sequence[Clip], settings: Settings) -> bool:
     Whether the shard is there already, made of the same clips from files that have not changed since.
   """
   # With the names of the features: a build of a version that wrote others does not go on, but anew.
-  names = sorted(features(settings.modality, None, settings.storage))
+  names = sorted(features(settings.modality, None, settings.storage, _labels(clips)))
   text = json.dumps({'settings': dataclasses.asdict(settings), 'features': names, 'clips': clips})
   spec = _note(shard, 'spec')
   spec.parent.mkdir(exist_ok=True)
@@ -127,6 +132,10 @@ def write_spec(shard: str, clips: Sequence[Clip], settings: Settings) -> bool:
     _note(shard, 'outcome').unlink(missing_ok=True)
   spec.write_text(text)
   return False
+
+
+def _labels(clips: Sequence[Clip]) -> str:
+  return 'one' if all(isinstance(clip.label, int) for clip in clips) else 'several'
 
 
 def read_outcome(shard: str) -> Outcome:
@@ -216,7 +225,8 @@ def _refusal(jpeg: bytes) -> str:
 def _example(clip: Clip, media: Media, sha256: str, settings: Settings) -> dict[str, list]:
   """The values of `features`."""
   texts = {'id': clip.id, 'video_id': clip.video_id, 'file_sha256': sha256}
-  names = {'label': [clip.label]} | {k: [v.encode()] for k, v in texts.items()}
+  labels = {'label': [clip.label]} if isinstance(clip.label, int) else {'labels': list(clip.label)}
+  names = labels | {k: [v.encode()] for k, v in texts.items()}
   if settings.modality == 'image':
     return names | {'image': media.frames}
   numbers = {k: [getattr(media, k)] for k in ('fps', 'original_fps', 'duration', 'num_frames')}
@@ -230,6 +240,9 @@ def _serialized(values: Mapping[str, list]) -> bytes:
   example = tf.train.Example()
   for name, value in values.items():
     feature = example.features.feature[name]
+    if not value:  # an empty set of labels: a list of integers all the same
+      feature.int64_list.SetInParent()
+      continue
     kinds = {bytes: feature.bytes_list, float: feature.float_list, int: feature.int64_list}
     kinds[type(value[0])].value.extend(value)
   return example.SerializeToString(deterministic=True)  # features are a map, without an order of its own

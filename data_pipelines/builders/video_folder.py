@@ -21,4 +21,4 @@ class VideoFolder(MediaBuilder):
   DESCRIPTION = 'Videos in a folder for each class, or in list files.'
 
   def _list(self, manual_dir: Path) -> Listing:
-    return folders.list_folder(manual_dir, VIDEO_EXTENSIONS, 'video')
+    return folders.list_folder(manual_dir, VIDEO_EXTENSIONS, 'video', self.builder_config.labels)

@@ -13,21 +13,28 @@ from data_pipelines.clips import affine
 from data_pipelines.contract import Batch, SubBatch
 from data_pipelines.loading import loader
 from data_pipelines.loading.loader import Rows
-from data_pipelines.loading.views import Stream, View, label_of, plan, target_of
-from data_pipelines.sources import Source
+from data_pipelines.loading.views import Stream, View, label_of, labels_of, plan, target_of
+from data_pipelines.sources import Source, label_sets
 
 
 def array_source(
   name: str,
   videos: Sequence[np.ndarray],
-  labels: Sequence[int] | None = None,
+  labels: Sequence[int] | Sequence[Sequence[int]] | None = None,
   class_names: tuple[str, ...] = (),
   modality: str = 'video',
   **settings,
 ) -> Source:
-  """A source of uint8 arrays [num_frames, height, width, 3] (an image has one frame); settings as in `Source`."""
+  """A source of uint8 arrays [num_frames, height, width, 3] (an image has one frame); settings as in `Source`.
+
+  Labels are a class for each example, or a sequence of classes for each: `label_sets`.
+  """
   num_frames, height, width, _ = np.array([v.shape for v in videos], np.int64).T
-  label = np.full(len(videos), -1, np.int32) if labels is None else np.array(labels, np.int32)
+  label = np.full(len(videos), -1, np.int32)
+  if labels is not None and any(np.ndim(one) for one in labels):
+    settings['labels'] = label_sets.of_lists(labels)
+  elif labels is not None:
+    label = np.array(labels, np.int32)
   rows = np.arange(len(videos))
   return Source(name, modality, class_names, label, num_frames, height, width, videos, rows, **settings)
 
@@ -101,11 +108,17 @@ def _sub_batch(
       for target in stream.targets
     },
     'label': np.where(rows.mask, np.array(labels, np.int32), np.int32(-1)),
+    **({'labels': _labels(stream, rows, planned)} if stream.label_width else {}),
     'source': rows.source,
     'mask': rows.mask,
     'example_id': np.where(rows.mask, rows.example, -1).astype(np.int32),
     'video_id': np.where(rows.mask, np.array(video_ids, np.int32), np.int32(-1)),
   }
+
+
+def _labels(stream: Stream, rows: Rows, planned: Sequence[tuple[Source, int, Mapping[str, View]]]) -> np.ndarray:
+  labels_BxK = np.stack([labels_of(*one, stream.label_width) for one in planned])
+  return np.where(rows.mask[:, None], labels_BxK, np.int8(-1))
 
 
 def _clip(frames: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines import sources as sources_lib
 from data_pipelines.clips import affine
 from data_pipelines.contract import TARGETS
-from data_pipelines.loading.views import Stream, View, label_of, plan, target_of
+from data_pipelines.loading.views import Stream, View, label_of, labels_of, plan, target_of
 from data_pipelines.sources import Source
 
 SEVERAL = 16  # examples that are read by one call from TensorFlow into Python: entering it costs more than the work
@@ -58,6 +58,7 @@ class Fetch(NamedTuple):
       'affine': (np.float32, (views, 8)),
       **dict.fromkeys(('label', 'source', 'example_id', 'video_id'), (np.int32, ())),
       'mask': (np.bool_, ()),
+      **({'labels': (np.int8, (width,))} if (width := self.stream.label_width) else {}),
       **{
         f'{target}/{view}': (TARGETS[target][1], TARGETS[target][0](length))
         for target in self.stream.targets
@@ -118,17 +119,18 @@ def _one(fetch: Fetch, row: Example) -> dict[str, Any]:
     'box': np.array([view.box for view in shown], np.int32),
     'flip': np.array([view.flip for view in shown], bool),
     'affine': np.array([affine.projective(view.affine) for view in shown], np.float32),
-    **_annotations(source, row, views),
+    **_annotations(source, row, views, fetch.stream.label_width),
     **{f'{t}/{v}': target_of(t, source, row.example, views[v]) for t in fetch.stream.targets for v in lengths},
   }
 
 
-def _annotations(source: Source, row: Example, views: Mapping[str, View]) -> dict[str, Any]:
-  known = lambda value: np.int32(value if row.mask else -1)
+def _annotations(source: Source, row: Example, views: Mapping[str, View], label_width: int) -> dict[str, Any]:
+  known = lambda value: value if row.mask else np.full_like(value, -1)
   return {
-    'label': known(label_of(source, row.example, views)),
+    'label': known(np.int32(label_of(source, row.example, views))),
     'source': np.int32(row.source),
-    'example_id': known(row.example),
-    'video_id': known(source.video_id[row.example]),
+    'example_id': known(np.int32(row.example)),
+    'video_id': known(np.int32(source.video_id[row.example])),
     'mask': np.bool_(row.mask),
+    **({'labels': known(labels_of(source, row.example, views, label_width))} if label_width else {}),
   }

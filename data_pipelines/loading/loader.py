@@ -227,7 +227,8 @@ def _examples(rows: Callable[[int], Rows], start: int, b: int, first: int, stop:
 def _sub_batch(fetch: fetching.Fetch, example: Mapping[str, Any]) -> dict[str, Any]:
   """One example of a sub-batch (see `contract`) of what was fetched of it."""
   of_view = lambda target: {view: example[f'{target}/{view}'] for view in fetch.lengths}
-  annotations = {k: example[k] for k in ('label', 'source', 'mask', 'example_id', 'video_id')}
+  names = ('label', 'source', 'mask', 'example_id', 'video_id', *['labels'] * bool(fetch.stream.label_width))
+  annotations = {k: example[k] for k in names}
   targets = {target: of_view(target) for target in fetch.stream.targets}
   return annotations | {'targets': targets, 'views': _decoded(fetch, example)}
 

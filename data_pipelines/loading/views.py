@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.clips import affine, sampling, settings
 from data_pipelines.contract import TARGETS, SubBatch, TestSet, UserError, ViewSampler
-from data_pipelines.sources import Source, content, fingerprint
+from data_pipelines.sources import Source, content, fingerprint, label_sets
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Stream:
     temperature, weights: how sources are weighed against each other (`mixture.sampling_weights`; weights by name).
     one_source_a_step: a sub-batch is of one source only, drawn anew each step with these weights.
     targets: what else a batch says of each training clip, names of `contract.TARGETS`.
+    label_width: K of a batch's 'labels' (`contract.label_width`); 0 for none.
     views: frame numbers of several named clips an example; None: one, 'clip', from the source's own sampler.
     rand_augment: its geometric half for training clips; None for none.
   """
@@ -42,6 +43,7 @@ class Stream:
   one_source_a_step: bool = False
   views: ViewSampler | None = None
   targets: tuple[str, ...] = ()
+  label_width: int = 0
   rand_augment: affine.RandAugment | None = None
 
   @property
@@ -80,8 +82,19 @@ def plan(source: Source, example: int, stream: Stream, rng: np.random.Generator 
 def label_of(source: Source, example: int, views: Mapping[str, View]) -> int:
   """The label of an example as its clips show it: that of the mirrored class where they are mirrored; -1 for none."""
   label = int(source.label[example])
-  mirrored = source.flip_labels is not None and label >= 0 and any(v.flip for v in views.values())
-  return source.flip_labels[label] if mirrored else label
+  return source.flip_labels[label] if label >= 0 and _changes_labels(source, views) else label
+
+
+def labels_of(source: Source, example: int, views: Mapping[str, View], width: int) -> np.ndarray:
+  """An example's row of a batch's 'labels', int8 [width], as its clips show it; all -1 where it has one label."""
+  classes = np.array(label_sets.UNKNOWN) if source.labels is None else label_sets.of(source.labels, example)
+  if -1 not in classes and _changes_labels(source, views):
+    classes = np.array(source.flip_labels, np.int32)[classes]
+  return label_sets.target(classes, len(source.class_names), width)
+
+
+def _changes_labels(source: Source, views: Mapping[str, View]) -> bool:
+  return source.flip_labels is not None and any(v.flip for v in views.values())
 
 
 def target_of(name: str, source: Source, example: int, view: View) -> np.ndarray:
@@ -113,7 +126,7 @@ def protocol(source: Source, stream: Stream) -> str:
   shown = '' if source.test_crop_fraction == 1 else f' of {source.test_crop_fraction:.4g} of the short side'
   parts.append(f'{height}x{width}{shown}')
   if source.test_clips * source.test_crops > 1:
-    parts.append('softmax averaged')
+    parts.append(f'{"softmax" if source.labels is None else "sigmoid"} averaged')
   return ', '.join(parts)
 
 
@@ -179,8 +192,9 @@ def _training_views(source: Source, example: int, stream: Stream, rng: np.random
   num_frames, height, width = (int(x[example]) for x in (source.num_frames, source.height, source.width))
   size = stream.height_width
   can_flip = source.flip
-  if source.flip_labels is not None and source.label[example] >= 0:
-    can_flip &= source.flip_labels[source.label[example]] >= 0
+  if source.flip_labels is not None:
+    classes = source.label[[example]] if source.labels is None else label_sets.of(source.labels, example)
+    can_flip &= all(source.flip_labels[c] >= 0 for c in classes if c >= 0)
   if stream.views is not None:
     frames = stream.views(num_frames, rng)
   elif source.sampler == 'dense':

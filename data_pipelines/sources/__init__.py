@@ -15,6 +15,7 @@ from data_pipelines.clips import settings
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.declared import check_value
 from data_pipelines.media import compact
+from data_pipelines.sources import label_sets
 from data_pipelines.storage import reading
 from data_pipelines.storage.layout import FrameIndex
 
@@ -27,7 +28,7 @@ class Source(settings.ClipSettings):
     name: as in the config.
     modality: 'video' or 'image'.
     class_names: in the order of the labels; empty if unlabelled.
-    label: int32 [N]; -1 where unlabelled.
+    label: int32 [N]; -1 where unlabelled, and where labels are several.
     num_frames, height, width: int64 [N]; an image has one frame.
     frames: the byte index of TFDS's files, or uint8 arrays [num_frames, height, width, 3] in memory.
     rows: int64 [N], the row of `frames` that holds each example.
@@ -42,6 +43,7 @@ class Source(settings.ClipSettings):
     dataset: as TFDS names it, 'kinetics/400'; '' for arrays.
     flip_labels: int per class, the label of a mirrored clip; -1 for a class whose clips are never mirrored. None: the
       label stays.
+    labels: of a dataset whose examples have several; None where they have one.
 
   How clips are drawn are the keyword arguments `sampler`, `stride`, ...: `clips.settings.CLIPS` explains them.
   """
@@ -63,6 +65,7 @@ class Source(settings.ClipSettings):
   expected: int | None = None
   dataset: str = ''
   flip_labels: tuple[int, ...] | None = None
+  labels: label_sets.LabelSets | None = field(default=None, repr=False)
 
   def __post_init__(self):
     where = f'source {self.name!r}'
@@ -95,12 +98,18 @@ class Source(settings.ClipSettings):
     return len(self.rows)
 
   @property
+  def labelled_N(self) -> np.ndarray:
+    """Bool [N]: which examples are labelled."""
+    return self.label >= 0 if self.labels is None else self.labels.known_N
+
+  @property
   def info(self) -> SourceInfo:
     """What the model side knows of it."""
     rates = np.zeros(1) if self.fps is None else self.fps
     alike = len(rates) and np.ptp(rates) <= 0.01 * rates.max()  # measured ones differ in their last digits
     fps = float(np.median(rates)) if alike else 0.0
-    return SourceInfo(self.name, self.modality, self.num_examples, self.class_names, fps)
+    labels = 'one' if self.labels is None else 'several'
+    return SourceInfo(self.name, self.modality, self.num_examples, self.class_names, fps, labels)
 
   @property
   def in_memory(self) -> bool:
@@ -131,13 +140,17 @@ def select(source: Source, examples: np.ndarray) -> Source:
   """The source with only some of its examples, int64 [n], in that order; what the split lacks is not known then."""
   names = ('label', 'num_frames', 'height', 'width', 'rows', 'ids', 'video_names', 'file_sha256', 'fps')
   arrays = {k: v if (v := getattr(source, k)) is None else v[examples] for k in names}
-  return dataclasses.replace(source, **arrays, expected=None)
+  labels = None if source.labels is None else label_sets.select(source.labels, examples)
+  return dataclasses.replace(source, **arrays, labels=labels, expected=None)
 
 
 def fingerprint(source: Source) -> str:
   """SHA-256 (hex) of the examples: sorted ids (numbers where the dataset gives none) with their labels."""
   ids = range(source.num_examples) if source.ids is None else [i.decode('utf-8', 'replace') for i in source.ids]
-  lines = sorted(f'{i}\t{label}\n' for i, label in zip(ids, source.label.tolist(), strict=True))
+  labels = source.label.tolist()
+  if source.labels is not None:
+    labels = [','.join(map(str, label_sets.of(source.labels, i))) for i in range(source.num_examples)]
+  lines = sorted(f'{i}\t{label}\n' for i, label in zip(ids, labels, strict=True))
   return hashlib.sha256(''.join(lines).encode()).hexdigest()
 
 
@@ -149,6 +162,7 @@ def content(source: Source) -> str:
   """
   digest, index = hashlib.sha256(), source.frames
   arrays = {'label': source.label, 'video_id': source.video_id}
+  arrays |= {} if source.labels is None else {f'labels {k}': v for k, v in source.labels._asdict().items()}
   if isinstance(index, FrameIndex):
     arrays |= {k: v for k, v in vars(index).items() if isinstance(v, np.ndarray)} | {'rows': source.rows}
     digest.update(json.dumps([os.path.basename(file) for file in index.files]).encode())

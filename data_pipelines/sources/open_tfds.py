@@ -17,7 +17,7 @@ from data_pipelines import paths
 from data_pipelines.clips import settings
 from data_pipelines.contract import UserError
 from data_pipelines.media import compact
-from data_pipelines.sources import Source, mirroring
+from data_pipelines.sources import Source, label_sets, mirroring
 from data_pipelines.storage import frame_index
 from data_pipelines.storage.layout import FrameIndex
 
@@ -43,8 +43,9 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
   Args:
     name: of the source, for messages and metrics.
     config: 'dataset' (as `tfds.builder` takes it: name/config:version), the split under `split_key`, and
-      optionally 'data_dir', 'frames_key' and 'label_key' (the features to use where the dataset leaves a choice;
-      label_key None: use it unlabelled) and the clip settings of `Source`.
+      optionally 'data_dir', 'frames_key' and 'label_key' (the features to use where the dataset leaves a choice: a
+      ClassLabel, or a Sequence of them for several labels an example; label_key None: use it unlabelled) and the clip
+      settings of `Source`.
     split_key: key of `config` that holds a TFDS split: 'train', 'train[:80%]', 'train+validation', ...
 
   Raises:
@@ -63,8 +64,8 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
       f'build it again with --file_format=tfrecord.'
     )
   frames_key, modality = _frames_feature(dataset, builder.info.features, config.get('frames_key'))
-  label_key, class_names = _label_feature(dataset, builder.info.features, config)
-  index, rows = _select(dataset, builder, config[split_key], frames_key)
+  label_key, class_names, several = _label_feature(dataset, builder.info.features, config)
+  index, rows = _select(dataset, builder, config[split_key], frames_key, label_key if several else None)
   if index.storage.cost:
     _say_once('The %s is read from %s', dataset, index.storage.cost)
   stored = _is_stored_video(builder.info.features, frames_key)
@@ -76,7 +77,8 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
       f'{index.files[index.shard[row]]}: leave them out when the dataset is built.'
     )
   label = np.full(len(rows), -1, np.int32)
-  if label_key is not None:
+  labels = _label_sets(dataset, label_key, index, rows, class_names) if several else None
+  if label_key is not None and not several:
     if label_key not in index.columns:
       raise UserError(f'The {dataset} has examples without {label_key!r}: build it again, or set label_key=None.')
     label = index.columns[label_key][rows].astype(np.int32)
@@ -98,7 +100,7 @@ def open_source(name: str, config: Mapping[str, Any], split_key: str) -> Source:
     height, width, known['decode'] = index.columns[compact.HEIGHT], index.columns[compact.WIDTH], compact.decoders()
   return Source(
     name, modality, class_names, label, num_frames, height[rows].astype(np.int64), width[rows].astype(np.int64),
-    index, rows, expected=_expected(dataset, builder, config[split_key]), dataset=config['dataset'],
+    index, rows, labels=labels, expected=_expected(dataset, builder, config[split_key]), dataset=config['dataset'],
     **known, **cut,
   )  # fmt: skip
 
@@ -209,23 +211,61 @@ def _is_stored_video(features: Mapping[str, Any], key: str) -> bool:
   return key in features and compact.NUM_FRAMES in features and np.dtype(features[key].np_dtype) == object
 
 
-def _label_feature(dataset: str, features: Mapping[str, Any], config: Mapping[str, Any]):
-  """(feature, class names) of the label; (None, ()) if unlabelled."""
+def _label_feature(
+  dataset: str, features: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[str | None, tuple[str, ...], bool]:
+  """(feature, class names, whether an example has several) of the labels; (None, (), False) if unlabelled."""
   import tensorflow_datasets as tfds
 
-  found = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-  key = config.get('label_key', 'label' if 'label' in found or not found else '')
+  of_one = {k: f for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
+  of_several = {k: f.feature for k, f in features.items() if _is_sequence_of_labels(f)}
+  found = of_one | of_several
+  # One label an example goes first, as it did before there were several.
+  default = (
+    'label' if 'label' in found or not found else '' if of_one or len(of_several) > 1 else next(iter(of_several))
+  )
+  key = config.get('label_key', default)
   if key is None or not (found or 'label_key' in config):
-    return None, ()
+    return None, (), False
   if key not in found:
     raise UserError(
       f'The {dataset} has the ClassLabel features {", ".join(found) or "(none)"}; label_key is {key!r}, expected '
       f'one of them, or None to use the source unlabelled.'
     )
-  return key, tuple(features[key].int2str(i) for i in range(features[key].num_classes))
+  names = tuple(found[key].int2str(i) for i in range(found[key].num_classes or 0))
+  # Without a class, as of a folder without labels, nothing can be known of an example.
+  return key, names, key in of_several and bool(names)
 
 
-def _select(dataset: str, builder, split: str, frames_key: str) -> tuple[FrameIndex, np.ndarray]:
+def _is_sequence_of_labels(feature: Any) -> bool:
+  import tensorflow_datasets as tfds
+
+  return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.ClassLabel)
+
+
+def _label_sets(
+  dataset: str, key: str, index: FrameIndex, rows: np.ndarray, class_names: Sequence[str]
+) -> label_sets.LabelSets:
+  """The labels of some records; what an example names twice it has once, and the log says how many."""
+  pointer, values = index.lists[key]
+  sets = label_sets.select(label_sets.LabelSets(pointer, values), rows)
+  if len(sets.classes) and not -1 <= sets.classes.min() <= sets.classes.max() < len(class_names):
+    raise UserError(
+      f'The {dataset} has labels from {sets.classes.min()} to {sets.classes.max()}, but its info names '
+      f'{len(class_names)} classes: build it again.'
+    )
+  if mixed := np.flatnonzero(~sets.known_N & (np.diff(sets.pointer) > 1)).tolist():
+    raise UserError(
+      f'The {dataset} has {len(mixed)} examples whose {key!r} hold -1, for unlabelled, beside other labels, the first '
+      f'is example {mixed[0]}: build it again.'
+    )
+  once = label_sets.unique(sets)
+  if twice := len(sets.classes) - len(once.classes):
+    _say_once('The %s names %s labels twice for one example: each counts once', dataset, f'{twice:,}')
+  return once
+
+
+def _select(dataset: str, builder, split: str, frames_key: str, list_key: str | None) -> tuple[FrameIndex, np.ndarray]:
   """The index of the whole base splits, so that all subsplits share it, and the rows that `split` selects."""
   splits = builder.info.splits
   try:
@@ -248,7 +288,7 @@ def _select(dataset: str, builder, split: str, frames_key: str) -> tuple[FrameIn
       files += of_split
       lengths += base.shard_lengths
   pictures = not _is_stored_video(builder.info.features, frames_key)
-  index = frame_index.load_or_build(files, frames_key, pictures=pictures)
+  index = frame_index.load_or_build(files, frames_key, pictures=pictures, list_key=list_key)
   first = np.searchsorted(index.shard, np.arange(len(files) + 1))
   for file, found, expected in zip(files, np.diff(first), lengths, strict=True):
     if found != expected:

@@ -15,12 +15,14 @@ class Size(NamedTuple):
     num_examples: in the split.
     num_classes: 0 if it is unlabelled.
     origin: where the numbers come from.
+    labels: of an example, 'one' or 'several'.
   """
 
   modality: str
   num_examples: int
   num_classes: int
   origin: str
+  labels: str = 'one'
 
 
 # Training splits as published; what is left of the YouTube ones today is less.
@@ -30,6 +32,7 @@ PUBLISHED = {
   'kinetics/700': Size('video', 537_000, 700, 'arXiv 2205.09113'),
   'something_something_v2': Size('video', 168_913, 174, "scenic's configs"),
   'moments_in_time/v1': Size('video', 791_297, 339, "scenic's configs"),
+  'charades/v1': Size('video', 7_985, 157, 'arXiv 1604.01753', 'several'),
   'imagenet2012': Size('image', 1_281_167, 1000, 'ILSVRC 2012'),
 }
 
@@ -61,7 +64,8 @@ def size_of(name: str, config: Mapping[str, Any], given: Mapping[str, Size]) -> 
 
 def info(name: str, size: Size) -> SourceInfo:
   """A source of this size, with class names that stand for the real ones."""
-  return SourceInfo(name, size.modality, size.num_examples, tuple(f'class {k}' for k in range(size.num_classes)))
+  class_names = tuple(f'class {k}' for k in range(size.num_classes))
+  return SourceInfo(name, size.modality, size.num_examples, class_names, labels=size.labels)
 
 
 def parse(text: str, config: Mapping[str, Any]) -> dict[str, Size]:
@@ -99,7 +103,10 @@ def _prepared(dataset: str, split: str, data_dir: str | None) -> Size | None:
   except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, KeyError, OSError):
     return None  # an unknown name, configuration, version or split: `size_of` says what to do
   features = builder.info.features
-  classes = [f.num_classes for f in features.values() if isinstance(f, tfds.features.ClassLabel)]
+  one = [f.num_classes for f in features.values() if isinstance(f, tfds.features.ClassLabel)]
+  sequences = [f.feature for f in features.values() if isinstance(f, tfds.features.Sequence)]
+  several = [f.num_classes for f in sequences if isinstance(f, tfds.features.ClassLabel)]
+  classes, labels = (one, 'one') if one or not several else (several, 'several')
   is_video = any(isinstance(f, tfds.features.Video) for f in features.values())
   origin = f'prepared in {builder.data_dir}'
-  return Size('video' if is_video else 'image', examples, classes[0] if classes else 0, origin)
+  return Size('video' if is_video else 'image', examples, classes[0] if classes else 0, origin, labels)

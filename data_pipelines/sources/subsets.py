@@ -9,25 +9,27 @@ import numpy as np
 
 from data_pipelines.contract import UserError
 from data_pipelines.philox import SUBSET, philox
-from data_pipelines.sources import Source, select
+from data_pipelines.sources import Source, label_sets, select
 
 # Seeds of the orders in which examples are taken, so that the two functions do not pick the same ones.
 _FEW, _HELD_OUT = 0, 1
 
 
 def few_labels(source: Source, fraction: float, seed: int = 0) -> Source:
-  """The source with a share of the examples of each class only; see `choose_few`."""
+  """The source with a share of the examples of each class only; see `choose_few` and `choose_few_of_several`."""
   if not 0 < fraction <= 1:
     raise UserError(
       f'config.sources.{source.name}.label_fraction is {fraction}: expected more than 0 and at most 1, such as 0.05.'
     )
   if fraction == 1:
     return source
-  if not np.any(source.label >= 0):
+  if not np.any(source.labelled_N):
     raise UserError(
       f'config.sources.{source.name}.label_fraction is {fraction}, but the source has no labels to take a part of: set '
       'it to 1.'
     )
+  if source.labels is not None:
+    return select(source, choose_few_of_several(source.labels, fraction, seed))
   return select(source, choose_few(source.label, fraction, seed))
 
 
@@ -50,6 +52,31 @@ def choose_few(label_N: np.ndarray, fraction: float, seed: int = 0) -> np.ndarra
     of_class = order[label_N[order] == label]
     chosen.append(of_class[: max(math.floor(fraction * len(of_class) + 0.5), 1)])
   return np.sort(np.concatenate(chosen))
+
+
+def choose_few_of_several(sets: label_sets.LabelSets, fraction: float, seed: int = 0) -> np.ndarray:
+  """A share of the labelled examples, and of each class that none of them has the first example.
+
+  An example of several classes cannot be counted for one of them alone, so classes have their shares by chance. The
+  choice is nested, too.
+
+  Args:
+    sets: the labels of N examples.
+    fraction: in (0, 1].
+    seed: another one makes another choice.
+
+  Returns:
+    int64 indices, sorted.
+  """
+  order = _order(len(sets.pointer) - 1, _FEW, seed)
+  order = order[sets.known_N[order]]
+  chosen = set(order[: max(math.floor(fraction * len(order) + 0.5), 1)].tolist())
+  seen = set()
+  for example in order.tolist():
+    new = set(label_sets.of(sets, example).tolist()) - seen
+    seen |= new
+    chosen |= {example} if new else set()
+  return np.array(sorted(chosen), np.int64)
 
 
 def hold_out(

@@ -33,7 +33,12 @@ _LONGEST_TEXT = 1024  # bytes features beyond this are payloads, not annotations
 
 
 def load_or_build(
-  files: Sequence[str], frames_key: str, cache_dir: str | None = None, *, pictures: bool = True
+  files: Sequence[str],
+  frames_key: str,
+  cache_dir: str | None = None,
+  *,
+  pictures: bool = True,
+  list_key: str | None = None,
 ) -> FrameIndex:
   """The index of TFDS's files, from the cache where that is up to date.
 
@@ -44,15 +49,18 @@ def load_or_build(
     cache_dir: where the index is kept; the directory of the files if None. If it cannot be written, the user's
       cache directory ($XDG_CACHE_HOME or ~/.cache) is used; if that cannot either, nothing is kept.
     pictures: what the feature holds are pictures, whose size is noted; else height and width are 0.
+    list_key: a feature of any number of integers, such as labels; None for none.
 
   Raises:
-    UserError: a file is missing, truncated or of no such kind, or lacks the feature.
+    UserError: a file is missing, truncated or of no such kind, or lacks a feature.
   """
   files = tuple(os.fspath(f) for f in files)
-  key = _key(files, frames_key)
+  # Without a list, caches of versions that knew none stay good.
+  keys = [frames_key] if list_key is None else [frames_key, list_key]
+  key = _key(files, keys)
   storage = reading.storage_of(files)
   names = [os.path.basename(f) for f in files]
-  digest = hashlib.sha256(json.dumps([frames_key, names]).encode()).hexdigest()[:12]
+  digest = hashlib.sha256(json.dumps([*keys, names]).encode()).hexdigest()[:12]
   beside = cache_dir or os.path.dirname(paths.absolute(files[0]))
   home = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'cover_jax')
   # The user's cache serves many datasets, whose files may have equal names.
@@ -64,14 +72,15 @@ def load_or_build(
     with array_cache.locked(caches):
       if (arrays := _cached(caches, key)) is None:  # no other process has made it in the meantime
         logging.info('Indexing the frames of %d files in %s, once', len(files), beside)
-        arrays = _build(files, frames_key, storage, _image_size if pictures else lambda *_: (0, 0))
+        arrays = _build(files, keys, storage, _image_size if pictures else lambda *_: (0, 0))
         _keep(caches, key, arrays)
-  fields = {k: v for k, v in arrays.items() if not k.startswith('column/')}
+  fields = {k: v for k, v in arrays.items() if '/' not in k}
   columns = {k.removeprefix('column/'): v for k, v in arrays.items() if k.startswith('column/')}
-  return FrameIndex(files, columns=columns, storage=storage, **fields)
+  lists = {} if list_key is None else {list_key: (arrays['list/pointer'], arrays['list/values'])}
+  return FrameIndex(files, columns=columns, storage=storage, lists=lists, **fields)
 
 
-def _key(files: Sequence[str], frames_key: str) -> str:
+def _key(files: Sequence[str], keys: Sequence[str]) -> str:
   """What tells whether an index is of these files: their names, sizes, times of change, and one file's last bytes.
 
   TFRecord files end with a checksum: so a dataset is told from another one of the same names and sizes.
@@ -81,7 +90,7 @@ def _key(files: Sequence[str], frames_key: str) -> str:
   first = next((i for i, (size, _) in enumerate(stats) if size), None)  # TFDS writes empty shards
   end = b'' if first is None else _end(files[first], stats[first][0])
   names = [os.path.basename(f) for f in files]
-  return json.dumps([_VERSION, frames_key, end.hex(), [(n, *s) for n, s in zip(names, stats, strict=True)]])
+  return json.dumps([_VERSION, *keys, end.hex(), [(n, *s) for n, s in zip(names, stats, strict=True)]])
 
 
 def _size_and_time(file: str) -> tuple[int, int]:
@@ -143,36 +152,45 @@ class _Part:
     self.start, self.height, self.width = array('q'), array('i'), array('i')
     self.count, self.length, self.checksum = array('q'), array('I'), array('I')
     self.columns: dict[str, list] = {}
+    self.list_count, self.list_values = array('q'), array('q')
 
 
 def _build(
-  files: tuple[str, ...], frames_key: str, storage: Storage, size_of: Callable[..., tuple[int, int]]
+  files: tuple[str, ...], keys: Sequence[str], storage: Storage, size_of: Callable[..., tuple[int, int]]
 ) -> dict[str, np.ndarray]:
   with ThreadPoolExecutor(reading.READERS) as pool:
     parts = []
-    for part in pool.map(lambda file: _walk(file, frames_key, storage, size_of), files):
+    for part in pool.map(lambda file: _walk(file, keys, storage, size_of), files):
       parts.append(part)
       logging.log_every_n_seconds(logging.INFO, 'Indexed %d of %d files', 30, len(parts), len(files))
   joined = lambda field, dtype: np.concatenate([np.array(getattr(part, field), dtype) for part in parts])
   num_records = sum(len(part.start) for part in parts)
   columns = {name: [v for part in parts for v in part.columns.get(name, [])] for part in parts for name in part.columns}
   kinds = {int: np.int64, float: np.float32, bytes: np.bytes_}
-  return {
-    'shard': np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.start) for part in parts]),
-    'start': joined('start', np.int64),
-    'pointer': np.cumsum(np.concatenate([[0], joined('count', np.int64)]), dtype=np.int64),
-    'length': joined('length', np.uint32),
-    'checksum': joined('checksum', np.uint32),
-    'height': joined('height', np.int32),
-    'width': joined('width', np.int32),
-  } | {
-    f'column/{name}': np.array(values, kinds[type(values[0])])
-    for name, values in columns.items()
-    if len(values) == num_records and len({type(v) for v in values}) == 1
-  }
+  lists = {}
+  if len(keys) > 1:
+    pointer = np.cumsum(np.concatenate([[0], joined('list_count', np.int64)]), dtype=np.int64)
+    lists = {'list/pointer': pointer, 'list/values': joined('list_values', np.int64)}
+  return (
+    lists
+    | {
+      'shard': np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.start) for part in parts]),
+      'start': joined('start', np.int64),
+      'pointer': np.cumsum(np.concatenate([[0], joined('count', np.int64)]), dtype=np.int64),
+      'length': joined('length', np.uint32),
+      'checksum': joined('checksum', np.uint32),
+      'height': joined('height', np.int32),
+      'width': joined('width', np.int32),
+    }
+    | {
+      f'column/{name}': np.array(values, kinds[type(values[0])])
+      for name, values in columns.items()
+      if len(values) == num_records and len({type(v) for v in values}) == 1
+    }
+  )
 
 
-def _walk(file: str, frames_key: str, storage: Storage, size_of: Callable[..., tuple[int, int]]) -> _Part:
+def _walk(file: str, keys: Sequence[str], storage: Storage, size_of: Callable[..., tuple[int, int]]) -> _Part:
   part = _Part()
   base = 0
   try:
@@ -180,7 +198,7 @@ def _walk(file: str, frames_key: str, storage: Storage, size_of: Callable[..., t
       if isinstance(record, Malformed):
         raise record
       data, base = record
-      _add(part, data, base, frames_key, size_of)
+      _add(part, data, base, keys, size_of)
       base = 0  # what is wrong between records has its own place
   except (Malformed, IndexError, OverflowError) as e:  # the latter two from lengths that are none
     byte, what = e.args if isinstance(e, Malformed) else (0, _NO_EXAMPLE)
@@ -195,15 +213,23 @@ def _walk(file: str, frames_key: str, storage: Storage, size_of: Callable[..., t
   return part
 
 
-def _add(part: _Part, data: bytes, base: int, frames_key: str, size_of: Callable[..., tuple[int, int]]) -> None:
-  start, lengths, checksums = None, array('I'), array('I')
+def _add(part: _Part, data: bytes, base: int, keys: Sequence[str], size_of: Callable[..., tuple[int, int]]) -> None:
+  frames_key, *list_keys = keys
+  start, lengths, checksums, listed = None, array('I'), array('I'), None
   for name, kind, a, b in _features(data, 0, len(data)):
     if name == frames_key and kind == 1:
       start, (lengths, checksums) = a, _frames(data, a, b)
+    elif name in list_keys and kind == 3:
+      listed = _integers(data, a, b)
     elif (value := _scalar(data, kind, a, b)) is not None:
       part.columns.setdefault(name, []).append(value)
   if start is None:
     raise Malformed(0, f'a record without the feature {frames_key!r}')
+  if list_keys and listed is None:
+    raise Malformed(0, f'a record without the feature {list_keys[0]!r}')
+  if listed is not None:
+    part.list_count.append(len(listed))
+    part.list_values.extend(listed)
   height, width = size_of(data, start, lengths) if lengths else (0, 0)
   part.start.append(base + start)
   part.count.append(len(lengths))
@@ -282,7 +308,21 @@ def _scalar(data: bytes, kind: int, at: int, end: int) -> int | float | bytes | 
   if kind == 2:
     return float(np.frombuffer(data[a:b], '<f4')[0]) if b - a == 4 else None
   value, stop = _varint(data, a)
-  return (value - (1 << 64) if value >= 1 << 63 else value) if stop == b else None
+  return _signed(value) if stop == b else None
+
+
+def _integers(data: bytes, at: int, end: int) -> array:
+  """The values of a list of integers, packed or not."""
+  found = array('q')
+  for _, a, b in _fields(data, at, end):
+    while a < b:
+      value, a = _varint(data, a)
+      found.append(_signed(value))
+  return found
+
+
+def _signed(value: int) -> int:
+  return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _image_size(data: bytes, at: int, lengths: array) -> tuple[int, int]:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,8 @@ class FrameIndex:
     columns: the other features that have exactly one value in every record, [R] each: int64, float32 or bytes
       ('S', at most 1,024).
     storage: how the files are read.
+    lists: of the feature that was asked for, any number of integers a record: {name: (int64 [R + 1], int64)}; record
+      r has `values[pointer[r]:pointer[r + 1]]`.
   """
 
   files: tuple[str, ...]
@@ -68,6 +70,7 @@ class FrameIndex:
   width: np.ndarray
   columns: Mapping[str, np.ndarray]
   storage: Storage
+  lists: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
   def frames(self, record: int) -> tuple[np.ndarray, np.ndarray]:
     """(offset, length), int64 [n] each: where in its file each encoded frame of a record lies."""

@@ -2,6 +2,10 @@
 // Every name of the user's becomes text by `textContent`; nothing here makes HTML of a string.
 (() => {
   const data = JSON.parse(document.getElementById('data').textContent);
+  if (!data.heads.length) {  // all have several labels an example: their tables need no script
+    for (const id of ['classes', 'confusion', 'wall']) document.getElementById(id).hidden = true;
+    return;
+  }
   const two = data.runs.length > 1;
   const PAGE = 48, MATRIX = 40;
   const at = id => document.getElementById(id);
