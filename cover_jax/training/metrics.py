@@ -1,4 +1,4 @@
-"""What a run reports: one CLU collection per source, and where its numbers are written."""
+"""Where the numbers of a run are written, and how they are read again: `metrics.jsonl`, TensorBoard, the log."""
 
 import concurrent.futures
 import contextlib
@@ -11,74 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from absl import logging
-from clu import metrics as clu_metrics
 
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.runtime import processes
 from data_pipelines import durable
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import UserError
 
 FILE = 'metrics.jsonl'
 TOP1 = ('top1', 'classification_top1')  # the second: of classification in a list of objectives
-Collections = Mapping[str, clu_metrics.Collection]
-
-
-def collection(names: Sequence[str]) -> type[clu_metrics.Collection]:
-  """A CLU collection class of averages of per-example values with these names."""
-  return clu_metrics.Collection.create(**{n: clu_metrics.Average.from_output(n) for n in names})
-
-
-def per_source(
-  measures: Mapping[str, jax.Array],
-  source_B: jax.Array,
-  mask_B: jax.Array,
-  sources: Sequence[SourceInfo],
-  members: Sequence[int],
-) -> Collections:
-  """Averages per-example values over the examples of each source.
-
-  Args:
-    measures: {name: [B]}; cast to f32, since CLU accumulates in the dtype it is given.
-    source_B: int32, index into `sources`.
-    mask_B: bool, False for padding.
-    sources: the run's sources.
-    members: the indices that occur in this stream.
-
-  Returns:
-    {source name: collection}. A source without an example in the batch has count 0.
-  """
-  kind = collection(sorted(measures))
-  values = {name: value.astype(jnp.float32) for name, value in measures.items()}
-  result = {}
-  for index in members:
-    mask = mask_B & (source_B == index)
-    for name, value in values.items():
-      if value.shape != mask.shape:  # CLU would ignore such a mask with a log line
-        raise ValueError(f'measure {name!r} has shape {value.shape}, expected {mask.shape}')
-    result[sources[index].name] = kind.single_from_model_output(**values, mask=mask)
-  return result
-
-
-@jax.jit
-def merge(a: Any, b: Any) -> Any:
-  """Merges two trees of collections."""
-  is_leaf = lambda x: isinstance(x, clu_metrics.Collection)
-  return jax.tree.map(lambda x, y: x.merge(y), a, b, is_leaf=is_leaf)
-
-
-def compute(collections: Mapping[str, Collections]) -> dict[str, float]:
-  """Reads collections into '<stream>/<source>/<measure>' scalars; averages over nothing are left out."""
-  scalars = {}
-  for stream, by_source in jax.device_get(collections).items():
-    for source, value in by_source.items():
-      for name in type(value).__annotations__:
-        average = getattr(value, name)
-        if average.count > 0:
-          scalars[f'{stream}/{source}/{name}'] = float(average.total) / float(average.count)
-  return scalars
 
 
 def summary(scalars: Mapping[str, float]) -> str:

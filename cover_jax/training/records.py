@@ -15,7 +15,7 @@ from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState
 from cover_jax.runtime import processes
-from cover_jax.training import finite, metrics
+from cover_jax.training import finite, measuring, metrics
 from data_pipelines import durable
 from data_pipelines.contract import UserError
 
@@ -62,7 +62,7 @@ class Records:
     if trouble := finite.trouble(losses, scalars['loss'], scalars['gradient_norm']):
       self._stop_at(step, trouble)
     if 'log' in report:
-      averages = {f'train/{k}': v for k, v in metrics.compute(report['log']).items()}
+      averages = {f'train/{k}': v for k, v in measuring.compute(report['log']).items()}
       own = {f'train/{k}': float(v) for k, v in scalars.items()}
       self._writer.write(step, averages | own | {'learning_rate': float(self._schedule(step - 1))})
 
