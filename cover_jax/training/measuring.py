@@ -1,19 +1,23 @@
 """What is counted in a step: one CLU collection of averages per source, summed on the device."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from clu import metrics as clu_metrics
 
 from data_pipelines.contract import SourceInfo
 
-Collections = Mapping[str, clu_metrics.Collection]
+if TYPE_CHECKING:
+  from clu.metrics import Collection
+
+Collections = Mapping[str, 'Collection']
 
 
-def collection(names: Sequence[str]) -> type[clu_metrics.Collection]:
+def collection(names: Sequence[str]) -> type['Collection']:
   """A CLU collection class of averages of per-example values with these names."""
+  from clu import metrics as clu_metrics  # not there where models are only read
+
   return clu_metrics.Collection.create(**{n: clu_metrics.Average.from_output(n) for n in names})
 
 
@@ -51,6 +55,8 @@ def per_source(
 @jax.jit
 def merge(a: Any, b: Any) -> Any:
   """Merges two trees of collections."""
+  from clu import metrics as clu_metrics
+
   is_leaf = lambda x: isinstance(x, clu_metrics.Collection)
   return jax.tree.map(lambda x, y: x.merge(y), a, b, is_leaf=is_leaf)
 
