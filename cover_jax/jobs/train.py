@@ -2,17 +2,17 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from absl import logging
 
 from cover_jax import checkpoints
 from cover_jax.checkpoints import going_back
 from cover_jax.checkpoints import workdir as workdirs
+from cover_jax.evaluation import answers
 from cover_jax.evaluation import classify as evaluation
 from cover_jax.experiment import state
 from cover_jax.experiment.build import Experiment
@@ -91,7 +91,7 @@ def _finish(experiment, final, results, tests, workdir) -> None:
   rows = metrics.read_jsonl(os.path.join(workdir, metrics.FILE))
   last[curves] = lambda: visualise.training_curves(rows, curves)
   if tests:
-    last[predictions] = lambda: visualise.predictions(sample_predictions(experiment, params, tests), predictions)
+    last[predictions] = lambda: visualise.predictions(sample_predictions(experiment, results, tests), predictions)
   with workdirs.writing(workdir, 'all of the results'):
     visualise.each(last)
   print(f'Checkpoint:          {checkpoint}')
@@ -102,19 +102,11 @@ def _finish(experiment, final, results, tests, workdir) -> None:
 
 
 def sample_predictions(
-  experiment: Experiment, params: Any, tests: evaluation.TestSets, count: int = 3
+  experiment: Experiment, results: Mapping[str, evaluation.SourceResult], tests: evaluation.TestSets, most: int = 4
 ) -> list[dict[str, Any]]:
-  """The first test clips of each source with the model's best classes; see `visualise.predictions`."""
-  samples = []
-  for name, test in tests.items():
-    batch = next(iter(test.batches()))
+  """Test clips of each source with its head's answers, half of them errors; see `visualise.predictions`."""
+  shown = []
+  for name, result in results.items():
     class_names = experiment.sources[experiment.source_id(name)].class_names
-    clips = batch['views']['clip']
-    probabilities = np.asarray(evaluation.predict(experiment, params, name, clips[:count]))
-    middle = clips.shape[1] // 2  # of the views
-    shown = zip(clips[:, middle], batch['label'], batch['mask'], probabilities, strict=False)
-    for clip, label, _, p_K in (row for row in shown if row[2]):
-      best = [(class_names[k], float(p_K[k])) for k in np.argsort(-p_K, kind='stable')[:5]]
-      true = class_names[label] if label >= 0 else None
-      samples.append({'clip': clip, 'source': name, 'label': true, 'predicted': best})
-  return samples
+    shown += answers.samples(name, result.answers, class_names, tests[name], most)
+  return shown
