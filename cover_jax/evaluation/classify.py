@@ -322,13 +322,13 @@ def write_report(
       for t, p, n in pairs
     ]
     summaries[name] = result.summary() | {'most_confused': worst}
-    pictures[f'confusion_{name}.png'] = functools.partial(
+    pictures[confusion_file(name)] = functools.partial(
       visualise.confusion_matrix,
       result.confusion_KxK,
       class_names,
       pairs,
       f'{name}: top-1 {result.top1:.1%}',
-      os.path.join(folder, f'confusion_{name}.png'),
+      os.path.join(folder, confusion_file(name)),
     )
   path = os.path.join(folder, 'report.json')
   text = json.dumps(_rounded({**about, 'sources': summaries}), indent=2, sort_keys=True, ensure_ascii=False)
@@ -338,6 +338,11 @@ def write_report(
     pictures[answering.FOLDER] = lambda: answering.write_clips(given, test_sets, folder)
   visualise.each(pictures | dict(last or {}))  # what cannot be drawn costs no number
   return path
+
+
+def confusion_file(name: str) -> str:
+  """The picture of a source's confusions, in the folder of the report."""
+  return f'confusion_{name}.png'
 
 
 def params_sha256(params: Any) -> str:

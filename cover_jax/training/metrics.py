@@ -11,7 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
+import numpy as np
 from absl import logging
+from PIL import Image
 
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.runtime import processes
@@ -53,7 +55,7 @@ class Writer:
       first_step: the restored step, 0 for a new run.
       tests_again: whether that step is evaluated again, so that its lines of tests are dropped, too.
     """
-    self._workdir, self._file, self._events = workdir, None, None
+    self._workdir, self._first_step, self._file, self._events = workdir, first_step, None, None
     processes.first(lambda: self._open(first_step, tests_again))
 
   def _open(self, first_step: int, tests_again: bool) -> None:
@@ -73,6 +75,12 @@ class Writer:
       for row in rows if tests_again else ():
         if row['step'] == first_step:
           self._events.write(first_step, {key: float(value) for key, value in row.items() if key != 'step'})
+
+  def describe(self, config: Mapping[str, Any]) -> None:
+    """Shows the config in TensorBoard: as text, and its keys as hyper-parameters to compare runs by."""
+    if self._events is not None:
+      with self._writing_events():
+        self._events.describe(self._first_step, config)
 
   def __enter__(self) -> 'Writer':
     return self
@@ -145,6 +153,13 @@ class _Events:
     self._writing.append(self._thread.submit(self._writer.write_scalars, step, scalars))
     self._raise([w for w in self._writing if w.done()])
 
+  def describe(self, step: int, config: Mapping[str, Any]) -> None:
+    """As `Writer.describe`; raises what went wrong with an earlier call, too."""
+    text = '```\n' + json.dumps(config, indent=2, default=str) + '\n```'
+    self._writing.append(self._thread.submit(self._writer.write_texts, step, {'config': text}))
+    self._writing.append(self._thread.submit(self._writer.write_hparams, flat(config)))
+    self._raise([w for w in self._writing if w.done()])
+
   def flush(self) -> None:
     """Returns when all is in the file; raises what went wrong with an earlier call, too."""
     self._writing.append(self._thread.submit(self._writer.flush))
@@ -161,6 +176,40 @@ class _Events:
     self._writing = [w for w in self._writing if w not in done]
     for written in done:
       written.result()
+
+
+def flat(config: Mapping[str, Any], before: str = '') -> dict[str, bool | int | float | str]:
+  """{'optimizer.learning_rate': 0.001, ...}: what TensorBoard takes for hyper-parameters; other values as text."""
+  found: dict[str, bool | int | float | str] = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping) and value:
+      found |= flat(value, f'{before}{key}.')
+    else:
+      found[f'{before}{key}'] = value if isinstance(value, bool | int | float | str) else str(value)
+  return found
+
+
+def write_pictures(workdir: str, step: int, pictures: Mapping[str, str]) -> None:
+  """Shows pictures in TensorBoard.
+
+  Args:
+    workdir: of the run.
+    step: that they are of.
+    pictures: {name: path of a PNG}.
+
+  Raises:
+    UserError: if they cannot be written.
+  """
+  try:
+    from clu import metric_writers  # imports TensorFlow
+  except ImportError:  # the writer of metrics has said so
+    return
+  with workdirs.writing(workdir, 'TensorBoard events', Exception):
+    writer = metric_writers.SummaryWriter(workdir)
+    for name, path in pictures.items():
+      with Image.open(path) as picture:
+        writer.write_images(step, {name: np.asarray(picture.convert('RGB'))[None]})
+    writer.close()
 
 
 def _append(file: IO[bytes], line: bytes) -> None:

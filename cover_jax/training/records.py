@@ -43,6 +43,7 @@ class Records:
     # Only now: the checkpoint that is there, if any, fits this config.
     processes.first(lambda: _write_config(workdir, config))
     self._writer = metrics.Writer(workdir, first_step=first, tests_again=tests_again)
+    self._writer.describe(config.to_dict())
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
