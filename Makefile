@@ -13,18 +13,24 @@ ARGS ?=
 
 .PHONY: demo test test-fast lint venv clean
 
-venv: $(VENV)/.installed
+# What the tests need, too. The demo needs less.
+venv: $(VENV)/.test
 
-$(VENV)/.installed: setup.py constraints/$(TAG).txt
+$(VENV)/.train: setup.py constraints/$(TAG).txt
 	@test -n "$(TAG)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12 ..."; exit 2; }
+	@echo "Installing into $(VENV), about 2.2 GB, nearly all of it TensorFlow and JAX. It takes a minute or two and says nothing."
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints/$(TAG).txt --editable '.[train]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.train
 	$(BIN)/python -m pip install --quiet --constraint constraints/$(TAG).txt --editable '.[test]'
 	touch $@
 
 constraints/.txt:
 	@echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12 ..."; exit 2
 
-demo: venv
+demo: $(VENV)/.train
 	JAX_PLATFORMS=cpu $(BIN)/python -m cover_jax.main --config=configs/digits_cover.py --workdir=$(WORKDIR) $(ARGS)
 
 # The tests of a file run in one process: they share what it trained and compiled.

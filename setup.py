@@ -1,4 +1,7 @@
-"""Installs cover_jax, data_pipelines and configs. Tested versions are pinned in constraints/."""
+"""Installs cover_jax, data_pipelines and configs. Tested versions are pinned in constraints/.
+
+A plain install loads models, predicts, encodes and exports; `[train]` is all the rest.
+"""
 
 import pathlib
 import re
@@ -12,6 +15,16 @@ VERSION = re.search(r"__version__ = '(.*)'", (ROOT / 'cover_jax/__init__.py').re
 TENSORFLOW = [
   'tensorflow-cpu>=2.21; platform_system=="Linux" and platform_machine=="x86_64"',
   'tensorflow>=2.21; platform_system!="Linux" or platform_machine!="x86_64"',
+]
+
+# What makes data and trains on it: `data_pipelines/installed.py` asks for it in a sentence where it is missing.
+TRAIN = [
+  'clu>=0.0.12',
+  'tensorflow-datasets>=4.9.9',
+  *TENSORFLOW,
+  'importlib_resources',  # TFDS imports it and does not declare it
+  'tensorboard>=2.19',  # clu.metric_writers imports it; TensorFlow no longer brings it
+  'scikit-learn>=1.5',  # carries the scans that the embedded data sets are drawn from
 ]
 
 setuptools.setup(
@@ -35,34 +48,30 @@ setuptools.setup(
     'jax>=0.10,<0.13',
     'flax>=0.12',
     'optax>=0.2.5',
-    'clu>=0.0.12',
+    'absl-py>=2.1',
     'orbax-checkpoint>=0.12',  # checkpoints of several hosts; Flax needs it, too
     'msgpack>=1.0',
     'ml-collections>=1.0',
     'einops>=0.8',
     'etils[epath]>=1.12',  # paths of buckets; TFDS and Orbax need it, too
-    'tensorflow-datasets>=4.9.9',
-    *TENSORFLOW,
-    'importlib_resources',  # TFDS imports it and does not declare it
-    'tensorboard>=2.19',  # clu.metric_writers imports it; TensorFlow no longer brings it
     'matplotlib>=3.9',
     'numpy>=2.0',
     'pillow>=10.1',
     'av>=18',  # decodes and encodes video files
     'safetensors>=0.4.4',
-    'scikit-learn>=1.5',  # carries the scans that the embedded data sets are drawn from
   ],
   extras_require={
+    'train': TRAIN,
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda13]>=0.10,<0.13'],
     # Beam runs builds on a cluster. The command `tfds` of tfds 4.9.10 does not start without either.
-    'beam': ['apache-beam>=2.77', 'mlcroissant'],
-    'plan': ['libtpu'],
+    'beam': [*TRAIN, 'apache-beam>=2.77', 'mlcroissant'],
+    'plan': [*TRAIN, 'libtpu'],
     'torch': ['torch', 'transformers'],
     # The peers of benchmarks/input.py, and the other decoder of benchmarks/media_matrix.py.
-    'bench': ['torch', 'decord', 'torchcodec', 'opencv-python-headless', 'imageio-ffmpeg>=0.6'],
+    'bench': [*TRAIN, 'torch', 'decord', 'torchcodec', 'opencv-python-headless', 'imageio-ffmpeg>=0.6'],
     # Buckets without TensorFlow's file systems, or with EPATH_USE_TF=false.
     'gcs': ['gcsfs>=2026.9'],
-    'test': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'gcsfs>=2026.9', 'gcp-storage-emulator>=2026.7'],
+    'test': [*TRAIN, 'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'gcsfs>=2026.9', 'gcp-storage-emulator>=2026.7'],
   },
 )

@@ -16,7 +16,7 @@ from cover_jax.experiment import wire
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState, state_shardings
 from cover_jax.runtime import sharding
-from cover_jax.training import metrics
+from cover_jax.training import measuring
 from cover_jax.training import step as stepping
 from cover_jax.weights import initialise
 from data_pipelines.builders import digits_rendering as rendering
@@ -126,13 +126,13 @@ def train(
     state, report = step(state, sharding.to_global(batch, mesh))
     losses.append(report['losses'])
     if number > 0.9 * experiment.total_steps:
-      measures = metrics.merge(measures, report['measures']) if measures else report['measures']
+      measures = measuring.merge(measures, report['measures']) if measures else report['measures']
     if watch:
       watch(number, experiment, mesh, state)
   losses = [{k: float(v) for k, v in row.items()} for row in jax.device_get(losses)]
   if not all(np.isfinite(v) for row in losses for v in row.values()):
     raise Diverged('A loss was not finite: lower config.optimizer.learning_rate.')
-  return Run(experiment, mesh, state, losses, metrics.compute(measures))
+  return Run(experiment, mesh, state, losses, measuring.compute(measures))
 
 
 def make_top1(experiment: Experiment, mesh: Mesh, sources: Sequence[Source]) -> Callable[[Any], dict[str, float]]:

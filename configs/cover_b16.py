@@ -2,8 +2,9 @@
 
     python -m cover_jax.main --config=configs/cover_b16.py --workdir=DIR --config.init_from.path=VIT.npz
 
-`:k600` and `:k700` put that Kinetics in K400's place; `:debug` runs two steps of a tiny model; words combine as in
-`:k600,debug`. VIT.npz is a ViT-B/16 trained on ImageNet-21K (docs/weights.md).
+`:k600` and `:k700` put that Kinetics in K400's place; `:image_folder` puts your own images, `image_folder/mine`
+(docs/datasets.md), in ImageNet's, `:noimages` leaves images out; `:debug` runs two steps of a tiny model; words combine
+as in `:k600,debug`. VIT.npz is a ViT-B/16 trained on ImageNet-21K (docs/weights.md).
 
 From the paper and its blog post: one TimeSformer (with temporal_fc) and one classifier per data set; batches mixed
 from videos and images, images as single frames, sources drawn in proportion to their sizes; all parameters that are
@@ -27,10 +28,14 @@ import ml_collections
 from configs import defaults
 from configs.timesformer_k400 import base_model, kinetics
 from configs.timesformer_ssv2 import something_something
+from data_pipelines.contract import UserError
+
+IMAGE_CROPS = {'crop_scale': (0.08, 1.0), 'crop_ratio': (3 / 4, 4 / 3)}
+WORDS = ('k600', 'k700', 'noimages', 'image_folder')  # of variants, of every config with these sources
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  words = defaults.variants(variant, 'k600', 'k700')
+  words = defaults.variants(variant, *WORDS)
   config = cover(words, num_frames=8, size=224)
   config.model = base_model(8, 224)
   config.batch_size = 256
@@ -41,6 +46,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 def cover(words: set[str], num_frames: int, size: int) -> ml_collections.ConfigDict:
   """Sources, streams and optimiser of co-training; the model is left to the caller."""
+  if {'noimages', 'image_folder'} <= words:
+    raise UserError('The config leaves images out (noimages) or takes yours (image_folder): give one of these words.')
   year = '700' if 'k700' in words else '600' if 'k600' in words else '400'
   short_side = (size * 8 // 7, size * 10 // 7)  # 256 to 320 for 224
   config = defaults.get_config()
@@ -57,14 +64,18 @@ def cover(words: set[str], num_frames: int, size: int) -> ml_collections.ConfigD
       flip=True,
       test_crops=3,
     ),
-    'imagenet': defaults.source(
-      'imagenet2012', test='validation', crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=True
-    ),
+    'imagenet': defaults.source('imagenet2012', test='validation', flip=True, **IMAGE_CROPS),
   }
   config.streams = {
     'video': defaults.stream((f'k{year}', 'ssv2', 'mit'), num_frames=num_frames, size=size),
     'image': defaults.stream(('imagenet',), num_frames=1, size=size),
   }
+  if 'image_folder' in words:
+    videos_alone(config)
+    config.sources.images = defaults.source('image_folder/mine', flip='auto', **IMAGE_CROPS)
+    config.streams.image = defaults.stream(('images',), num_frames=1, size=size)
+  if 'noimages' in words:
+    videos_alone(config)
   config.total_epochs = 15.0
   config.dtype = 'bfloat16'
   config.optimizer.update(
@@ -99,5 +110,6 @@ def freeze(config: ml_collections.ConfigDict) -> None:
 
 def videos_alone(config: ml_collections.ConfigDict) -> None:
   """Leaves out the images: Kinetics, SSv2 and Moments are VideoGLUE's three sources of whole-video classes."""
-  del config.sources['imagenet']
-  del config.streams['image']
+  if 'image' in config.streams:
+    del config.sources[config.streams.image.sources[0]]
+    del config.streams['image']

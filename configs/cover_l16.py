@@ -2,8 +2,9 @@
 
     python -m cover_jax.main --config=configs/cover_l16.py --workdir=DIR --config.init_from.path=VIT.npz
 
-`:k600` and `:k700` put that Kinetics in K400's place; `:debug` runs two steps of a tiny model. VIT.npz is a ViT-L/16
-trained on ImageNet-21K (docs/weights.md); the paper's best models started from JFT-3B, which is private.
+`:k600`, `:k700`, `:image_folder` and `:noimages` are those of configs/cover_b16.py; `:debug` runs two steps of a tiny
+model. VIT.npz is a ViT-L/16 trained on ImageNet-21K (docs/weights.md); the paper's best models started from JFT-3B,
+which is private.
 
 The size is the paper's (24 blocks; 16 x 448 x 448, 1 clip x 3 crops and 431 M parameters as UniFormerV2's table 8
 lists it); everything else is as in configs/cover_b16.py, whose docstring says what is public, what is ours, and which
@@ -20,7 +21,7 @@ from configs import cover_b16, defaults
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  words = defaults.variants(variant, 'k600', 'k700')
+  words = defaults.variants(variant, *cover_b16.WORDS)
   config = cover_b16.cover(words, num_frames=16, size=448)
   config.model = {
     'patch_size': 16,

@@ -4,8 +4,8 @@
 
 FILE.safetensors holds torchvision's `r2plus1d_18` (BSD-3; docs/weights.md says how to make it of the released file).
 Without it the network starts from random weights, and says so. `:frozen` trains attentive heads on the encoder as it
-is, running statistics included; `:k600` and `:k700` put that Kinetics in K400's place, `:debug` runs two steps of a
-tiny network.
+is, running statistics included; `:k600`, `:k700`, `:image_folder` and `:noimages` are those of configs/cover_b16.py,
+`:debug` runs two steps of a tiny network.
 
 From torchvision: the network, 16 frames of 112 x 112 from videos of 128 pixels, mean and deviation. Images are clips of
 one frame: the convolutions in time see zeros beside it. Batch statistics are those of the global batch of each stream,
@@ -26,7 +26,7 @@ PIXEL_MEAN, PIXEL_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.21698
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  words = defaults.variants(variant, 'frozen', 'k600', 'k700')
+  words = defaults.variants(variant, 'frozen', *cover_b16.WORDS)
   config = cover_b16.cover(words, num_frames=16, size=112)
   config.model = {'name': 'resnet3d', 'kind': 'r2plus1d', 'freeze_statistics': 'frozen' in words}
   config.pixel_mean, config.pixel_std = PIXEL_MEAN, PIXEL_STD

@@ -4,8 +4,8 @@
 
 FILE.safetensors is a VideoMAE in the format of Hugging Face (pre-trained: `MCG-NJU/videomae-base`, or fine-tuned on
 Kinetics or SSv2). **Those weights are CC-BY-NC 4.0: not for commercial use**; see docs/weights.md. `:frozen` trains
-attentive heads on the encoder as it is, `:l` is ViT-L, `:k600` and `:k700` put that Kinetics in K400's place, `:debug`
-runs two steps of a tiny model.
+attentive heads on the encoder as it is, `:l` is ViT-L, `:k600`, `:k700`, `:image_folder` and `:noimages` are those of
+configs/cover_b16.py, `:debug` runs two steps of a tiny model.
 
 From the release: sizes, 16 frames of 224 x 224 in tubelets of two frames, ImageNet's mean and deviation, the mean of
 all tokens as the feature. A clip of one frame fills a tubelet with it (our choice). **Ours**: how clips are cut (as
@@ -24,7 +24,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  words = defaults.variants(variant, 'frozen', 'l', 'k600', 'k700')
+  words = defaults.variants(variant, 'frozen', 'l', *cover_b16.WORDS)
   large = 'l' in words
   config = cover_b16.cover(words, num_frames=16, size=224)
   config.model = {

@@ -11,6 +11,7 @@ docs/weights.md. Words combine as in `:videoglue,l`:
 | `videoglue` | frozen, on Kinetics-400, SSv2 and Moments alone: the heads of VideoGLUE's three sets in one run |
 | `l` | VideoPrism-L: 24 + 4 layers of width 1024, 8 frames |
 | `k600`, `k700` | that Kinetics in K400's place |
+| `image_folder`, `noimages` | your own images in ImageNet's place, or none (configs/cover_b16.py) |
 | `debug` | two steps of a tiny model |
 
 From the release: sizes, 16 frames (L: 8) of 288 x 288, pixels in [0, 1] without mean and deviation, a head of one query
@@ -28,7 +29,7 @@ from configs import cover_b16, defaults
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  words = defaults.variants(variant, 'frozen', 'videoglue', 'l', 'k600', 'k700')
+  words = defaults.variants(variant, 'frozen', 'videoglue', 'l', *cover_b16.WORDS)
   large = 'l' in words
   config = cover_b16.cover(words, num_frames=8 if large else 16, size=288)
   config.model = {

@@ -5,7 +5,8 @@
 
 FILE.safetensors is a V-JEPA 2 in the format of Hugging Face (`facebook/vjepa2-vitl-fpc64-256`; MIT or Apache-2.0, see
 its page and docs/weights.md). `:frozen` leaves the encoder as it is and trains the heads, as the paper's evaluations
-do; `:k600` and `:k700` put that Kinetics in K400's place, `:debug` runs two steps of a tiny model.
+do; `:k600`, `:k700`, `:image_folder` and `:noimages` are those of configs/cover_b16.py, `:debug` runs two steps of a
+tiny model.
 
 From the release: sizes, 256 x 256 pixels in tubelets of two frames, rotary positions (so clips may have any length and
 size), ImageNet's mean and deviation, heads of three layers of self-attention and one query that looks at them. A clip
@@ -24,7 +25,7 @@ from configs.cover_videomae_b import IMAGENET_MEAN, IMAGENET_STD
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  words = defaults.variants(variant, 'frozen', 'k600', 'k700')
+  words = defaults.variants(variant, 'frozen', *cover_b16.WORDS)
   config = cover_b16.cover(words, num_frames=16, size=256)
   config.model = {
     'name': 'vjepa2',

@@ -24,7 +24,7 @@ from absl import logging
 
 from cover_jax import command_line
 from cover_jax.runtime import compiled
-from data_pipelines import flags, paths
+from data_pipelines import flags, installed, paths
 from data_pipelines.contract import UserError
 
 EXIT_USER_ERROR, EXIT_NON_FINITE, EXIT_PREEMPTED = 2, 3, 75
@@ -60,6 +60,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   options = command_line.parse(parser(), argv)
   if options.resume_from is not None and options.mode != 'train':
     raise UserError(f'--resume_from={options.resume_from} is for --mode=train: leave it out.')
+  installed.need_train(f'--mode={options.mode}')
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Imported here so that --help and a mistyped flag answer at once.

@@ -29,7 +29,7 @@ from cover_jax.planning import costs as plan_costs
 from cover_jax.planning.chips import Slice
 from cover_jax.planning.costs import Memory, OutOfMemory
 from cover_jax.runtime import sharding
-from data_pipelines import durable, flags, paths
+from data_pipelines import durable, flags, installed, paths
 from data_pipelines.contract import SourceInfo, UserError
 from data_pipelines.sources import sizes
 
@@ -305,6 +305,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
   """Does what the flags ask for."""
+  installed.need_train('A plan')
   config = options.config
   chips.prepare(options.topology)
   given = sizes.parse(options.sizes, config.sources)

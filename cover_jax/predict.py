@@ -144,7 +144,7 @@ def write_timeline(report: Report, path: str) -> None:
   from cover_jax.evaluation import visualise
 
   rows = {head: [(w['start'], *w['top'][0]) for w in windows] for head, windows in report.windows.items()}
-  visualise.timeline(rows, report.seconds, report.path, path)
+  visualise.timeline(rows, report.seconds, os.path.basename(report.path), path)
 
 
 def write_annotated(report: Report, path: str, top: int) -> str:

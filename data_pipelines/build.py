@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from data_pipelines import flags
+from data_pipelines import flags, installed
 from data_pipelines.contract import UserError
 
 
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     UserError: there is no such builder, or a mistake in the command or its files.
   """
   options = flags.parse(parser(), argv)
+  installed.need_train('Building a data set')
   builder = make_builder(
     options.dataset,
     options.data_dir,

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_pipelines import durable, flags, sources
+from data_pipelines import durable, flags, installed, sources
 from data_pipelines.contract import UserError
 from data_pipelines.media import still_images
 from data_pipelines.sources import Source, label_sets, open_tfds
@@ -265,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = flags.parse(parser(), argv)
     if min(options.rows, options.columns) < 1:
       raise UserError(f'--rows={options.rows} --columns={options.columns}; expected at least 1 of each.')
+    installed.need_train('Looking at a data set')
     if options.verify:
       return _report(verify(options.dataset, options.data_dir))
     keys = {k: v for k in ('frames_key', 'label_key') if (v := getattr(options, k)) is not None}

@@ -130,7 +130,7 @@ install() {
 cd cover_jax
 python3 -m pip install --quiet --user uv
 [ -x .venv/bin/python ] || python3 -m uv venv --quiet --python 3.12 .venv
-python3 -m uv pip install --quiet --python .venv/bin/python --constraint constraints/py312.txt --editable ".[tpu]"
+python3 -m uv pip install --quiet --python .venv/bin/python --constraint constraints/py312.txt --editable ".[tpu,train]"
 .venv/bin/python -c "import jax; print(jax.__version__)"' || return 1
   [[ $bucket ]] || return 0
   on_hosts all "set -e

@@ -165,19 +165,19 @@ MUTATIONS = {
   ),
   # Metrics and evaluation.
   'measures of all sources together': Mutation(
-    'cover_jax/training/metrics.py',
+    'cover_jax/training/measuring.py',
     'mask_B & (source_B == index)',
     'mask_B',
     'test_measures.py::test_measures_are_means_over_the_examples_of_their_source',
   ),
   'measures of padding': Mutation(
-    'cover_jax/training/metrics.py',
+    'cover_jax/training/measuring.py',
     'mask_B & (source_B == index)',
     'source_B == index',
     'test_measures.py::test_measures_are_means_over_the_examples_of_their_source',
   ),
   'measures of the last step only': Mutation(
-    'cover_jax/training/metrics.py',
+    'cover_jax/training/measuring.py',
     'x.merge(y)',
     'y',
     'test_measures.py::test_measures_are_means_over_the_examples_of_their_source',

@@ -1,7 +1,6 @@
 """Evaluation counts each example once, whatever the batch size and the devices, and its numbers are right."""
 
 import csv
-import dataclasses
 import json
 import pathlib
 
@@ -223,14 +222,25 @@ def test_temperature_and_explicit_weights_reach_the_run():
   assert run.streams['image'].loss_weight == pytest.approx(1 / 3)
 
 
-def test_an_unlabelled_example_is_drawn_without_a_class_and_padding_not_at_all(reference, tmp_path, monkeypatch):
-  run, params, tests, _ = reference
-  batch = dict(next(tests['acts'].batches()))
-  batch['label'] = np.array([-1, 2, -1, *batch['label'][3:]], np.int32)
-  batch['mask'] = np.array([True, True, False, *batch['mask'][3:]])
-  some = {'acts': dataclasses.replace(tests['acts'], batches=lambda: iter([batch]))}
-  samples = train_job.sample_predictions(run, params, some)
-  assert [s['label'] for s in samples] == [None, 'acts 2']
+def test_samples_are_errors_and_right_answers_with_the_clips_that_were_judged(reference, tmp_path, monkeypatch):
+  run, _, tests, results = reference
+  samples = train_job.sample_predictions(run, results, tests, most=4)
+  assert [s['source'] for s in samples] == [name for name in results for _ in range(4)]
+  clips = {}
+  for name, test in tests.items():
+    for batch in test.batches():
+      shown = zip(batch['example_id'], batch['views']['clip'], strict=True)
+      clips |= {(name, int(e)): views[len(views) // 2] for e, views in shown}
+  for name, result in results.items():
+    given, classes = result.answers, run.sources[run.source_id(name)].class_names
+    mine = [s for s in samples if s['source'] == name]
+    errors = sum(s['predicted'][0][0] != s['label'] for s in mine)
+    wrong = int((~given.right_N).sum())
+    assert errors == min(wrong, max(2, 4 - int(given.right_N.sum())))
+    for sample in mine:
+      (row,) = [r for r, e in enumerate(given.example_N) if np.array_equal(clips[name, int(e)], sample['clip'])]
+      assert classes[given.label_N[row]] == sample['label']
+      assert classes[given.best_NxM[row, 0]] == sample['predicted'][0][0]
   written = []
   text = matplotlib.axes.Axes.text
   monkeypatch.setattr(
@@ -239,6 +249,12 @@ def test_an_unlabelled_example_is_drawn_without_a_class_and_padding_not_at_all(r
     lambda self, x, y, s, **how: written.append((s, how['color'])) or text(self, x, y, s, **how),
   )
   visualise.predictions(samples, str(tmp_path / 'predictions.png'))
-  (unlabelled, colour), (labelled, other) = written
-  assert unlabelled.startswith('acts: no label\n') and colour == 'black'
-  assert labelled.startswith('acts: acts 2\n') and other in ('darkgreen', 'firebrick')
+  assert len(written) == len(samples)
+  for sample, (said, colour) in zip(samples, written, strict=True):
+    right = sample['predicted'][0][0] == sample['label']
+    assert said.startswith(f'{sample["source"]}: {sample["label"]}\n{"✓" if right else "✗"} ')
+    assert colour == ('darkgreen' if right else 'firebrick')
+
+
+def test_strips_are_packed_side_by_side_where_they_have_room():
+  assert visualise._packed([1, 1, 1, 8, 1, 4]) == [[(0, 0), (4, 1)], [(0, 2)], [(0, 3)], [(0, 4), (4, 5)]]

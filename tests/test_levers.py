@@ -13,7 +13,7 @@ from cover_jax.experiment.state import create, state_shardings
 from cover_jax.models.timesformer import TimeSformer
 from cover_jax.objectives import LossOutput
 from cover_jax.runtime import sharding
-from cover_jax.training import accumulation, metrics
+from cover_jax.training import accumulation, measuring
 from cover_jax.training import step as stepping
 from data_pipelines.contract import UserError
 from tests import tiny
@@ -48,7 +48,7 @@ def _run_steps(steps=3, change_batch=lambda batch: batch, **changes):
   for batch in itertools.islice(batches(0), steps):
     state, report = step(state, sharding.to_global(change_batch(batch), mesh))
     losses.append(jax.device_get(report['losses']))
-  measures = metrics.compute(report['measures'])
+  measures = measuring.compute(report['measures'])
   return losses, jax.device_get(state), measures
 
 

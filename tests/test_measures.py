@@ -12,7 +12,7 @@ from cover_jax.evaluation import classify
 from cover_jax.experiment import state
 from cover_jax.models.encoder import Encoded
 from cover_jax.objectives import LossOutput, Objective
-from cover_jax.training import metrics
+from cover_jax.training import measuring
 from cover_jax.training import step as stepping
 from data_pipelines.contract import SourceInfo, TestSet
 from tests import tiny
@@ -35,10 +35,10 @@ def test_measures_are_means_over_the_examples_of_their_source():
 
   def one(step):
     measures = {'value': jnp.asarray(step['value']), 'hit': jnp.asarray(step['hit'])}
-    of_sources = metrics.per_source(measures, step['source'], step['mask'], SOURCES, (0, 1, 2))
+    of_sources = measuring.per_source(measures, step['source'], step['mask'], SOURCES, (0, 1, 2))
     return {'video': of_sources}
 
-  found = metrics.compute(metrics.merge(*map(one, steps)))
+  found = measuring.compute(measuring.merge(*map(one, steps)))
   whole = {key: np.concatenate([step[key] for step in steps]) for key in steps[0]}
   expected = {}
   for index, name in enumerate('ab'):

@@ -1,9 +1,12 @@
 """`metrics.jsonl` whatever lies in it: readable rows stay, the rest is moved aside and named."""
 
+import io
 import json
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cover_jax.evaluation import visualise
 from cover_jax.training import metrics
@@ -181,3 +184,27 @@ def test_the_line_of_the_log_names_every_loss():
   assert metrics.summary(scalars) == (
     'loss 9.0000 | acts 1.500 (25.0%) | mine 2.000 (50.0%) | wild 4.000 | test acts 1.000 (12.5%)'
   )
+
+
+def test_tensorboard_shows_the_config_and_pictures(tmp_path):
+  from tensorboard.backend.event_processing import plugin_event_accumulator
+  from tensorboard.plugins.hparams import plugin_data_pb2
+  from tensorboard.util import tensor_util
+
+  picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+  Image.fromarray(picture).save(tmp_path / 'a.png')
+  config = {'seed': 3, 'optimizer': {'learning_rate': 0.5, 'rules': (('a', 0.0),)}, 'init_from': {}}
+  with metrics.Writer(str(tmp_path), first_step=2, tests_again=False) as writer:
+    writer.describe(config)
+  metrics.write_pictures(str(tmp_path), 5, {'confusion/acts': str(tmp_path / 'a.png')})
+  events = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+  (text,) = events.Tensors('config')
+  assert text.step == 2 and json.loads(tensor_util.make_ndarray(text.tensor_proto).item().strip(b'`\n'))['seed'] == 3
+  (image,) = events.Tensors('confusion/acts')
+  width, height, png = tensor_util.make_ndarray(image.tensor_proto)
+  assert (image.step, int(width), int(height)) == (5, 30, 20)
+  np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), picture)
+  (start,) = events.PluginTagToContent('hparams').values()
+  said = plugin_data_pb2.HParamsPluginData.FromString(start).session_start_info.hparams
+  assert said['optimizer.learning_rate'].number_value == 0.5 and said['seed'].number_value == 3
+  assert said['optimizer.rules'].string_value == "(('a', 0.0),)"

@@ -187,3 +187,17 @@ def test_unknown_variants_are_refused():
     transfer.get_config('debug')
   with pytest.raises(UserError, match='word,word'):
     defaults.variants('hr')
+
+
+@pytest.mark.parametrize(
+  'module', [cover_b16, cover_l16, cover_r2plus1d, cover_videomae_b, cover_videoprism_b, cover_vjepa2_l]
+)
+def test_images_can_be_left_out_or_be_ones_own(module):
+  whole, videos, own = (module.get_config(word) for word in ('', 'noimages', 'image_folder'))
+  assert list(videos.sources) == [name for name in whole.sources if name != 'imagenet']
+  assert list(videos.streams) == ['video'] and videos.streams.video == own.streams.video == whole.streams.video
+  assert [name for name in own.sources if name not in videos.sources] == ['images']
+  assert own.sources.images.dataset == 'image_folder/mine' and own.streams.image.sources == ('images',)
+  assert own.streams.image.size == whole.streams.image.size
+  with pytest.raises(UserError, match='one of these words'):
+    module.get_config('noimages,image_folder')

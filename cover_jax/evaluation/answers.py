@@ -105,6 +105,28 @@ def choose(answers: Answers, most: int) -> np.ndarray:
   return np.sort(np.concatenate([wrong[:errors], right[: most - errors]]))
 
 
+def samples(
+  name: str, answers: Answers, class_names: Sequence[str], test_set: TestSet, most: int
+) -> list[dict[str, Any]]:
+  """Examples of `choose` with their clips and answers, as `visualise.predictions` draws them.
+
+  Args:
+    name: of the source.
+    answers: of its head.
+    class_names: of the head.
+    test_set: the data.
+    most: examples to show.
+  """
+  rows = choose(answers, most)
+  shown = []
+  for row, views in zip(rows.tolist(), views_of(test_set, answers.example_N[rows]), strict=True):
+    best = zip(answers.best_NxM[row].tolist(), answers.probability_NxM[row].tolist(), strict=True)
+    predicted = [(class_names[k], p) for k, p in best]
+    label = class_names[answers.label_N[row]]
+    shown.append({'clip': views[len(views) // 2], 'source': name, 'label': label, 'predicted': predicted})
+  return shown
+
+
 def _in_turn(rows: np.ndarray, kinds: Sequence[Any]) -> np.ndarray:
   """The rows with the first of each kind ahead, then the second of each, in the order that they come in."""
   seen: collections.Counter = collections.Counter()
@@ -136,7 +158,7 @@ def write_clips(answers: Mapping[str, Answers], test_sets: Mapping[str, TestSet]
       os.mkdir(os.path.join(new, name))
       left, about = room, {'data_sha256': test_sets[name].fingerprint, 'protocol': test_sets[name].protocol}
       chosen = given.example_N[choose(given, most)]
-      for example, views in zip(chosen.tolist(), _views(test_sets[name], chosen), strict=False):
+      for example, views in zip(chosen.tolist(), views_of(test_sets[name], chosen), strict=False):
         about |= {'views': len(views), 'shown': len(views) // 2 + 1}
         encoded = moving(views[len(views) // 2])
         left -= len(encoded)
@@ -151,7 +173,7 @@ def _write(path: str, data: bytes) -> None:
     f.write(data)
 
 
-def _views(test_set: TestSet, examples: np.ndarray) -> Iterator[np.ndarray]:
+def views_of(test_set: TestSet, examples: np.ndarray) -> Iterator[np.ndarray]:
   """The test views, uint8 [V, T, H, W, 3], of some examples."""
   if not len(examples):
     return

@@ -113,6 +113,7 @@ class SourceResult:
 
 
 Results = Mapping[str, SourceResult | SeveralResult]
+CONFUSION = 'confusion'  # of one label: the picture's name, before the source's
 
 
 class Kind(NamedTuple):
@@ -122,12 +123,15 @@ class Kind(NamedTuple):
   eval_step: Callable[[Experiment, str, Mesh], Callable[[Any, Any, Any], Any]]
   result: Callable[..., Any]
   write: Callable[..., tuple[dict[str, Any], dict[str, Callable[[], Any]]]]
+  samples: Callable[..., list[dict[str, Any]]]
+  picture: str
 
 
 def _kind(experiment: Experiment, name: str) -> Kind:
   if experiment.sources[experiment.source_id(name)].labels == 'several':
-    return Kind(several_labels.zero_totals, several_labels.eval_step, several_labels.result, several_labels.write)
-  return Kind(_zero_totals, _eval_step, _result, _write)
+    of = several_labels
+    return Kind(of.zero_totals, of.eval_step, of.result, of.write, of.samples, of.PICTURE)
+  return Kind(_zero_totals, _eval_step, _result, _write, _samples, CONFUSION)
 
 
 def make_evaluate(experiment: Experiment, test_sets: TestSets, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
@@ -370,7 +374,7 @@ def _write(result: SourceResult, name: str, names: Sequence[str], folder: str, c
     {'true': class_names[t], 'predicted': class_names[p], 'times': n, 'share': n / int(result.confusion_KxK[t].sum())}
     for t, p, n in pairs
   ]
-  picture = f'confusion_{name}.png'
+  picture = f'{CONFUSION}_{name}.png'
   draw = functools.partial(
     visualise.confusion_matrix,
     result.confusion_KxK,
@@ -380,6 +384,23 @@ def _write(result: SourceResult, name: str, names: Sequence[str], folder: str, c
     os.path.join(folder, picture),
   )
   return result.summary() | {'most_confused': worst}, {picture: draw}
+
+
+def _samples(result: SourceResult, name: str, class_names: Sequence[str], test_set: TestSet, most: int):
+  return answering.samples(name, result.answers, class_names, test_set, most)
+
+
+def samples(
+  experiment: Experiment, name: str, result: SourceResult | SeveralResult, test_set: TestSet, most: int
+) -> list[dict[str, Any]]:
+  """At most `most` examples of a source with their clips and answers, about half of them errors."""
+  class_names = experiment.sources[experiment.source_id(name)].class_names
+  return _kind(experiment, name).samples(result, name, class_names, test_set, most)
+
+
+def picture_file(experiment: Experiment, name: str) -> str:
+  """The picture of a source's results, in the folder of the report."""
+  return f'{_kind(experiment, name).picture}_{name}.png'
 
 
 def params_sha256(params: Any) -> str:

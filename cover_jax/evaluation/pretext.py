@@ -22,7 +22,7 @@ from cover_jax.experiment import wire
 from cover_jax.experiment.build import Experiment
 from cover_jax.objectives import contrastive
 from cover_jax.runtime import keys, processes, sharding
-from cover_jax.training import metrics
+from cover_jax.training import measuring
 from data_pipelines import durable
 from data_pipelines.sources import Source
 
@@ -89,7 +89,7 @@ def make_judge(
     out = experiment.objectives[name].loss(params, state, batch, rng)
     of_stream = experiment.streams[name].sources
     rows = batch['source'], batch['mask']
-    return metrics.per_source(out.measures, *rows, experiment.sources, of_stream), out.state
+    return measuring.per_source(out.measures, *rows, experiment.sources, of_stream), out.state
 
   runs = {name: jax.jit(functools.partial(step, name)) for name in experiment.streams}
   passes = {
@@ -109,9 +109,9 @@ def make_judge(
           for number, batch in enumerate(batches()):
             found, state = runs[name](params, state, sharding.to_global(batch, mesh), number)
             if counts:
-              total[name] = metrics.merge(total[name], found) if name in total else found
+              total[name] = measuring.merge(total[name], found) if name in total else found
             jax.block_until_ready(found)  # one batch at a time on the devices
-    return metrics.compute(processes.gather(total))
+    return measuring.compute(processes.gather(total))
 
   return judge
 

@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 
 from cover_jax.evaluation import average_precision as ap
 from cover_jax.evaluation import scoring
-from cover_jax.evaluation.answers import BEST
+from cover_jax.evaluation.answers import BEST, views_of
 from cover_jax.experiment.build import Experiment
 from cover_jax.models.heads import head_columns, is_labelled, sigmoid_cross_entropy
 from cover_jax.runtime import sharding
 from data_pipelines import durable
 from data_pipelines.contract import TestSet, UserError
 
+PICTURE = 'precision_recall'  # the picture's name, before the source's
 _DRAWN = 8  # curves of classes in the picture
 
 
@@ -180,11 +181,30 @@ def write(
       best = np.argsort(-score_K, kind='stable')[:count]
       said = (w for k in best for w in (class_names[k], f'{1 / (1 + np.exp(-np.float64(score_K[k]))):.4f}'))
       rows.writerow([int(example), names[example] if len(names) else '', true, *said])
-  picture = f'precision_recall_{name}.png'
+  picture = f'{PICTURE}_{name}.png'
   return judged.summary(), {picture: functools.partial(_draw, judged, name, os.path.join(folder, picture))}
 
 
 _ANSWER = ('answer', 'probability')
+
+
+def samples(
+  judged: SeveralResult, name: str, class_names: Sequence[str], test_set: TestSet, most: int
+) -> list[dict[str, Any]]:
+  """Examples with their clips, labels and best answers; about half of the best answers are none of the labels."""
+  best_N = judged.score_NxK.argmax(axis=1)
+  right_N = judged.label_NxK[np.arange(len(best_N)), best_N] == 1
+  wrong, right = np.flatnonzero(~right_N), np.flatnonzero(right_N)
+  errors = min(len(wrong), max(most - most // 2, most - len(right)))
+  rows = np.sort(np.concatenate([wrong[:errors], right[: most - errors]]))
+  shown = []
+  for row, views in zip(rows.tolist(), views_of(test_set, judged.example_N[rows]), strict=True):
+    score_K = judged.score_NxK[row].astype(np.float64)
+    best = np.argsort(-score_K, kind='stable')[:BEST]
+    predicted = [(class_names[k], float(1 / (1 + np.exp(-score_K[k])))) for k in best]
+    label = tuple(class_names[k] for k in np.flatnonzero(judged.label_NxK[row] == 1))
+    shown.append({'clip': views[len(views) // 2], 'source': name, 'label': label, 'predicted': predicted})
+  return shown
 
 
 def _draw(judged: SeveralResult, name: str, path: str) -> None:

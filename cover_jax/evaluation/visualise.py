@@ -24,7 +24,8 @@ from PIL import Image, ImageDraw
 # Names of classes, sources and files are drawn as they are: a '$' is a '$'.
 matplotlib.rcParams.update({'text.parse_math': False, 'text.usetex': False})
 
-_TITLE = 100  # characters of a title
+_TITLE, _NAME, _AXIS = 100, 44, 60  # characters of a title, of a class name beside clips, of one beside a matrix
+_STRIP, _BESIDE = 8, 3  # frames of a strip; frames' width of the text beside it
 
 
 def each(pictures: Mapping[str, Callable[[], Any]]) -> None:
@@ -72,38 +73,26 @@ def confusion_matrix(
     most: classes that are drawn with their names. Of more, the picture shows all of them small and, enlarged, those of
       the most confused pairs.
   """
-  rate_KxK = confusion_KxK / np.maximum(confusion_KxK.sum(axis=1, keepdims=True), 1)
-  classes = len(class_names)
-  everything = np.arange(classes)
-  some = everything
-  if classes > most:
+  everything = np.arange(len(class_names))
+  if len(everything) <= most:
+    panels = [(everything, 'counts; shade: share of the true class', True)]
+  else:
     of_pairs = dict.fromkeys(k for true, predicted, _ in pairs for k in (true, predicted))
     some = np.sort(list(of_pairs)[:most]).astype(int)
-  side = float(np.clip(0.24 * len(some), 4, 11))
-  panels = [(side, some)] if classes <= most else [(side, everything), (side, some)]
-  panels = [(width, shown) for width, shown in panels if len(shown)]
-  widths = [width + 2 for width, _ in panels] + [6]
+    panels = [(everything, f'all {len(everything)} classes; shade: share of the true class', False)]
+    panels += [(some, f'the {len(some)} classes of the most confused pairs', True)] if len(some) else []
+  named = max(len(shown) for shown, _, has_names in panels if has_names) if panels[-1][2] else 0
+  side = float(np.clip(0.34 * named, 4.5, 10))
+  letters = max((len(_drawn(class_names[k], _AXIS)) for k in panels[-1][0]), default=0) if named else 0
+  widths = [side + (0.075 * letters if has_names else 0) + 0.8 for _, _, has_names in panels] + [5.5]
   figure, grid = plt.subplots(
-    1, len(widths), figsize=(sum(widths), side + 2.5), width_ratios=widths, squeeze=False, layout='constrained'
+    1, len(widths), figsize=(sum(widths), side + 1.6), width_ratios=widths, squeeze=False, layout='constrained'
   )
-  for axes, (_, shown) in zip(grid[0], panels, strict=False):
-    image = axes.imshow(rate_KxK[np.ix_(shown, shown)], vmin=0, vmax=1, cmap='viridis', interpolation='nearest')
-    axes.set(ylabel='true', xlabel='predicted', title=_drawn(title, _TITLE))
-    if shown is everything and classes > most:
-      axes.set_title(f'{_drawn(title, _TITLE)}, all {classes} classes')
-      continue
-    if shown is not everything:
-      axes.set_title(f'the {len(shown)} classes of the most confused pairs')
-    names = [_drawn(class_names[k]) for k in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(shown)), names, fontsize=7)
-  figure.colorbar(image, ax=list(grid[0, :-1]), shrink=0.7, label='share of the true class')
-  bars = grid[0, -1]
-  bars.barh(range(len(pairs)), [times for _, _, times in pairs], color='firebrick')
-  labels = [f'{_drawn(class_names[t])} → {_drawn(class_names[p])}' for t, p, _ in pairs]
-  bars.set_yticks(range(len(pairs)), labels, fontsize=7)
-  bars.invert_yaxis()
-  bars.set(title='most confused (true → predicted)', xlabel='times')
+  figure.suptitle(_drawn(title, _TITLE))
+  for axes, (shown, said, has_names) in zip(grid[0], panels, strict=False):
+    _confusion_panel(axes, confusion_KxK, shown, [_drawn(class_names[k], _AXIS) for k in shown] if has_names else [])
+    axes.set_title(said, fontsize=9)
+  _confused_pairs(grid[0, -1], [(_drawn(class_names[t]), _drawn(class_names[p]), n) for t, p, n in pairs])
   _save(figure, path)
 
 
@@ -122,6 +111,41 @@ def precision_recall(curves: Mapping[str, Any], title: str, path: str) -> None:
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
   _save(figure, path)
+
+
+def _confusion_panel(axes: plt.Axes, confusion_KxK: np.ndarray, shown: np.ndarray, names: Sequence[str]) -> None:
+  """Some classes' rows and columns. Names, where given, stand left; below, where they are long, their numbers do."""
+  rate_KxK = confusion_KxK / np.maximum(confusion_KxK.sum(axis=1, keepdims=True), 1)
+  shade = matplotlib.colors.PowerNorm(0.5, 0, 1)  # a rare confusion is seen
+  axes.imshow(rate_KxK[np.ix_(shown, shown)], norm=shade, cmap='Blues', interpolation='nearest')
+  axes.set(ylabel='true', xlabel='predicted')
+  if not names:
+    return
+  short = max(map(len, names)) <= 3
+  numbers = [str(i) for i in range(1, len(names) + 1)]
+  both = [f'{name}  {number}' for name, number in zip(names, numbers, strict=True)]
+  axes.set_yticks(range(len(names)), names if short else both, fontsize=8)
+  axes.set_xticks(range(len(names)), names if short else numbers, fontsize=8 if len(names) <= 30 else 6)
+  if len(names) > 30:
+    return
+  for i, j in np.ndindex(len(shown), len(shown)):
+    if count := confusion_KxK[shown[i], shown[j]]:
+      colour = 'white' if rate_KxK[shown[i], shown[j]] > 0.3 else 'black'
+      axes.text(j, i, f'{count:.0f}', ha='center', va='center', fontsize=7, color=colour)
+
+
+def _confused_pairs(axes: plt.Axes, pairs: Sequence[tuple[str, str, int]]) -> None:
+  """(true, predicted, times) as bars, each under its names."""
+  axes.set_title('most confused: true → predicted, times', fontsize=9)
+  axes.axis('off')
+  if not pairs:
+    axes.text(0, 0.95, 'None: every example is right.', fontsize=9, transform=axes.transAxes)
+    return
+  axes.barh(range(len(pairs)), [times for _, _, times in pairs], height=0.25, color='firebrick')
+  for i, (true, predicted, times) in enumerate(pairs):
+    axes.text(0, i - 0.2, f'{true} → {predicted}', fontsize=8, va='bottom')
+    axes.text(times, i, f' {times}', fontsize=8, va='center')
+  axes.set(ylim=(max(len(pairs), 10) - 0.5, -1), xlim=(0, 1.1 * pairs[0][2]))
 
 
 def _drawn(name: str, most: int = 32) -> str:
@@ -146,60 +170,85 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     for key, value in row.items():
       if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
         series.setdefault(key, {})[row['step']] = value
-  figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4), layout='constrained')
+  figure, ((loss, top1), (rate, norm)) = plt.subplots(2, 2, figsize=(12, 7.5), layout='constrained')
   colours: dict[str, str] = {}
-  for key, points in series.items():
+  for key, points in sorted(series.items()):
     parts = key.split('/')
     steps, values = zip(*sorted(points.items()), strict=True)
     source = parts[-2] if len(parts) > 2 else ''
     colour = colours.setdefault(source, f'C{len(colours)}')
     if parts[0] == 'train' and len(parts) == 4 and parts[3] == 'loss':
-      left.plot(steps, values, label=_drawn(source), color=colour)
+      loss.plot(steps, values, label=_drawn(source), color=colour)
     elif parts[0] == 'train' and len(parts) == 4 and parts[3] in TOP1:
-      middle.plot(steps, values, label=_drawn(source), color=colour)
+      top1.plot(steps, values, label=_drawn(source), color=colour)
     elif parts[0] == 'test' and len(parts) == 3 and parts[2] in ('top1', 'mAP'):
-      middle.plot(steps, values, 'o', color=colour, markeredgecolor='black')
+      top1.plot(steps, values, 'o', color=colour, markeredgecolor='black')
     elif key == 'learning_rate':
-      right.plot(steps, values, color='black', label='learning rate')
+      rate.plot(steps, values, color='black')
     elif key == 'train/gradient_norm':
-      right.plot(steps, np.asarray(values) * 1e-3, color='grey', alpha=0.6, label='gradient norm / 1000')
-  left.set(title='training loss', xlabel='step')
-  middle.set(title='top-1: line in training, dot (top-1 or mAP) on test', xlabel='step', ylim=(0, 1))
-  right.set(title='optimizer', xlabel='step')
-  for axes in (left, middle, right):
+      norm.plot(steps, values, color='black')
+  loss.set(title='loss in training')
+  top1.set(title='top-1: lines in training, dots (top-1 or mAP) on the test split', ylim=(0, 1.02))
+  rate.set(title='learning rate')
+  norm.set(title='norm of the gradient')
+  for axes in (loss, top1, rate, norm):
+    axes.set_xlabel('step')
     axes.grid(alpha=0.3)
+    if axes is not top1 and axes.lines:
+      axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[0]:
       axes.legend(fontsize=8)
   _save(figure, path)
 
 
 def predictions(examples: Sequence[Mapping[str, Any]], path: str) -> None:
-  """Draws one clip a row as a strip of frames, with the true and the predicted classes.
+  """Draws clips as strips of frames, each with its true and its predicted classes beside it.
 
   Args:
-    examples: each with 'clip' uint8 [T, H, W, 3], 'source', 'label' (class name, or a tuple of any number of them; None
-      for an unlabelled example) and 'predicted', a list of (class name, probability), best first.
+    examples: each with 'clip' uint8 [T, H, W, 3], 'source', 'label' (class name, or a tuple of any number of them) and
+      'predicted', a list of (class name, probability), best first.
     path: PNG to write.
   """
-  columns = max(len(e['clip']) for e in examples)
-  figure, grid = plt.subplots(
-    len(examples), columns + 3, figsize=(1.05 * columns + 4.2, 1.1 * len(examples)), squeeze=False
-  )
-  for row, example in zip(grid, examples, strict=True):
-    for axes in row:
+  lines = _packed([min(len(e['clip']), _STRIP) for e in examples])
+  width = _STRIP + _BESIDE
+  figure = plt.figure(figsize=(1.1 * width, 1.1 * len(lines)))
+  for row, line in enumerate(lines):
+    for left, number in line:
+      example, count = examples[number], min(len(examples[number]['clip']), _STRIP)
+      frames = example['clip'][np.linspace(0, len(example['clip']) - 1, count).round().astype(int)]
+      at = lambda x, w, row=row: ((x + 0.02) / width, 1 - (row + 0.98) / len(lines), w / width, 0.96 / len(lines))
+      for column, frame in enumerate(frames):
+        axes = figure.add_axes(at(left + column, 0.96))
+        axes.imshow(frame)
+        axes.axis('off')
+      axes = figure.add_axes(at(left + count + 0.05, _BESIDE - 0.1))
       axes.axis('off')
-    for axes, frame in zip(row, example['clip'], strict=False):
-      axes.imshow(frame)
-    best = example['predicted'][0][0]
-    label = example['label']
-    labels = label if isinstance(label, tuple) else (label,)
-    colour = 'black' if label is None else 'darkgreen' if best in labels else 'firebrick'
-    lines = [f'{_drawn(name)}  {probability:.0%}' for name, probability in example['predicted'][:2]]
-    true = 'no label' if label is None else _drawn(', '.join(labels) or 'none of the classes')
-    text = f'{_drawn(example["source"])}: {true}\n' + '\n'.join(lines)
-    row[columns].text(0, 0.5, text, va='center', fontsize=8, color=colour, transform=row[columns].transAxes)
-  figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.05, hspace=0.08)
+      text, colour = _answers(example)
+      axes.text(0, 0.5, text, va='center', fontsize=8, color=colour, transform=axes.transAxes)
   _save(figure, path)
+
+
+def _packed(counts: Sequence[int]) -> list[list[tuple[int, int]]]:
+  """Lines of (left, number of the clip): as many clips of `counts` frames in a line as have room with their texts."""
+  lines: list[list[tuple[int, int]]] = []
+  for number, count in enumerate(counts):
+    left = lines[-1][-1][0] + counts[lines[-1][-1][1]] + _BESIDE if lines else 0
+    if not lines or left + count + _BESIDE > _STRIP + _BESIDE:
+      lines.append([(0, number)])
+    else:
+      lines[-1].append((left, number))
+  return lines
+
+
+def _answers(example: Mapping[str, Any]) -> tuple[str, str]:
+  """(text, colour) beside a clip."""
+  label = example['label']
+  labels = label if isinstance(label, tuple) else (label,)
+  right = example['predicted'][0][0] in labels
+  said = [f'{_drawn(name, _NAME)}  {probability:.0%}' for name, probability in example['predicted'][:2]]
+  said[0] = f'{"✓" if right else "✗"} {said[0]}'
+  true = _drawn(', '.join(labels) or 'none of the classes', _NAME)
+  return '\n'.join([f'{_drawn(example["source"])}: {true}', *said]), 'darkgreen' if right else 'firebrick'
 
 
 def timeline(rows: Mapping[str, Sequence[tuple[float, str, float]]], end: float, title: str, path: str) -> None:
@@ -227,9 +276,11 @@ def timeline(rows: Mapping[str, Sequence[tuple[float, str, float]]], end: float,
         shown = 'others' if name is None else _drawn(name)
         axes.stairs(heights, edges, fill=True, color=colours.get(name, 'lightgrey'), label=shown)
     axes.set(ylabel=_drawn(head, 24), ylim=(0, 1), xlim=(0, end or 1.0))
+    axes.grid(axis='y', alpha=0.3)
     axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
   grid[0, 0].set_title(_drawn(title, _TITLE))
   grid[-1, 0].set_xlabel('seconds')
+  figure.supylabel('probability of the best class', fontsize=9)
   _save(figure, path)
 
 
@@ -256,11 +307,15 @@ def attention_maps(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], path: str
     labels.append(label)
     shown = np.unique(np.linspace(0, len(clip) - 1, min(len(clip), columns)).round().astype(int))
     height, width = clip.shape[1:3]
+    still = len(clip) > 1 and (clip == clip[0]).all()  # a photo, repeated for a head of videos
+    clip, heat, shown = (clip[:1], heat.mean(axis=0, keepdims=True), shown[:1]) if still else (clip, heat, shown)
+    share = heat / max(float(heat.max()), 1e-12)
     for column, t in enumerate(shown):
       above[column].imshow(clip[t])
       below[column].imshow(clip[t].mean(axis=-1), cmap='gray', vmin=0, vmax=255)
+      # What was looked at little stays to be seen. Nearest: patches are what there is.
       below[column].imshow(
-        heat[t], vmin=0, vmax=heat.max(), cmap='inferno', alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5)
+        share[t], vmin=0, vmax=1, cmap='autumn', alpha=0.7 * share[t], extent=(-0.5, width - 0.5, height - 0.5, -0.5)
       )
   _save(figure, path, bbox_inches='tight', bbox_extra_artists=labels)
 

@@ -16,7 +16,7 @@ from cover_jax.experiment.build import Experiment
 from cover_jax.jobs import resume
 from cover_jax.jobs.opening import open_evaluation
 from cover_jax.runtime import processes, sharding
-from cover_jax.training import finite
+from cover_jax.training import finite, metrics
 from data_pipelines import durable
 from data_pipelines.sources import leaks
 
@@ -77,5 +77,7 @@ def report(
   with workdirs.writing(workdir, 'the report'), workdirs.turn(folder):
     last = {PAGE: lambda: durable.write(os.path.join(folder, PAGE), page.of_run(runs.read(workdir)))}
     path = evaluation.write_report(results, experiment, folder, about=about, test_sets=tests, last=last)
+    drawn = {f'results/{name}': os.path.join(folder, evaluation.picture_file(experiment, name)) for name in results}
+    metrics.write_pictures(workdir, step, drawn)
   print(f'Table, per-class accuracy, confusions, clips: {os.path.join(folder, PAGE)}')
   return path

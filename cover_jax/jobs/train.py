@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from absl import logging
 
 from cover_jax import checkpoints
@@ -22,7 +21,7 @@ from cover_jax.jobs.opening import open_experiment
 from cover_jax.runtime import processes, sharding
 from cover_jax.training import loop as training
 from cover_jax.training import metrics
-from data_pipelines.contract import SourceInfo, SubBatch
+from data_pipelines.contract import SourceInfo
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, *, resume_from: int | None = None) -> None:
@@ -91,7 +90,8 @@ def _finish(experiment, final, results, tests, workdir) -> None:
   rows = metrics.read_jsonl(os.path.join(workdir, metrics.FILE))
   last[curves] = lambda: visualise.training_curves(rows, curves)
   if tests:
-    last[predictions] = lambda: visualise.predictions(sample_predictions(experiment, params, tests), predictions)
+    last[predictions] = lambda: visualise.predictions(sample_predictions(experiment, results, tests), predictions)
+    last['TensorBoard'] = lambda: metrics.write_pictures(workdir, int(final.step), {'predictions': predictions})
   with workdirs.writing(workdir, 'all of the results'):
     visualise.each(last)
   print(f'Checkpoint:          {checkpoint}')
@@ -101,27 +101,11 @@ def _finish(experiment, final, results, tests, workdir) -> None:
   print(f'TensorBoard:         tensorboard --logdir {workdir}')
 
 
-def _label(batch: SubBatch, row: int, class_names: Sequence[str]) -> str | tuple[str, ...] | None:
-  """The class of an example, the tuple of its classes where its source has several, None for an unlabelled one."""
-  if 'labels' in batch and (batch['labels'][row] >= 0).any():
-    return tuple(class_names[k] for k in np.flatnonzero(batch['labels'][row] == 1))
-  return class_names[batch['label'][row]] if batch['label'][row] >= 0 else None
-
-
 def sample_predictions(
-  experiment: Experiment, params: Any, tests: evaluation.TestSets, count: int = 3
+  experiment: Experiment, results: evaluation.Results, tests: evaluation.TestSets, most: int = 4
 ) -> list[dict[str, Any]]:
-  """The first test clips of each source with the model's best classes; see `visualise.predictions`."""
-  samples = []
-  for name, test in tests.items():
-    batch = next(iter(test.batches()))
-    class_names = experiment.sources[experiment.source_id(name)].class_names
-    clips = batch['views']['clip']
-    probabilities = np.asarray(evaluation.predict(experiment, params, name, clips[:count]))
-    middle = clips.shape[1] // 2  # of the views
-    for row in np.flatnonzero(batch['mask'][:count]):
-      p_K = probabilities[row]
-      best = [(class_names[k], float(p_K[k])) for k in np.argsort(-p_K, kind='stable')[:5]]
-      label = _label(batch, row, class_names)
-      samples.append({'clip': clips[row, middle], 'source': name, 'label': label, 'predicted': best})
-  return samples
+  """Test clips of each source with its head's answers, half of them errors; see `visualise.predictions`."""
+  shown = []
+  for name, result in results.items():
+    shown += evaluation.samples(experiment, name, result, tests[name], most)
+  return shown

@@ -16,7 +16,7 @@ from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState, state_shardings
 from cover_jax.models.encoder import STATISTICS
 from cover_jax.runtime import laggards, processes, sharding
-from cover_jax.training import finite, metrics, records
+from cover_jax.training import finite, measuring, records
 from cover_jax.training.records import due
 from cover_jax.training.step import abstract_batch, compile_step, make_optimizer, make_train_step
 from cover_jax.weights import initialise
@@ -112,7 +112,7 @@ def train(
         batch = next(data)
         started(step)
         state, report = train_step(state, sharding.to_global(batch, mesh))
-        interval = metrics.merge(interval, report['measures'])
+        interval = measuring.merge(interval, report['measures'])
         if step % config.log_every == 0 or step == total:
           report['log'], interval = interval, empty
         if unread:

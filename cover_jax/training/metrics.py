@@ -1,7 +1,8 @@
-"""What a run reports: one CLU collection per source, and where its numbers are written."""
+"""Where the numbers of a run are written, and how they are read again: `metrics.jsonl`, TensorBoard, the log."""
 
 import concurrent.futures
 import contextlib
+import io
 import itertools
 import json
 import math
@@ -10,76 +11,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import logging
-from clu import metrics as clu_metrics
+from PIL import Image
 
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.runtime import processes
 from cover_jax.training import mirror
 from data_pipelines import durable, paths
-from data_pipelines.contract import SourceInfo, UserError
+from data_pipelines.contract import UserError
 
 FILE = 'metrics.jsonl'
 DAMAGED = '.damaged'  # behind its name: what no row could be made of
 TOP1 = ('top1', 'classification_top1')  # the second: of classification in a list of objectives
-Collections = Mapping[str, clu_metrics.Collection]
-
-
-def collection(names: Sequence[str]) -> type[clu_metrics.Collection]:
-  """A CLU collection class of averages of per-example values with these names."""
-  return clu_metrics.Collection.create(**{n: clu_metrics.Average.from_output(n) for n in names})
-
-
-def per_source(
-  measures: Mapping[str, jax.Array],
-  source_B: jax.Array,
-  mask_B: jax.Array,
-  sources: Sequence[SourceInfo],
-  members: Sequence[int],
-) -> Collections:
-  """Averages per-example values over the examples of each source.
-
-  Args:
-    measures: {name: [B]}; cast to f32, since CLU accumulates in the dtype it is given.
-    source_B: int32, index into `sources`.
-    mask_B: bool, False for padding.
-    sources: the run's sources.
-    members: the indices that occur in this stream.
-
-  Returns:
-    {source name: collection}. A source without an example in the batch has count 0.
-  """
-  kind = collection(sorted(measures))
-  values = {name: value.astype(jnp.float32) for name, value in measures.items()}
-  result = {}
-  for index in members:
-    mask = mask_B & (source_B == index)
-    for name, value in values.items():
-      if value.shape != mask.shape:  # CLU would ignore such a mask with a log line
-        raise ValueError(f'measure {name!r} has shape {value.shape}, expected {mask.shape}')
-    result[sources[index].name] = kind.single_from_model_output(**values, mask=mask)
-  return result
-
-
-@jax.jit
-def merge(a: Any, b: Any) -> Any:
-  """Merges two trees of collections."""
-  is_leaf = lambda x: isinstance(x, clu_metrics.Collection)
-  return jax.tree.map(lambda x, y: x.merge(y), a, b, is_leaf=is_leaf)
-
-
-def compute(collections: Mapping[str, Collections]) -> dict[str, float]:
-  """Reads collections into '<stream>/<source>/<measure>' scalars; averages over nothing are left out."""
-  scalars = {}
-  for stream, by_source in jax.device_get(collections).items():
-    for source, value in by_source.items():
-      for name in type(value).__annotations__:
-        average = getattr(value, name)
-        if average.count > 0:
-          scalars[f'{stream}/{source}/{name}'] = float(average.total) / float(average.count)
-  return scalars
 
 
 def summary(scalars: Mapping[str, float]) -> str:
@@ -113,7 +57,8 @@ class Writer:
       first_step: the restored step, 0 for a new run.
       tests_again: whether that step is evaluated again, so that its lines of tests are dropped, too.
     """
-    self._workdir, self._file, self._events, self._mirror = workdir, None, None, None
+    self._workdir, self._first_step = workdir, first_step
+    self._file, self._events, self._mirror = None, None, None
     processes.first(lambda: self._open(first_step, tests_again))
 
   def _open(self, first_step: int, tests_again: bool) -> None:
@@ -134,6 +79,12 @@ class Writer:
       for row in rows if tests_again else ():
         if row['step'] == first_step:
           self._events.write(first_step, {key: float(value) for key, value in row.items() if key != 'step'})
+
+  def describe(self, config: Mapping[str, Any]) -> None:
+    """Shows the config in TensorBoard: as text, and its keys as hyper-parameters to compare runs by."""
+    if self._events is not None:
+      with self._writing_events():
+        self._events.describe(self._first_step, config)
 
   def __enter__(self) -> 'Writer':
     return self
@@ -218,6 +169,13 @@ class _Events:
     self._writing.append(self._thread.submit(self._writer.write_scalars, step, scalars))
     self._raise([w for w in self._writing if w.done()])
 
+  def describe(self, step: int, config: Mapping[str, Any]) -> None:
+    """As `Writer.describe`; raises what went wrong with an earlier call, too."""
+    text = '```\n' + json.dumps(config, indent=2, default=str) + '\n```'
+    self._writing.append(self._thread.submit(self._writer.write_texts, step, {'config': text}))
+    self._writing.append(self._thread.submit(self._writer.write_hparams, flat(config)))
+    self._raise([w for w in self._writing if w.done()])
+
   def flush(self) -> None:
     """Returns when all is in the file; raises what went wrong with an earlier call, too."""
     self._writing.append(self._thread.submit(self._writer.flush))
@@ -234,6 +192,45 @@ class _Events:
     self._writing = [w for w in self._writing if w not in done]
     for written in done:
       written.result()
+
+
+def flat(config: Mapping[str, Any], before: str = '') -> dict[str, bool | int | float | str]:
+  """{'optimizer.learning_rate': 0.001, ...}: what TensorBoard takes for hyper-parameters; other values as text."""
+  found: dict[str, bool | int | float | str] = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping) and value:
+      found |= flat(value, f'{before}{key}.')
+    else:
+      found[f'{before}{key}'] = value if isinstance(value, bool | int | float | str) else str(value)
+  return found
+
+
+def write_pictures(workdir: str, step: int, pictures: Mapping[str, str]) -> None:
+  """Shows pictures in TensorBoard.
+
+  Args:
+    workdir: of the run.
+    step: that they are of.
+    pictures: {name: path of a PNG}.
+
+  Raises:
+    UserError: if they cannot be written.
+  """
+  try:
+    from clu import metric_writers  # imports TensorFlow
+  except ImportError:  # the writer of metrics has said so
+    return
+  with workdirs.writing(workdir, 'TensorBoard events', Exception):
+    copied = mirror.Mirror(workdir, ())
+    try:
+      writer = metric_writers.SummaryWriter(copied.folder)
+      for name, path in pictures.items():
+        with Image.open(io.BytesIO(paths.read(path))) as picture:
+          writer.write_images(step, {name: np.asarray(picture.convert('RGB'))[None]})
+      writer.close()
+      copied.send()
+    finally:
+      copied.close()
 
 
 def _append(file: IO[bytes], line: bytes) -> None:

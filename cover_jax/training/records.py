@@ -15,7 +15,7 @@ from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.experiment.build import Experiment
 from cover_jax.experiment.state import TrainState
 from cover_jax.runtime import processes
-from cover_jax.training import finite, metrics
+from cover_jax.training import finite, measuring, metrics
 from data_pipelines import durable
 from data_pipelines.contract import UserError
 
@@ -43,6 +43,7 @@ class Records:
     # Only now: the checkpoint that is there, if any, fits this config.
     processes.first(lambda: _write_config(workdir, config))
     self._writer = metrics.Writer(workdir, first_step=first, tests_again=tests_again)
+    self._writer.describe(config.to_dict())
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
@@ -62,7 +63,7 @@ class Records:
     if trouble := finite.trouble(losses, scalars['loss'], scalars['gradient_norm']):
       self._stop_at(step, trouble)
     if 'log' in report:
-      averages = {f'train/{k}': v for k, v in metrics.compute(report['log']).items()}
+      averages = {f'train/{k}': v for k, v in measuring.compute(report['log']).items()}
       own = {f'train/{k}': float(v) for k, v in scalars.items()}
       self._writer.write(step, averages | own | {'learning_rate': float(self._schedule(step - 1))})
 

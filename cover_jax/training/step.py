@@ -14,7 +14,7 @@ from cover_jax.experiment.state import TrainState, state_shardings
 from cover_jax.models.encoder import STATISTICS
 from cover_jax.objectives import LossOutput
 from cover_jax.runtime import keys, sharding
-from cover_jax.training import accumulation, metrics
+from cover_jax.training import accumulation, measuring
 from data_pipelines import contract
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
@@ -68,7 +68,7 @@ def make_train_step(experiment: Experiment, optimizer: optax.GradientTransformat
       old = state.ema['encoder'].get(STATISTICS)
       ema = with_statistics(ema, optax.incremental_update(statistics, old, 1.0 - decay))
     measures = {
-      name: metrics.per_source(
+      name: measuring.per_source(
         out.measures,
         batch[name]['source'],
         batch[name]['mask'],
