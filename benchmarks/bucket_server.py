@@ -84,17 +84,20 @@ class Server(http.server.ThreadingHTTPServer):
     self.delay, self.before_write, self.history = 0.0, lambda name: None, None
     with self._lock:
       self.storage.wipe(keep_buckets=True)
-    for name, data in (objects or {}).items():
-      self.put(name, data)
+      for name, data in (objects or {}).items():
+        self._put(name, data)
     self.forget()
 
   def put(self, name: str, data: bytes) -> None:
     """Writes an object as somebody else would."""
-    from urllib.request import Request, urlopen
+    with self._lock:
+      self._put(name, data)
 
-    quoted = urllib.parse.quote(name, safe='')
-    url = f'{self.url}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={quoted}'
-    urlopen(Request(url, data=data, headers={'Content-Type': 'application/octet-stream'}, method='POST')).read()
+  def _put(self, name: str, data: bytes) -> None:
+    from gcp_storage_emulator.handlers import objects
+
+    described = objects._make_object_resource(self.url, BUCKET, name, 'application/octet-stream', len(data))
+    self.storage.create_file(BUCKET, name, data, objects._checksums(data, described))
 
 
 def _handler(emulator):

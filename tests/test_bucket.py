@@ -276,6 +276,26 @@ def test_a_bucket_that_cannot_be_used_is_one_sentence(bucket, capsys):
   assert paths.unreachable(PermissionError(13, 'no', '/x')) == ''
 
 
+def test_tensorflows_file_systems_do_the_same():
+  """Those of buckets are of its kind; the one in memory needs no bucket."""
+  root = 'ram://paths'
+  paths.remove(root)
+  durable.write(f'{root}/text', 'one\n')
+  with durable.replacing_folder(f'{root}/folder') as new:
+    durable.write(f'{new}/b', '0123456789')
+  assert paths.names(root) == ['folder', 'text'] and paths.files_below(root) == ['folder/b', 'text']
+  assert paths.is_folder(f'{root}/folder') and paths.is_file(f'{root}/text') and not paths.is_file(f'{root}/folder')
+  assert paths.size(f'{root}/folder/b') == 10 and paths.read(f'{root}/text') == b'one\n'
+  assert paths.read_span(f'{root}/folder/b', 8, 5) == b'89' and paths.read_span(f'{root}/folder/b', 99, 5) == b''
+  assert paths.names(f'{root}/none') == [] and not paths.exists(f'{root}/none')
+  with pytest.raises(FileNotFoundError) as error:
+    paths.read(f'{root}/none')
+  assert error.value.strerror == 'there is none'
+  paths.remove(f'{root}/folder')
+  paths.remove(f'{root}/none')
+  assert paths.files_below(root) == ['text']
+
+
 @pytest.mark.parametrize('path', ['s3://bucket/x', 'az://bucket/x'])
 def test_other_clouds_are_refused_as_workdirs(path):
   with pytest.raises(UserError, match='neither a folder nor in a bucket of Google Cloud'):

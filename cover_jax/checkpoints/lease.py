@@ -102,24 +102,21 @@ class Lease:
     seen, since = None, time.monotonic()
     while True:
       there = self._store.read(NAME).result()
-      if there.state == 'missing' or _is_of_the_dead(there.value):
+      dead = there.state == 'missing' or _is_of_the_dead(there.value)
+      if not dead and seen is not None and there.value == seen.value and time.monotonic() > since + PATIENCE:
+        logging.warning('%s: taken over from a run that ended without giving it back', self._workdir)
+        dead = True
+      if dead:
         if self._write(there.stamp.generation):
           return
         seen = None  # somebody was faster
-        continue
-      if seen is None:
+      elif seen is None:
         seen, since = there, time.monotonic()
         logging.info('%s: %s; waiting to see whether it lives', self._workdir, told(there.value))
       elif there.value != seen.value:  # each beat is another
         raise UserError(
           f'{self._workdir} is in use: {told(there.value)}. Wait for it or stop it, or take another --workdir.'
         )
-      elif time.monotonic() > since + PATIENCE:
-        logging.warning('%s: taken over from a run that ended without giving it back', self._workdir)
-        if self._write(there.stamp.generation):
-          return
-        seen = None
-        continue
       time.sleep(min(1.0, PATIENCE / 10))
 
   def _write(self, generation: bytes) -> bool:
