@@ -416,8 +416,8 @@ MUTATIONS = {
   ),
   'padding has labels': Mutation(
     'data_pipelines/loading/fetch.py',
-    'np.int32(value if row.mask else -1)',
-    'np.int32(value)',
+    'value if row.mask else np.full_like(value, -1)',
+    'value',
     'test_loader.py::test_evaluation_gives_each_example_once_with_padding',
   ),
   'examples of the next step': Mutation(

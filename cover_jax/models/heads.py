@@ -102,12 +102,12 @@ class Head(nn.Module):
   Attributes:
     classes: K.
     kind: (name, value) of its options, of which 'name' is one of `KINDS`.
-    bias: what that of every class starts at; see `Heads.first_bias`.
+    first_bias: what the bias of every class starts at; see `Heads.first_bias`.
   """
 
   classes: int
   kind: tuple[tuple[str, Any], ...]
-  bias: float = 0.0
+  first_bias: float = 0.0
 
   @nn.compact
   def __call__(self, encoded: Encoded) -> jax.Array:
@@ -120,7 +120,7 @@ class Head(nn.Module):
     zeros = nn.initializers.zeros
     kernel_init = nn.with_logical_partitioning(zeros, ('embed', 'classes'))
     kernel_DxK = self.param('kernel', kernel_init, (feature_BxD.shape[-1], self.classes))
-    bias_init = nn.with_logical_partitioning(nn.initializers.constant(self.bias), ('classes',))
+    bias_init = nn.with_logical_partitioning(nn.initializers.constant(self.first_bias), ('classes',))
     bias_K = self.param('bias', bias_init, (self.classes,))
     return feature_BxD.astype(jnp.float32) @ kernel_DxK + bias_K
 
