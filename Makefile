@@ -18,7 +18,7 @@ venv: $(VENV)/.test
 
 $(VENV)/.train: setup.py constraints/$(TAG).txt
 	@test -n "$(TAG)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12 ..."; exit 2; }
-	@echo "Installing into $(VENV), about 2.2 GB, nearly all of it TensorFlow and JAX. It takes a minute or two and says nothing."
+	@echo "Installing into $(VENV), about 2.7 GB, two thirds of it TensorFlow's. It takes a minute or two and says nothing."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints/$(TAG).txt --editable '.[train]'
 	touch $@

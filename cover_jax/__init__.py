@@ -15,6 +15,8 @@ if TYPE_CHECKING:
   from cover_jax.api import Model
 
 __version__ = '0.1.0'
+# A clip of the embedded test data, for the model that comes with the package, `load('demo')`.
+DEMO_CLIP = os.path.join(os.path.dirname(__file__), 'demo', 'clip.mp4')
 
 
 def load(path: str | os.PathLike[str], params: str = 'raw', heads: Sequence[str] = ()) -> 'Model':

@@ -3,9 +3,11 @@
     python -m cover_jax.predict CHECKPOINT FILE... [--heads=NAME,NAME] [--output=DIR] [--features] [--attention]
         [--annotate]
 
-CHECKPOINT is a workdir, a file, or `demo`, the model that comes with the package.
+CHECKPOINT is a workdir, a file, or `demo`, the model that comes with the package; FILE is a video, an image, or `demo`,
+the clip that comes with it.
 
-Prints a table and writes DIR/predictions.json; for videos of several windows also a timeline. Exit codes: 0 all files
+Prints a table and writes DIR/predictions.json, and predictions.html, a page to look at; for videos of several windows
+also a timeline. Exit codes: 0 all files
 predicted and drawn; 1 some failed, broke off or could not be drawn (the last line says how many); 2 a mistake in the
 command.
 """
@@ -16,19 +18,23 @@ import io
 import itertools
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+import cover_jax
 from cover_jax import api
+from cover_jax.evaluation import answers, predictions_page
 from cover_jax.runtime import compiled
 from data_pipelines import durable, flags, paths
 from data_pipelines.contract import UserError
 from data_pipelines.media import video_files, video_writing
 
 EXIT_FAILED = 1
+PAGE = 'predictions.html'
 _WIDEST = 3840  # pixels of an annotated picture; encoders end at 4096 or a little more
 _LONGEST_NAME = 200  # bytes, of the 255 that file systems have
 
@@ -204,7 +210,13 @@ def parser() -> argparse.ArgumentParser:
   """The command's flags."""
   to = flags.parser('cover_jax.predict', __doc__)
   to.add_argument('checkpoint', type=flags.path, help='workdir of a run, checkpoint or export')
-  to.add_argument('files', nargs='+', type=flags.path, metavar='file', help='any video or image')
+  to.add_argument(
+    'files',
+    nargs='+',
+    type=flags.path,
+    metavar='file',
+    help='any video or image; demo: a clip that comes with the package',
+  )
   to.add_argument('--params', choices=('raw', 'ema'), default='raw', help='ema: the moving average')
   to.add_argument('--heads', type=flags.words, default=[], help='the heads to ask, with commas between (default: all)')
   what = 'folder for what is written (default: predictions)'
@@ -243,15 +255,16 @@ def run(options: argparse.Namespace) -> int:
   if options.attention:
     model.check_attention()
 
-  reports, entries, taken = [], [], set()
+  reports, entries, shown, taken = [], [], [], set()
   try:
-    for path in options.files:
+    for path in map(_file, options.files):
       report = watch(model, path, top=options.top, hop=options.stride, length=options.window, features=options.features)
       reports.append(report)
       if report.trouble:
         _complain(report.trouble)
       entry: dict[str, Any] = {'file': path, 'trouble': report.trouble}
       entries.append(entry)
+      shown.append(predictions_page.Shown(path, trouble=report.trouble))
       if not report.surest:  # nothing could be decoded
         continue
       predictions = average(model, report, options.top)
@@ -260,16 +273,25 @@ def run(options: argparse.Namespace) -> int:
       base = os.path.join(options.output, _free_name(os.path.basename(path), taken))
       entry['written'] += _draw(model, report, base, options)
       entry['trouble'] = report.trouble
+      shown[-1] = _shown(report, predictions, entry['written'])
       report.surest.clear()
   finally:  # what was predicted is kept, whatever happens to a picture
     about = {'checkpoint': model.path, 'step': model.step, 'params': options.params, 'files': entries}
     durable.write(os.path.join(options.output, 'predictions.json'), json.dumps(about) + '\n')
+    said = f'{model.path}, step {model.step}, {options.params} parameters.'
+    page = os.path.join(options.output, PAGE)
+    durable.write(page, predictions_page.of_files(said, shown))
     if options.features:
       write_features(reports, os.path.join(options.output, 'features.npz'))
   failed = sum(bool(report.trouble) for report in reports)
   files = 'file' if len(reports) == 1 else 'files'
-  print(f'\n{len(reports)} {files}, {failed} failed. Written to {_text(options.output)}')
+  print(f'\n{len(reports)} {files}, {failed} failed. Written to {_text(options.output)}; look at {_text(page)}')
   return failed
+
+
+def _file(path: str) -> str:
+  """A file of the command's; 'demo', where nothing has that name, is the clip that comes with the package."""
+  return cover_jax.DEMO_CLIP if path == 'demo' and not os.path.exists(path) else path
 
 
 def _draw(model: api.Model, report: Report, base: str, options: argparse.Namespace) -> list[str]:
@@ -291,6 +313,21 @@ def _draw(model: api.Model, report: Report, base: str, options: argparse.Namespa
       report.trouble = report.trouble or trouble
       _complain(trouble)
   return written
+
+
+def _shown(report: Report, predictions: api.Predictions, written: Sequence[str]) -> predictions_page.Shown:
+  """What the page shows of a file; pictures that were drawn for it are read again."""
+  drawn = {path.split('.')[-2]: pathlib.Path(path).read_bytes() for path in written if path.endswith('.png')}
+  return predictions_page.Shown(
+    report.path,
+    report.seconds,
+    predictions,
+    {head: len(windows) for head, windows in report.windows.items()},
+    [(title, answers.moving(window.clip)) for _, window, title in report.surest.values()],
+    drawn.get('timeline', b''),
+    drawn.get('attention', b''),
+    report.trouble,
+  )
 
 
 def _complain(trouble: str) -> None:

@@ -288,7 +288,7 @@ def test_readme_is_run(embedded_data, tmp_path, monkeypatch):
   """The first example, one training of the demo's, and all that is done with them."""
   start_in(tmp_path)
   done = run_page('README.md', tmp_path, monkeypatch, runs=3)
-  assert len(done) == 10, done
+  assert len(done) == 11, done
   assert (tmp_path / 'tfds/image_folder/mine').is_dir() and (tmp_path / 'finetuned/evaluation/index.html').exists()
   for file in ('tmp/run/evaluation/report.json', 'tmp/out/predictions.json', 'model.flax', 'sheet.png'):
     assert (tmp_path / file).exists()

@@ -38,7 +38,8 @@ def test_every_file_of_the_media_folder(media, tmp_path, capsys):
   broken = media / 'video_edge/corrupted.mp4'
   code, out, err = run(capsys, tmp_path, *(media / name for name in MEDIA), broken, '--top=2', '--features')
   assert code == predict.EXIT_FAILED
-  assert out.strip().endswith(f'{len(MEDIA) + 1} files, 1 failed. Written to {tmp_path}')
+  last = f'{len(MEDIA) + 1} files, 1 failed. Written to {tmp_path}; look at {tmp_path}/predictions.html'
+  assert out.strip().endswith(last)
   assert (
     err
     == f'{broken} breaks off: 28 of 50 declared frames could be decoded (Invalid data found when processing input).\n'
@@ -79,6 +80,9 @@ def test_pictures_are_written_where_they_say_something(tmp_path, capsys):
     for path in entry['written']:
       if path.endswith('.png'):
         assert np.asarray(Image.open(path).convert('L')).std() > 5
+  page = (output / 'predictions.html').read_text()
+  # Of each file a clip for the heads of videos and one for that of images; a timeline, and three times attention.
+  assert page.count('data:image/webp') == 6 and page.count('data:image/png') == 4
   with av.open(str(output / 'long.mp4.annotated.mp4')) as container:
     frames = [f.to_ndarray(format='rgb24') for f in container.decode(video=0)]
   assert len(frames) == 30 and frames[0].shape == (240, 320, 3)
@@ -132,7 +136,7 @@ def test_files_of_one_name_do_not_overwrite_each_other(tmp_path, capsys):
     write(tmp_path / folder / 'v.mp4', 3)
   code, *_ = run(capsys, tmp_path / 'o', tmp_path / 'a/v.mp4', tmp_path / 'b/v.mp4', '--attention')
   assert code == 0 and {p.name for p in (tmp_path / 'o').iterdir()} == {
-    'predictions.json', 'v.mp4.attention.png', 'v.mp4-2.attention.png',
+    'predictions.html', 'predictions.json', 'v.mp4.attention.png', 'v.mp4-2.attention.png',
   }  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def test_nothing_is_fetched_and_only_our_script_may_run(evil):
 
 @pytest.mark.skipif(not shutil.which('node'), reason='without node nothing here reads JavaScript')
 def test_the_script_can_be_parsed(tmp_path):
-  (tmp_path / 'page.js').write_text(page._asset('page.js'))
+  (tmp_path / 'page.js').write_text(page.asset('page.js'))
   subprocess.run(['node', '--check', str(tmp_path / 'page.js')], check=True)
 
 

@@ -224,12 +224,12 @@ def _fingerprints(runs: Sequence[Run]) -> str:
 
 def _rendered(parts: Mapping[str, str], data: dict[str, Any], clips: Sequence[list[_Clip]]) -> str:
   """The whole page, with as many clips as it has room for: of each head in turn, in their order."""
-  style, script = _asset('page.css'), _asset('page.js')
-  policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+  style, script = asset('page.css'), asset('page.js')
+  policy = f"default-src 'none'; img-src data:; style-src '{hash_of(style)}'; script-src '{hash_of(script)}'"
   parts = dict(parts) | {'style': style, 'script': script, 'policy': html.escape(policy)}
   for head in data['heads']:
     head['clips'] = []
-  fill = lambda: _filled(_asset('page.html'), parts | {'data': _json(data)})
+  fill = lambda: filled(asset('page.html'), parts | {'data': _json(data)})
   room = MOST_BYTES - len(fill().encode()) - 1000
   lists = [[(head, clip) for clip in of_head] for head, of_head in zip(data['heads'], clips, strict=True)]
   for head, clip in filter(None, itertools.chain(*itertools.zip_longest(*lists))):
@@ -256,14 +256,17 @@ def _json(data: Any) -> str:
   return re.sub('[<>&\u2028\u2029]', lambda m: f'\\u{ord(m[0]):04x}', text)
 
 
-def _filled(template: str, parts: Mapping[str, str]) -> str:
+def filled(template: str, parts: Mapping[str, str]) -> str:
+  """A template with each {{name}} in its place."""
   # In one pass: what is filled in is not looked at again.
   return re.sub(r'\{\{(\w+)\}\}', lambda m: parts[m[1]], template)
 
 
-def _hash(text: str) -> str:
+def hash_of(text: str) -> str:
+  """What a policy allows a style or script of a page by."""
   return 'sha256-' + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+  """A file of `page_files/`."""
   return (importlib.resources.files('cover_jax.evaluation') / 'page_files' / name).read_text(encoding='utf-8')
