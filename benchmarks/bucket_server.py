@@ -30,6 +30,7 @@ class Server(http.server.ThreadingHTTPServer):
     url: of the server.
     requests: (method, path with query, value of the header Range or '') of each request since `forget`.
     delay: seconds that are added to each request.
+    most: requests that waited for that at a time.
     before_write: is called with the name of each object that is about to be written, in the thread of its request.
     history: the objects {name: data} after each request that changed them, while it is a list.
   """
@@ -46,7 +47,7 @@ class Server(http.server.ThreadingHTTPServer):
     self.storage._write_config_to_file = lambda: None  # writes all that it knows at each request
     buckets.create_bucket(BUCKET, self.storage)
     self.requests: list[tuple[str, str, str]] = []
-    self.delay = 0.0
+    self.delay, self.most, self._waiting = 0.0, 0, 0
     self.before_write: Callable[[str], None] = lambda name: None
     self.history: list[dict[str, bytes]] | None = None
     self._lock = threading.Lock()
@@ -65,6 +66,15 @@ class Server(http.server.ThreadingHTTPServer):
 
   def forget(self) -> None:
     self.requests.clear()
+    self.most = 0
+
+  def wait(self) -> None:
+    with self._lock:
+      self._waiting += 1
+      self.most = max(self.most, self._waiting)
+    time.sleep(self.delay)
+    with self._lock:
+      self._waiting -= 1
 
   def names(self, prefix: str = '') -> list[str]:
     """The objects that lie in the bucket."""
@@ -120,7 +130,7 @@ def _handler(emulator):
       server = self.server
       server.requests.append((method, self.path, self.headers.get('Range', '')))
       if server.delay:
-        time.sleep(server.delay)
+        server.wait()
       self.body = read_body(self)  # all of it before the lock, and also where nobody wants it
       query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
       if method in ('POST', 'PUT') and '/upload/' in self.path:

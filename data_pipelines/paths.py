@@ -271,8 +271,9 @@ def _known(scheme: str) -> Any:
   from etils import epath
   from etils.epath import backend
 
-  path = epath.Path(f'{scheme}://bucket/object')
-  if not os.fspath(path).startswith(f'{scheme}://'):
+  try:
+    path = epath.Path(f'{scheme}://bucket/object')
+  except KeyError:
     return None
   chosen = path._backend  # epath has no public name for its choice, and no reading of a part
   if chosen is backend.fsspec_backend:

@@ -52,7 +52,7 @@ class Saver:
       )
     self._folder = os.path.join(workdir, FOLDER)
     self._keep, self._saves = keep, 0
-    self._kind, self._other = _kinds(workdir)
+    self._kind, self._other = (orbax_folder, clu_file) if paths.is_remote(workdir) else _kinds()
     self._guarded(lambda: paths.make_folder(self._folder))
     if jax.process_index() == 0:
       self._guarded(lambda: _tidy(self._folder))
@@ -148,10 +148,9 @@ class Saver:
       raise UserError(f'Could not save a checkpoint in {self._folder} ({reason(error)}); {kept}.') from error
 
 
-def _kinds(workdir: str) -> tuple[types.ModuleType, types.ModuleType]:
-  """What writes here, and what does not."""
-  alone = jax.process_count() == 1 and not paths.is_remote(workdir)
-  return (clu_file, orbax_folder) if alone else (orbax_folder, clu_file)
+def _kinds() -> tuple[types.ModuleType, types.ModuleType]:
+  """What writes on a disk, and what does not."""
+  return (clu_file, orbax_folder) if jax.process_count() == 1 else (orbax_folder, clu_file)
 
 
 def _tidy(folder: str) -> None:
