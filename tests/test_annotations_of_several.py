@@ -2,14 +2,17 @@
 
 import csv
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import build, inspect
+from data_pipelines import build, contract, inspect
 from data_pipelines.builders import annotations_of_several as readers
 from data_pipelines.builders import crowds_rendering, folders
 from data_pipelines.contract import UserError
+from data_pipelines.loading import loader
+from data_pipelines.loading.views import Stream
 from data_pipelines.sources import label_sets, open_tfds
 from tests import miniature
 from tests.test_video_files import write
@@ -280,3 +283,20 @@ def test_features_of_any_number_of_labels(tmp_path, caplog):
     open_tfds.open_source('x', config | {'label_key': 'others'}, 's')
   with pytest.raises(UserError, match=r"ClassLabel features tags, others; label_key is ''"):
     open_tfds.open_source('x', config, 's')
+
+
+def test_batches_of_the_loader_say_every_label(tmp_path):
+  tfds.builder('tiny_test_tags', data_dir=tmp_path).download_and_prepare()
+  config = {'dataset': 'tiny_test_tags', 'data_dir': str(tmp_path), 's': 'train', 'label_key': 'tags'}
+  source = open_tfds.open_source('x', config, 's')
+  stream = Stream((0,), 1, 4, 5, label_width=3)
+  (batch,) = loader.train_batches([source], {'v': stream}, 0, num_steps=1)
+  shape = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shape(batch['v']) == contract.shapes(5, {'clip': 1}, (4, 4), labels=3)
+  evaluated = list(loader.eval_batches(source, 0, stream, 4))
+  assert [b['mask'].tolist() for b in evaluated] == [[True] * 4, [True] + [False] * 3]
+  for sub in (batch['v'], *evaluated):
+    for example, mask, label, labels in zip(*(sub[k] for k in ('example_id', 'mask', 'label', 'labels')), strict=True):
+      classes = label_sets.of(source.labels, example) if mask else [-1]
+      want = [-1] * 3 if -1 in classes else [int(k in classes) for k in range(3)]
+      assert label == -1 and labels.tolist() == want

@@ -107,7 +107,7 @@ def test_evaluation_of_digits_shows_each_scan_once():
 
 @pytest.mark.parametrize('config', CONFIGS)
 def test_classes_are_balanced(config, monkeypatch):
-  monkeypatch.setattr(rendering, '_film', lambda n, *_: np.zeros((n, 1, 1, 3), np.uint8))  # labels need no pixels
+  monkeypatch.setattr(drawing, 'film', lambda n, *_: np.zeros((n, 1, 1, 3), np.uint8))  # labels need no pixels
   monkeypatch.setattr(rendering, '_clutter', lambda *_: None)
   n_classes = len(rendering.class_names(config))
   for split in rendering.SPLITS:
@@ -201,7 +201,7 @@ def test_a_dataset_example_is_a_motion_of_its_own_label():
 
 @pytest.mark.parametrize('split', rendering.SPLITS)
 def test_a_motion_says_nothing_about_the_digit(split, monkeypatch):
-  monkeypatch.setattr(rendering, '_film', lambda n, *_: np.zeros((n, 1, 1, 3), np.uint8))  # needs no pixels
+  monkeypatch.setattr(drawing, 'film', lambda n, *_: np.zeros((n, 1, 1, 3), np.uint8))  # needs no pixels
   n_examples = rendering.num_examples('motions', split)
   examples = [rendering.render('motions', split, i) for i in range(n_examples)]
   table = np.zeros((16, 10), int)
