@@ -79,6 +79,6 @@ def report(
     last = {PAGE: lambda: durable.write(os.path.join(folder, PAGE), page.of_run(runs.read(workdir)))}
     path = evaluation.write_report(results, experiment, folder, about=about, test_sets=tests, last=last)
     drawn = {f'confusion/{name}': os.path.join(folder, evaluation.confusion_file(name)) for name in results}
-    metrics.write_pictures(workdir, step, drawn)
+    metrics.write_pictures(workdir, step, drawn, experiment.config.to_dict())
   print(f'Table, per-class accuracy, confusions, clips: {os.path.join(folder, PAGE)}')
   return path
