@@ -66,6 +66,7 @@ setuptools.setup(
     'cuda': ['jax[cuda13]>=0.10,<0.13'],
     # Beam runs builds on a cluster. The command `tfds` of tfds 4.9.10 does not start without either.
     'beam': [*TRAIN, 'apache-beam>=2.77', 'mlcroissant'],
+    'wandb': ['wandb>=0.19'],
     'plan': [*TRAIN, 'libtpu'],
     'torch': ['torch', 'transformers'],
     # The peers of benchmarks/input.py, and the other decoder of benchmarks/media_matrix.py.

@@ -196,7 +196,7 @@ def test_tensorboard_shows_the_config_and_pictures(tmp_path):
   config = {'seed': 3, 'optimizer': {'learning_rate': 0.5, 'rules': (('a', 0.0),)}, 'init_from': {}}
   with metrics.Writer(str(tmp_path), first_step=2, tests_again=False) as writer:
     writer.describe(config)
-  metrics.write_pictures(str(tmp_path), 5, {'confusion/acts': str(tmp_path / 'a.png')})
+  metrics.write_pictures(str(tmp_path), 5, {'confusion/acts': str(tmp_path / 'a.png')}, config)
   events = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()
   (text,) = events.Tensors('config')
   assert text.step == 2 and json.loads(tensor_util.make_ndarray(text.tensor_proto).item().strip(b'`\n'))['seed'] == 3

@@ -70,7 +70,7 @@ def test_a_source_is_opened_with_what_was_decided_and_says_so_once(tmp_path, mon
     'Source mine, flip=auto: no class names a side (left, right, clockwise), so half of the training clips are mirrored'
   ]
   by_hand = open_tfds._label_feature
-  monkeypatch.setattr(open_tfds, '_label_feature', lambda *a: (by_hand(*a)[0], ('go left', 'go right', 'c')))
+  monkeypatch.setattr(open_tfds, '_label_feature', lambda *a: (by_hand(*a)[0], ('go left', 'go right', 'c'), False))
   source = open_tfds.open_source('mine', config, 'train')
   assert source.flip is True and source.flip_labels == (1, 0, 2)
 

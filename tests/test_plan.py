@@ -253,7 +253,7 @@ def test_sizes():
   config = {'dataset': 'kinetics/400:1.0.0', 'data_dir': '/nonexistent', 'train': 'train'}
   assert sizes.size_of('k', config, {})[:3] == ('video', 240_000, 400)
   known = sizes.parse('k=12/3', {'k': config})
-  assert sizes.size_of('k', config, known)[1:] == (12, 3, '--sizes')
+  assert sizes.size_of('k', config, known)[1:] == (12, 3, '--sizes', 'one')
   assert sizes.info('k', known['k']) == SourceInfo('k', 'video', 12, ('class 0', 'class 1', 'class 2'))
   for unknown in (config | {'train': 'train[:10%]'}, config | {'dataset': 'no_such_data'}):
     with pytest.raises(UserError, match='--sizes=k=EXAMPLES/CLASSES'):

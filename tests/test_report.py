@@ -384,5 +384,11 @@ def test_an_empty_run_has_no_curves():
 def test_a_page_that_was_found_is_packaged():
   setup = (pathlib.Path(__file__).parent.parent / 'setup.py').read_text()
   folder = pathlib.Path(os.path.dirname(page.__file__)) / 'page_files'
-  assert sorted(p.name for p in folder.iterdir()) == ['page.css', 'page.html', 'page.js']
+  assert sorted(p.name for p in folder.iterdir()) == [
+    'page.css',
+    'page.html',
+    'page.js',
+    'predictions.css',
+    'predictions.html',
+  ]
   assert "'cover_jax.evaluation': ['page_files/*']" in setup

@@ -64,6 +64,7 @@ SAME_RUN = {
   'eval_missing': 'wrong',
   'eval_params': 'ema',
   'profile_at_step': 7,
+  'wandb.project': 'mine',
   'allow_overlap': True,
   'sources.objects.data_dir': 'elsewhere',
   'sources.objects.test': 'test[:50%]',
@@ -101,7 +102,7 @@ def test_what_a_run_may_change_is_said(key):
 def test_every_key_is_in_one_of_the_two_tables():
   """Whoever adds a key decides what it is: else it is refused, which is safe."""
   tables = {**OTHER_RUNS, **SAME_RUN}
-  groups = ('sources', 'streams', 'model', 'init_from', 'frozen', 'mesh', 'optimizer', 'mixture', 'heads')
+  groups = ('sources', 'streams', 'model', 'init_from', 'frozen', 'mesh', 'optimizer', 'mixture', 'heads', 'wandb')
   missing = [key for key in defaults.get_config() if key not in groups and key not in (*tables, 'pixel_std')]
   assert missing == []
 

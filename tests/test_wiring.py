@@ -396,7 +396,9 @@ def test_options_of_the_weights_to_start_from(monkeypatch):
   assert params[0] == 'fresh' and weights == ('file', 'ema', size)
   np.testing.assert_array_equal(jax.random.key_data(params[1]), jax.random.key_data(jax.random.key(3)))
   names = {s.name: s.class_names for s in tiny.sources()}
-  assert given == {'class_names': names, 'temporal_attention': 'zero', 'heads': {'acts': 'other'}}
+  first_bias = dict.fromkeys(names, 0.0)
+  told = {'class_names': names, 'temporal_attention': 'zero', 'heads': {'acts': 'other'}, 'first_bias': first_bias}
+  assert given == told
 
 
 def test_parameters_that_are_evaluated():

@@ -156,6 +156,9 @@ RUN = {
   'eval_missing': Key('leave_out', one_of('leave_out', 'wrong')),
   'eval_params': Key('raw', one_of('raw', 'ema')),
   'profile_at_step': Key(0, whole(0)),  # 0 for no profile
+  'wandb': {
+    'project': Key('', text),  # of Weights & Biases, for the same curves and pictures there; '' for none
+  },
   # What `--mode=frozen` does with an encoder's features; see cover_jax/evaluation/frozen.py and protocols.py there.
   'frozen': {
     'pool': Key('cls', one_of('cls', 'mean')),  # 'mean' of the patch tokens

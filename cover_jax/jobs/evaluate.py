@@ -78,6 +78,6 @@ def report(
     last = {PAGE: lambda: durable.write(os.path.join(folder, PAGE), page.of_run(runs.read(workdir)))}
     path = evaluation.write_report(results, experiment, folder, about=about, test_sets=tests, last=last)
     drawn = {f'results/{name}': os.path.join(folder, evaluation.picture_file(experiment, name)) for name in results}
-    metrics.write_pictures(workdir, step, drawn)
+    metrics.write_pictures(workdir, step, drawn, experiment.config.to_dict())
   print(f'Table, per-class accuracy, confusions, clips: {os.path.join(folder, PAGE)}')
   return path

@@ -32,6 +32,7 @@ MAY_CHANGE = (
   'logical_axis_rules',
   '(log|checkpoint|keep|eval)_.*',
   'profile_at_step',
+  r'wandb\..*',
   r'sources\.[^.]+\.(data_dir|test.*)',
   'allow_overlap',
   r'frozen\..*',

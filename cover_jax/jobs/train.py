@@ -91,7 +91,9 @@ def _finish(experiment, final, results, tests, workdir) -> None:
   last[curves] = lambda: visualise.training_curves(rows, curves)
   if tests:
     last[predictions] = lambda: visualise.predictions(sample_predictions(experiment, results, tests), predictions)
-    last['TensorBoard'] = lambda: metrics.write_pictures(workdir, int(final.step), {'predictions': predictions})
+    last['TensorBoard'] = lambda: metrics.write_pictures(
+      workdir, int(final.step), {'predictions': predictions}, experiment.config.to_dict()
+    )
   with workdirs.writing(workdir, 'all of the results'):
     visualise.each(last)
   print(f'Checkpoint:          {checkpoint}')

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cover_jax.checkpoints import workdir as workdirs
 from cover_jax.runtime import processes
-from cover_jax.training import mirror
+from cover_jax.training import mirror, wandb_run
 from data_pipelines import durable, paths
 from data_pipelines.contract import UserError
 
@@ -58,7 +58,7 @@ class Writer:
       tests_again: whether that step is evaluated again, so that its lines of tests are dropped, too.
     """
     self._workdir, self._first_step = workdir, first_step
-    self._file, self._events, self._mirror = None, None, None
+    self._file, self._events, self._wandb, self._mirror = None, None, None, None
     processes.first(lambda: self._open(first_step, tests_again))
 
   def _open(self, first_step: int, tests_again: bool) -> None:
@@ -81,7 +81,13 @@ class Writer:
           self._events.write(first_step, {key: float(value) for key, value in row.items() if key != 'step'})
 
   def describe(self, config: Mapping[str, Any]) -> None:
-    """Shows the config in TensorBoard: as text, and its keys as hyper-parameters to compare runs by."""
+    """Shows the config in TensorBoard: as text, and its keys as hyper-parameters to compare runs by.
+
+    Where it names a project of Weights & Biases, a run begins there, too.
+    """
+    project = config.get('wandb', {}).get('project')
+    if project and self._file is not None:
+      self._wandb = wandb_run.Run(project, self._workdir, config)
     if self._events is not None:
       with self._writing_events():
         self._events.describe(self._first_step, config)
@@ -108,6 +114,8 @@ class Writer:
     if self._events is not None:
       with self._writing_events():
         self._events.write(step, dict(scalars))
+    if self._wandb is not None:
+      self._wandb.write(step, scalars)
     self._mirror.send_sometimes()
 
   def flush(self) -> None:
@@ -130,6 +138,8 @@ class Writer:
       if self._events is not None:
         with self._writing_events():
           self._events.close()
+      if self._wandb is not None:
+        self._wandb.close()
       self._send()
     finally:
       if self._mirror is not None:
@@ -205,17 +215,22 @@ def flat(config: Mapping[str, Any], before: str = '') -> dict[str, bool | int | 
   return found
 
 
-def write_pictures(workdir: str, step: int, pictures: Mapping[str, str]) -> None:
-  """Shows pictures in TensorBoard.
+def write_pictures(workdir: str, step: int, pictures: Mapping[str, str], config: Mapping[str, Any]) -> None:
+  """Shows pictures in TensorBoard, and in Weights & Biases where the config names a project.
 
   Args:
     workdir: of the run.
     step: that they are of.
     pictures: {name: path of a PNG}.
+    config: of the run.
 
   Raises:
     UserError: if they cannot be written.
   """
+  if project := config.get('wandb', {}).get('project'):
+    run = wandb_run.Run(project, workdir, config)
+    run.pictures(step, pictures)
+    run.close()
   try:
     from clu import metric_writers  # imports TensorFlow
   except ImportError:  # the writer of metrics has said so
