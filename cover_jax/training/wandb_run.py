@@ -1,12 +1,15 @@
 """The curves, pictures and config of a run for Weights & Biases, by its own library (the extra [wandb])."""
 
+import io
 import os
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image
+
 from cover_jax.checkpoints import workdir as workdirs
-from data_pipelines import durable
+from data_pipelines import durable, paths
 from data_pipelines.contract import UserError
 
 _ID = 'wandb_run'  # the file with the run's id there: a run that goes on adds to its curves
@@ -34,9 +37,14 @@ class Run:
       ) from None
     self._wandb, self._workdir = wandb, workdir
     with self._writing():
-      name = os.path.basename(os.path.abspath(workdir))
+      name = os.path.basename(paths.absolute(workdir))
       self._run = wandb.init(
-        project=project, name=name, id=_id(workdir), resume='allow', dir=workdir, config=dict(config)
+        project=project,
+        name=name,
+        id=_id(workdir),
+        resume='allow',
+        dir=None if paths.is_remote(workdir) else workdir,
+        config=dict(config),
       )
       self._run.define_metric('*', step_metric='step')
 
@@ -47,8 +55,9 @@ class Run:
 
   def pictures(self, step: int, pictures: Mapping[str, str]) -> None:
     """Adds pictures, {name: path of a PNG}."""
+    opened = lambda path: Image.open(io.BytesIO(paths.read(path))) if paths.is_remote(path) else path
     with self._writing():
-      self._run.log({'step': step} | {name: self._wandb.Image(path) for name, path in pictures.items()})
+      self._run.log({'step': step} | {name: self._wandb.Image(opened(path)) for name, path in pictures.items()})
 
   def close(self) -> None:
     """Returns when all of it is on its way, or on disk."""
@@ -61,7 +70,6 @@ class Run:
 
 def _id(workdir: str) -> str:
   path = os.path.join(workdir, _ID)
-  if not os.path.exists(path):
+  if not paths.exists(path):
     durable.write(path, secrets.token_hex(4) + '\n')
-  with open(path, encoding='utf-8') as f:
-    return f.read().strip()
+  return paths.read(path).decode().strip()
