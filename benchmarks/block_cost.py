@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   versions = report.versions(chips.versions())
   print(f'{_OPTIONS.topology}, {_OPTIONS.clips} clips a chip, {versions}')
   if scenic:
-    print(row('scenic, depth 12, as recorded', scenic, None))
+    print(row('scenic, depth 12 (recorded)', scenic, None))
   for program in _OPTIONS.rows:
     if program in ('shipped', 'loop') and not _OPTIONS.fast:
       measure(f'{program}, depth {DEPTH}', partial(compile_step, program, DEPTH, mesh), scenic)
