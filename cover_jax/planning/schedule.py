@@ -137,7 +137,7 @@ def _parameter(fused: Computation, index: int) -> str:
 def _used(fused: Computation, name: str, computations: Mapping[str, Computation]) -> float:
   """Bytes that are read of an array: all of it, unless nothing but slices of it are used."""
   whole, total = hlo.array_bytes(fused.instructions[name].type), 0.0
-  for user in fused.instructions.values():
+  for own, user in fused.instructions.items():
     for place, operand in enumerate(hlo.operands(user.rest)):
       if operand != name:
         continue
@@ -146,14 +146,10 @@ def _used(fused: Computation, name: str, computations: Mapping[str, Computation]
       elif user.op == 'fusion':
         total += _read(computations[hlo.named(user.rest, 'calls')], place, computations)
       elif user.op == 'bitcast':
-        total += _used(fused, _name_of(fused, user), computations)
+        total += _used(fused, own, computations)
       elif user.op != 'dynamic-update-slice' or place != 0:  # which leaves what it does not write in its place
         return whole
   return min(total, whole)
-
-
-def _name_of(fused: Computation, one: Instruction) -> str:
-  return next(name for name, other in fused.instructions.items() if other is one)
 
 
 def _written(type_text: str, fused: Computation, name: str, computations: Mapping[str, Computation]) -> float:
