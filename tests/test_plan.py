@@ -296,6 +296,16 @@ def test_config_for_fewer_devices_says_what_to_change(monkeypatch):
   assert '| cpu:8 | 8 | 2.00 | no |' in report.comparison([result, result])
 
 
+def test_a_schedule_that_cannot_be_read_is_told(monkeypatch):
+  def unreadable(text):
+    raise hlo.Unreadable('it is not known how often the loop while.1 runs')
+
+  monkeypatch.setattr(plan_costs.schedules, 'read', unreadable)
+  costs = plan_costs.step_costs(types.SimpleNamespace(as_text=lambda: ''), *planner(1).build())
+  assert costs.schedule is None
+  assert 'no time of a step: it is not known how often the loop while.1 runs.' in report._costs({'costs': costs})
+
+
 @pytest.mark.slow
 def test_a_program_whose_communication_cannot_be_read_keeps_the_rest(monkeypatch):
   def unreadable(compiled, mesh):

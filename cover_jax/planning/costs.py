@@ -1,6 +1,5 @@
 """What one train step costs on a mesh: compiled, never run."""
 
-import contextlib
 import dataclasses
 import math
 import re
@@ -143,11 +142,13 @@ class StepCosts:
       twice backwards for each of its clips; a frozen encoder's forwards alone}. What MFU counts.
     product_flops: of the matrix products that the step does on one chip, recomputation included.
     schedule: of the compiled step on one chip; None where the compiler refused it or it cannot be read.
+    unreadable: why it cannot be read, if so.
   """
 
   model_flops: Mapping[str, float]
   product_flops: float
   schedule: schedules.Schedule | None
+  unreadable: str = ''
 
 
 def step_costs(compiled: jax.stages.Compiled | OutOfMemory, run: Experiment, mesh: Mesh) -> StepCosts:
@@ -157,11 +158,13 @@ def step_costs(compiled: jax.stages.Compiled | OutOfMemory, run: Experiment, mes
     name: operations * sum(run.model.products(t, tuple(size)) for t, *size in run.encoded_clips(name).values())
     for name in run.streams
   }
-  found = None
+  found, unreadable = None, ''
   if not isinstance(compiled, OutOfMemory):
-    with contextlib.suppress(hlo.Unreadable):
+    try:
       found = schedules.read(compiled.as_text())
-  return StepCosts(model_flops, step_products(run) / mesh.size, found)
+    except hlo.Unreadable as error:
+      unreadable = str(error)
+  return StepCosts(model_flops, step_products(run) / mesh.size, found, unreadable)
 
 
 def _passes(run: Experiment, mesh: Mesh) -> int:

@@ -108,7 +108,8 @@ def _costs(result: Mapping[str, Any]) -> str:
   products = f'{costs.product_flops / 1e12:.4g} TFLOP of matrix products'
   text = f'Model TFLOP of an example: {streams}. A step on one chip: {products}'
   if costs.schedule is None:
-    return f'{text}.'
+    why = f' Its schedule cannot be read, so there is no time of a step: {costs.unreadable}.'
+    return f'{text}.{why if costs.unreadable else ""}'
   text += f', {costs.schedule.hbm_bytes / 1e9:.4g} GB to and from HBM.'
   if costs.schedule.cycles is not None:
     text += f' Operations for which the compiler gives no cycles: {costs.schedule.unjudged:,}.'
